@@ -1,0 +1,2 @@
+//! The sartor command.
+fn main() {}

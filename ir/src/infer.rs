@@ -1,0 +1,207 @@
+//! Type inference over a graph: every node's rule in topological order, with constants and shape arithmetic followed.
+//!
+//! What a file declares and what the rules find are merged; a contradiction is an error. An unknown operator leaves
+//! its outputs as declared.
+
+use crate::dtype::DType;
+use crate::error::{Context, Error, Result};
+use crate::graph::{Graph, Node, NodeId, NodeKind, Value};
+use crate::model::Model;
+use crate::ops::{self, EvalCx, Fact, InferCx, OpDef};
+use crate::rng::Stream;
+use crate::tensor::Tensor;
+use crate::types::Type;
+use std::collections::HashMap;
+
+/// Constants with at most this many elements are computed while inferring, so that shape arithmetic is followed
+/// through any operator.
+const MAX_FOLDED: usize = 1024;
+
+/// What is known of every value of a graph.
+#[derive(Clone, Debug, Default)]
+pub struct Facts {
+    by_value: HashMap<Value, Fact>,
+}
+
+impl Facts {
+    /// What is known of a value.
+    pub fn get(&self, value: Value) -> Option<&Fact> {
+        self.by_value.get(&value)
+    }
+    /// The value, if it is a known constant.
+    pub fn tensor(&self, value: Value) -> Option<&Tensor> {
+        self.get(value)?.tensor.as_ref()
+    }
+}
+
+/// Infers the types of all graphs of a model and stores them in the nodes. Collects all problems.
+pub fn infer_model(model: &mut Model) -> Result<()> {
+    let opset = model.opset();
+    let mut errors = Vec::new();
+    for graph in model.graphs_mut() {
+        if let Err(e) = infer_graph(graph, opset) {
+            errors.push(e);
+        }
+    }
+    Error::all(errors)
+}
+
+/// Infers the types of a graph and stores them in its nodes. Collects all problems.
+pub fn infer_graph(graph: &mut Graph, opset: i64) -> Result<Facts> {
+    let facts = facts(graph, opset, &HashMap::new())?;
+    for (value, fact) in &facts.by_value {
+        graph.set_ty(*value, Some(fact.ty.clone()));
+    }
+    Ok(facts)
+}
+
+/// Infers without changing the graph. `known` gives some values (graph inputs, captures) a more precise fact than their
+/// declaration: with static input shapes this is how a graph is specialised.
+pub fn facts(graph: &Graph, opset: i64, known: &HashMap<Value, Fact>) -> Result<Facts> {
+    let mut facts = Facts::default();
+    let mut errors = Vec::new();
+    for id in graph.topo() {
+        let node = graph.node(id);
+        let outputs = match &node.kind {
+            NodeKind::Const(tensor) => vec![Some(Fact::of(tensor))],
+            NodeKind::Op(op) => {
+                let inputs = graph.node_inputs(id);
+                let inputs = inputs.iter().map(|v| v.and_then(|v| facts.get(v).cloned())).collect();
+                // A specialised graph has other shapes than it declares; only the rules speak then.
+                match infer_outputs(node, ops::of(op), opset, inputs, known.is_empty()) {
+                    Ok(outputs) => outputs,
+                    Err(e) => {
+                        errors.push(e.at(node.label()));
+                        node.outputs.iter().map(|o| o.ty.clone().map(Fact::new)).collect()
+                    }
+                }
+            }
+            _ => node.outputs.iter().map(|o| o.ty.clone().map(Fact::new)).collect(),
+        };
+        for (slot, fact) in outputs.into_iter().enumerate() {
+            let value = Value { node: id, slot: slot as u32 };
+            if let Some(fact) = known.get(&value).cloned().or(fact) {
+                facts.by_value.insert(value, fact);
+            }
+        }
+    }
+    Error::all(errors).map(|()| facts)
+}
+
+/// Infers one node from the types stored in the graph, and stores what it finds. Used while nodes are added.
+pub fn infer_node(graph: &mut Graph, id: NodeId, opset: i64) -> Result<()> {
+    let inputs = graph.node_inputs(id).into_iter().map(|v| v.and_then(|v| stored_fact(graph, v))).collect();
+    let node = graph.node(id);
+    let Some(op) = node.op() else { return Ok(()) };
+    let outputs = infer_outputs(node, ops::of(op), opset, inputs, true)?;
+    for (slot, fact) in outputs.into_iter().enumerate() {
+        if let Some(fact) = fact {
+            graph.set_ty(Value { node: id, slot: slot as u32 }, Some(fact.ty));
+        }
+    }
+    Ok(())
+}
+
+/// What the graph itself stores about a value. Seen through one `Shape`, so that emitted reshapes know their target.
+fn stored_fact(graph: &Graph, value: Value) -> Option<Fact> {
+    if let Some(tensor) = graph.constant(value) {
+        return Some(Fact::of(tensor));
+    }
+    let mut fact = Fact::new(graph.ty(value)?.clone());
+    let node = graph.node(value.node);
+    if node.is("Shape") && node.op().is_some_and(|op| op.attrs.0.is_empty()) {
+        let source = graph.input(value.node, 0).and_then(|v| graph.ty(v)).and_then(Type::shape);
+        fact.dims = source.map(<[_]>::to_vec);
+    }
+    Some(fact)
+}
+
+fn infer_outputs(
+    node: &Node,
+    def: Option<&OpDef>,
+    opset: i64,
+    inputs: Vec<Option<Fact>>,
+    merge_declared: bool,
+) -> Result<Vec<Option<Fact>>> {
+    let declared = |slot: usize| node.outputs[slot].ty.clone();
+    let (Some(def), Some(op)) = (def, node.op()) else {
+        return Ok((0..node.outputs.len()).map(|slot| declared(slot).map(Fact::new)).collect());
+    };
+    let formal = node.formal_inputs();
+    let (least, most) = def.inputs;
+    crate::ensure!((least..=most).contains(&formal), "it has {formal} inputs, expected {least} to {most}");
+    let mut cx = InferCx::new(op, opset, inputs.clone(), node.outputs.len());
+    (def.infer)(&mut cx)?;
+    let mut outputs = cx.into_outputs();
+    fold_small(op, def, opset, &inputs, &mut outputs);
+    for (slot, output) in outputs.iter_mut().enumerate().filter(|_| merge_declared) {
+        if let Some(declared) = declared(slot) {
+            let merged = match output.as_ref() {
+                Some(found) => found.ty.merge(&declared).ok_or_else(|| {
+                    Error::msg(format!("output {slot} is {} by its inputs but declared {declared}", found.ty))
+                })?,
+                None => declared,
+            };
+            match output {
+                Some(fact) => fact.ty = merged,
+                None => *output = Some(Fact::new(merged)),
+            }
+        }
+    }
+    Ok(outputs)
+}
+
+/// Fills in the values of small integer and boolean outputs whose inputs are all known.
+fn fold_small(op: &crate::Operator, def: &OpDef, opset: i64, inputs: &[Option<Fact>], outputs: &mut [Option<Fact>]) {
+    for fact in outputs.iter_mut().flatten() {
+        if let (None, Some(dims), Some(dtype)) = (&fact.tensor, &fact.dims, fact.ty.dtype()) {
+            let numbers: Option<Vec<i64>> = dims.iter().map(|d| d.known()).collect();
+            if let (Some(numbers), Some(shape)) = (numbers, fact.ty.static_shape()) {
+                let whole = Tensor::from_i64s(&numbers).cast(dtype).and_then(|t| t.reshaped(shape));
+                fact.tensor = whole.ok();
+            }
+        }
+    }
+    let small = |fact: &Fact| {
+        let count = fact.ty.static_shape().map(|s| s.iter().product::<usize>());
+        count.is_some_and(|n| n <= MAX_FOLDED)
+    };
+    let wanted = |fact: &Fact| fact.tensor.is_none() && small(fact) && fact.ty.dtype().is_some_and(|d| !d.is_float());
+    let all_known = inputs.iter().flatten().all(|f| f.tensor.as_ref().is_some_and(|t| t.len() <= MAX_FOLDED));
+    let Some(eval) = def.eval else { return };
+    if !outputs.iter().flatten().any(wanted) || !all_known || !ops::is_pure(op) {
+        return;
+    }
+    let tensors: Vec<Option<&Tensor>> = inputs.iter().map(|f| f.as_ref().and_then(|f| f.tensor.as_ref())).collect();
+    let cx = EvalCx { op, opset, wanted: vec![true; outputs.len()], stream: Stream::new(0, 0, "") };
+    if let Ok(values) = eval(&cx, &tensors) {
+        for (fact, value) in outputs.iter_mut().zip(values) {
+            if let Some(fact) = fact.as_mut().filter(|f| wanted(f)) {
+                let ty = fact.ty.clone();
+                *fact = Fact::of(&value);
+                fact.ty = ty.merge(&fact.ty).unwrap_or(ty);
+            }
+        }
+    }
+}
+
+/// The facts of a graph once its inputs have these tensors' types (and, for small integer tensors, nothing of their
+/// values): the specialisation that lowering and cost counting start from.
+pub fn specialise(graph: &Graph, opset: i64, inputs: &HashMap<String, Type>) -> Result<Facts> {
+    let mut known = HashMap::new();
+    for value in graph.inputs() {
+        let name = graph.value_name(value);
+        if let Some(ty) = inputs.get(name) {
+            let declared = graph.ty(value);
+            let fits = declared.is_none_or(|d| d.merge(ty).is_some());
+            crate::ensure!(fits, "input \"{name}\" is {ty}, expected {}", declared.unwrap_or(ty));
+            known.insert(value, Fact::new(ty.clone()));
+        }
+    }
+    facts(graph, opset, &known).context(|| format!("graph \"{}\"", graph.name))
+}
+
+/// Whether a value can carry a gradient.
+pub fn is_float(ty: Option<&Type>) -> bool {
+    ty.and_then(Type::dtype).is_some_and(DType::is_float)
+}

@@ -1,0 +1,238 @@
+//! Adding operators to a graph with their types: what gradients and decompositions are written with.
+//!
+//! `emit.mul(a, b)` adds a `Mul`, infers its type and returns its value, so gradient rules read like formulas.
+//! Scalars take the element type of their partner.
+
+use super::{broadcast, normal_axis};
+use crate::error::{Context, Result};
+use crate::graph::{Graph, Operator, Value};
+use crate::types::Type;
+use crate::{Attributes, DType, Dim, Tensor, bail};
+
+/// See the [module](self).
+pub struct Emit<'g> {
+    /// The graph that grows.
+    pub graph: &'g mut Graph,
+    /// The version of ONNX's own operators that the model is written in.
+    pub opset: i64,
+    /// What new names begin with.
+    pub prefix: String,
+}
+
+impl<'g> Emit<'g> {
+    /// Adds to `graph`.
+    pub fn new(graph: &'g mut Graph, opset: i64) -> Emit<'g> {
+        Emit { graph, opset, prefix: String::new() }
+    }
+    /// Adds an operator with any inputs and number of outputs.
+    pub fn node(&mut self, op: Operator, inputs: &[Option<Value>], outputs: usize) -> Result<Vec<Value>> {
+        let hint = format!("{}{}", self.prefix, op.name);
+        let node = self.graph.add_op(&hint, op, inputs, outputs);
+        crate::infer::infer_node(self.graph, node, self.opset).context(|| self.graph.node(node).label())?;
+        Ok(self.graph.node_outputs(node).collect())
+    }
+    /// Adds one of ONNX's operators with one output.
+    pub fn op(&mut self, name: &str, inputs: &[Value], attrs: Attributes) -> Result<Value> {
+        let inputs: Vec<Option<Value>> = inputs.iter().copied().map(Some).collect();
+        Ok(self.node(Operator::onnx(name, attrs), &inputs, 1)?[0])
+    }
+    /// Adds one of our own operators (domain [`crate::SARTOR_DOMAIN`]) with one output.
+    pub fn sartor(&mut self, name: &str, inputs: &[Value], attrs: Attributes) -> Result<Value> {
+        let inputs: Vec<Option<Value>> = inputs.iter().copied().map(Some).collect();
+        Ok(self.node(Operator::sartor(name, attrs), &inputs, 1)?[0])
+    }
+    /// Adds a constant.
+    pub fn constant(&mut self, tensor: Tensor) -> Value {
+        let hint = format!("{}const", self.prefix);
+        self.graph.add_const(&hint, tensor)
+    }
+    /// Adds an `int64` constant of rank 1.
+    pub fn ints(&mut self, values: &[i64]) -> Value {
+        self.constant(Tensor::from_i64s(values))
+    }
+    /// Adds a scalar constant of the element type of `like`.
+    pub fn scalar(&mut self, value: f64, like: Value) -> Result<Value> {
+        let tensor = Tensor::scalar_of(self.dtype(like)?, value)?;
+        Ok(self.constant(tensor))
+    }
+    /// The element type of a value.
+    pub fn dtype(&self, value: Value) -> Result<DType> {
+        match self.graph.ty(value).and_then(Type::dtype) {
+            Some(dtype) => Ok(dtype),
+            None => bail!("the element type of \"{}\" is unknown", self.graph.value_name(value)),
+        }
+    }
+    /// The shape of a value; an error if its rank is unknown.
+    pub fn shape(&self, value: Value) -> Result<Vec<Dim>> {
+        match self.graph.ty(value).and_then(Type::shape) {
+            Some(shape) => Ok(shape.to_vec()),
+            None => bail!("the rank of \"{}\" is unknown", self.graph.value_name(value)),
+        }
+    }
+    /// The rank of a value.
+    pub fn rank(&self, value: Value) -> Result<usize> {
+        Ok(self.shape(value)?.len())
+    }
+    /// An axis of a value counted from the front.
+    pub fn axis(&self, value: Value, axis: i64) -> Result<usize> {
+        normal_axis(axis, self.rank(value)?)
+    }
+
+    /// `a + b`
+    pub fn add(&mut self, a: Value, b: Value) -> Result<Value> {
+        self.op("Add", &[a, b], Attributes::new())
+    }
+    /// `a - b`
+    pub fn sub(&mut self, a: Value, b: Value) -> Result<Value> {
+        self.op("Sub", &[a, b], Attributes::new())
+    }
+    /// `a * b`
+    pub fn mul(&mut self, a: Value, b: Value) -> Result<Value> {
+        self.op("Mul", &[a, b], Attributes::new())
+    }
+    /// `a / b`
+    pub fn div(&mut self, a: Value, b: Value) -> Result<Value> {
+        self.op("Div", &[a, b], Attributes::new())
+    }
+    /// `a + s`
+    pub fn add_scalar(&mut self, a: Value, s: f64) -> Result<Value> {
+        let s = self.scalar(s, a)?;
+        self.add(a, s)
+    }
+    /// `a * s`
+    pub fn mul_scalar(&mut self, a: Value, s: f64) -> Result<Value> {
+        let s = self.scalar(s, a)?;
+        self.mul(a, s)
+    }
+    /// One of the elementwise operators of one input, by name.
+    pub fn unary(&mut self, name: &str, a: Value) -> Result<Value> {
+        self.op(name, &[a], Attributes::new())
+    }
+    /// `MatMul(a, b)`
+    pub fn matmul(&mut self, a: Value, b: Value) -> Result<Value> {
+        self.op("MatMul", &[a, b], Attributes::new())
+    }
+    /// `condition ? a : b`
+    pub fn select(&mut self, condition: Value, a: Value, b: Value) -> Result<Value> {
+        self.op("Where", &[condition, a, b], Attributes::new())
+    }
+    /// Axes permuted.
+    pub fn transpose(&mut self, a: Value, perm: &[usize]) -> Result<Value> {
+        let perm: Vec<i64> = perm.iter().map(|&p| p as i64).collect();
+        self.op("Transpose", &[a], Attributes::new().with("perm", perm))
+    }
+    /// The last two axes swapped.
+    pub fn swap_last(&mut self, a: Value) -> Result<Value> {
+        let rank = self.rank(a)?;
+        let mut perm: Vec<usize> = (0..rank).collect();
+        perm.swap(rank - 2, rank - 1);
+        self.transpose(a, &perm)
+    }
+    /// Converted to an element type (nothing is added if it has it).
+    pub fn cast(&mut self, a: Value, to: DType) -> Result<Value> {
+        if self.dtype(a)? == to {
+            return Ok(a);
+        }
+        self.op("Cast", &[a], Attributes::new().with("to", to.onnx_code() as i64))
+    }
+    /// Summed over axes (nothing is added for none).
+    pub fn reduce_sum(&mut self, a: Value, axes: &[usize], keepdims: bool) -> Result<Value> {
+        self.reduce("ReduceSum", a, axes, keepdims)
+    }
+    /// Averaged over axes (nothing is added for none).
+    pub fn reduce_mean(&mut self, a: Value, axes: &[usize], keepdims: bool) -> Result<Value> {
+        self.reduce("ReduceMean", a, axes, keepdims)
+    }
+    /// Reduced over axes by one of the `Reduce…` operators (nothing is added for no axes).
+    pub fn reduce(&mut self, name: &str, a: Value, axes: &[usize], keepdims: bool) -> Result<Value> {
+        if axes.is_empty() {
+            return Ok(a);
+        }
+        let axes: Vec<i64> = axes.iter().map(|&x| x as i64).collect();
+        let axes = self.ints(&axes);
+        self.op(name, &[a, axes], Attributes::new().with("keepdims", keepdims))
+    }
+    /// The shape as an `int64` tensor: a constant where it is static, else `Shape`.
+    pub fn shape_of(&mut self, a: Value) -> Result<Value> {
+        match self.graph.ty(a).and_then(Type::static_shape) {
+            Some(shape) => {
+                let dims: Vec<i64> = shape.iter().map(|&d| d as i64).collect();
+                Ok(self.ints(&dims))
+            }
+            None => self.op("Shape", &[a], Attributes::new()),
+        }
+    }
+    /// Reshaped to the shape of another value of equally many elements.
+    pub fn reshape_like(&mut self, a: Value, like: Value) -> Result<Value> {
+        let shape = self.shape(like)?;
+        if self.shape(a).is_ok_and(|s| s == shape && !s.contains(&Dim::Unknown)) {
+            return Ok(a);
+        }
+        let target = self.shape_of(like)?;
+        let out = self.op("Reshape", &[a, target], Attributes::new().with("allowzero", 1i64))?;
+        let dtype = self.dtype(a)?;
+        self.graph.set_ty(out, Some(Type::Tensor { dtype, shape: Some(shape) }));
+        Ok(out)
+    }
+    /// Reshaped to numbers (one of them may be -1; 0 copies the input's axis).
+    pub fn reshape(&mut self, a: Value, shape: &[i64]) -> Result<Value> {
+        let shape = self.ints(shape);
+        self.op("Reshape", &[a, shape], Attributes::new())
+    }
+    /// Axes of length 1 inserted at these places of the result.
+    pub fn unsqueeze(&mut self, a: Value, axes: &[usize]) -> Result<Value> {
+        let axes: Vec<i64> = axes.iter().map(|&x| x as i64).collect();
+        let axes = self.ints(&axes);
+        self.op("Unsqueeze", &[a, axes], Attributes::new())
+    }
+    /// Broadcast to the shape of another value.
+    pub fn expand_like(&mut self, a: Value, like: Value) -> Result<Value> {
+        let shape = self.shape(like)?;
+        if self.shape(a).is_ok_and(|s| s == shape && !s.contains(&Dim::Unknown)) {
+            return Ok(a);
+        }
+        let target = self.shape_of(like)?;
+        let out = self.op("Expand", &[a, target], Attributes::new())?;
+        let dtype = self.dtype(a)?;
+        self.graph.set_ty(out, Some(Type::Tensor { dtype, shape: Some(shape) }));
+        Ok(out)
+    }
+    /// A tensor of one value in the shape and element type of another.
+    pub fn full_like(&mut self, like: Value, value: f64) -> Result<Value> {
+        let s = self.scalar(value, like)?;
+        self.expand_like(s, like)
+    }
+    /// The gradient of broadcasting: `a` summed over the axes along which `like` was stretched to `a`'s shape.
+    /// Where the shapes leave that open, `ai.sartor::SumTo` decides when it runs.
+    pub fn sum_to(&mut self, a: Value, like: Value) -> Result<Value> {
+        let (from, to) = (self.shape(a)?, self.shape(like)?);
+        let pad = from.len() - to.len().min(from.len());
+        let mut axes: Vec<usize> = (0..pad).collect();
+        for (i, d) in to.iter().enumerate() {
+            match (&from[pad + i], d) {
+                (f, t) if f.same(t) => {}
+                (_, Dim::Known(1)) => axes.push(pad + i),
+                (_, Dim::Known(_)) => {}
+                _ => {
+                    let shape = self.shape_of(like)?;
+                    let out = self.sartor("SumTo", &[a, shape], Attributes::new())?;
+                    self.graph.set_ty(out, Some(Type::Tensor { dtype: self.dtype(a)?, shape: Some(to) }));
+                    return Ok(out);
+                }
+            }
+        }
+        let sum = self.reduce_sum(a, &axes, true)?;
+        self.reshape_like(sum, like)
+    }
+    /// Whether two values certainly have the same shape.
+    pub fn same_shape(&self, a: Value, b: Value) -> bool {
+        match (self.shape(a), self.shape(b)) {
+            (Ok(x), Ok(y)) => x.len() == y.len() && x.iter().zip(&y).all(|(p, q)| p.same(q)),
+            _ => false,
+        }
+    }
+    /// The common shape of two values under broadcasting.
+    pub fn broadcast_shape(&self, a: Value, b: Value) -> Result<Vec<Dim>> {
+        broadcast::dims(&[&self.shape(a)?, &self.shape(b)?])
+    }
+}

@@ -1,0 +1,10 @@
+//! The runtime of Sartor: sessions that run graphs and programs, the trainer, data readers and checkpoints.
+//!
+//! A [`Session`] lowers one graph of a model to kernels, plans its memory once per shape signature, and runs it on a device.
+//! Parameters live in [`Params`], shared by the sessions of a run. This crate never rewrites a model.
+
+pub mod params;
+pub mod session;
+
+pub use params::Params;
+pub use session::{Key, Session, SessionOptions};
