@@ -537,6 +537,28 @@ impl Graph {
     pub fn topo_ops(&self) -> Vec<NodeId> {
         self.topo().into_iter().filter(|&id| self.node(id).op().is_some()).collect()
     }
+    /// What is wrong with the edges into a node, for the verifier: slots that do not exist, slots joined twice.
+    pub(crate) fn wiring_problems(&self, id: NodeId) -> Vec<String> {
+        let node = self.node(id);
+        let mut problems = Vec::new();
+        if node.captures > node.arity {
+            problems.push(format!("it has {} captures but {} inputs", node.captures, node.arity));
+        }
+        let mut joined = vec![false; node.arity];
+        for edge in self.graph.edges_directed(id.0, Direction::Incoming) {
+            let Edge { from, to } = *edge.weight();
+            let source = self.node(NodeId(edge.source()));
+            if from as usize >= source.outputs.len() {
+                problems.push(format!("input {to} reads output {from} of {}, which has none", source.label()));
+            }
+            match joined.get_mut(to as usize) {
+                Some(taken) if !*taken => *taken = true,
+                Some(_) => problems.push(format!("input {to} is joined twice")),
+                None => problems.push(format!("input {to} is beyond its {} inputs", node.arity)),
+            }
+        }
+        problems
+    }
     /// The first difference to another graph, as a sentence; `None` if they are equal up to identities.
     pub fn differences(&self, other: &Graph) -> Option<String> {
         let (mine, theirs) = (self.topo(), other.topo());

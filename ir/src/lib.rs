@@ -17,6 +17,7 @@ pub mod ops;
 pub mod rng;
 pub mod tensor;
 pub mod types;
+pub mod verify;
 
 pub use attr::{Attribute, Attributes};
 pub use dim::Dim;

@@ -3,8 +3,14 @@
 //! A pass is a name and a function on a model. The driver runs it on a snapshot, verifies what it made, times it, and
 //! on an error or a panic leaves the model as it was. This crate never runs a model.
 
+pub mod driver;
+pub mod near;
+pub mod options;
+pub mod pattern;
 pub mod registry;
 
+pub use driver::{Driver, PassReport, Report};
+pub use pattern::Patterns;
 pub use registry::{Options, PassInfo, Registry};
 
 use sartor_ir::{Model, Result};

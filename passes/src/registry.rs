@@ -2,7 +2,8 @@
 //! `Registry::builtin().with(info)`.
 
 use crate::Pass;
-use sartor_ir::{Error, Result};
+use crate::near::did_you_mean;
+use sartor_ir::{Context, Error, Result, bail};
 
 /// The options of a pass: a JSON object, whether it came from TOML or from `name(key=value, …)`.
 pub type Options = serde_json::Map<String, serde_json::Value>;
@@ -35,6 +36,23 @@ impl PassInfo {
         }
         PassInfo { name, group, summary, schema: || schemars::schema_for!(P).into(), build: build::<P> }
     }
+    /// The names of its options; `None` if its schema does not list them.
+    pub fn option_names(&self) -> Option<Vec<String>> {
+        let schema = (self.schema)();
+        if schema.get("additionalProperties") != Some(&serde_json::Value::Bool(false)) {
+            return None;
+        }
+        Some(schema.get("properties")?.as_object()?.keys().cloned().collect())
+    }
+    fn check_keys(&self, options: &Options) -> Result<()> {
+        let Some(known) = self.option_names() else { return Ok(()) };
+        let unknown = options.keys().filter(|key| !known.contains(key));
+        let errors = unknown.map(|key| {
+            let has = if known.is_empty() { "it has none".into() } else { format!("it has {}", known.join(", ")) };
+            Error::msg(format!("pass \"{}\" has no option `{key}`{}; {has}", self.name, did_you_mean(key, &known)))
+        });
+        Error::all(errors.collect())
+    }
 }
 
 /// All passes that a command knows.
@@ -61,5 +79,25 @@ impl Registry {
     /// The row of this name.
     pub fn get(&self, name: &str) -> Option<&PassInfo> {
         self.rows.iter().find(|row| row.name == name)
+    }
+    /// Makes a pass. An unknown name lists near misses; unknown options say which exist.
+    pub fn build(&self, name: &str, options: Options) -> Result<Box<dyn Pass>> {
+        let Some(info) = self.get(name) else {
+            let names = self.rows.iter().map(|row| row.name);
+            bail!("there is no pass \"{name}\"{}; `sartor passes` lists them all", did_you_mean(name, names));
+        };
+        info.check_keys(&options)?;
+        (info.build)(options).context(|| format!("pass \"{name}\""))
+    }
+    /// Makes all passes of a pipeline. Collects all problems.
+    pub fn build_all(&self, pipeline: Vec<crate::options::Invocation>) -> Result<Vec<Box<dyn Pass>>> {
+        let (mut passes, mut errors) = (Vec::new(), Vec::new());
+        for (name, options) in pipeline {
+            match self.build(&name, options) {
+                Ok(pass) => passes.push(pass),
+                Err(error) => errors.push(error),
+            }
+        }
+        Error::all(errors).map(|()| passes)
     }
 }
