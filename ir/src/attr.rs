@@ -27,7 +27,7 @@ pub enum Attribute {
     /// Inside a model-local function: the value of the caller's attribute of this name (`ref_attr_name`), of the
     /// ONNX attribute type code given.
     Reference(String, i32),
-    /// Sparse tensors are carried through undecoded.
+    /// Sparse tensors are carried through, as the bytes of ONNX's `AttributeProto`.
     Opaque(bytes::Bytes),
 }
 

@@ -12,6 +12,7 @@
 use crate::attr::Attributes;
 use crate::tensor::Tensor;
 use crate::types::Type;
+use bytes::Bytes;
 use petgraph::Direction;
 use petgraph::stable_graph::{NodeIndex, StableDiGraph};
 use petgraph::visit::EdgeRef;
@@ -107,6 +108,9 @@ pub struct Node {
     pub meta: Vec<(String, String)>,
     /// Its documentation string.
     pub doc: String,
+    /// What the file says of it that has no place here (device configurations, documentation of attributes), in ONNX's
+    /// wire form; empty for nearly all nodes.
+    pub extra: Bytes,
     /// How many input slots it has, captures included.
     arity: usize,
     /// How many of them are captures of its subgraphs; they come last.
@@ -186,6 +190,9 @@ pub struct Graph {
     pub doc: String,
     /// `metadata_props` of the graph.
     pub meta: Vec<(String, String)>,
+    /// What the file says of it that has no place here (quantization annotations, documentation of values, inputs that
+    /// are also initializers), in ONNX's wire form.
+    pub extra: Bytes,
     inputs: Vec<NodeId>,
     /// Its outputs, in order.
     pub outputs: Vec<GraphOutput>,
@@ -229,8 +236,12 @@ impl Graph {
     pub fn param(&mut self, name: &str, ty: Type) -> Value {
         match self.find_param(name) {
             Some(value) => value,
-            None => self.add_leaf(NodeKind::Param(name.to_string()), name, Some(ty)),
+            None => self.add_param(name, ty),
         }
+    }
+    /// Adds the node that stands for a parameter, where there is certainly none yet ([`Graph::param`] looks).
+    pub fn add_param(&mut self, name: &str, ty: Type) -> Value {
+        self.add_leaf(NodeKind::Param(name.to_string()), name, Some(ty))
     }
     /// The value that stands for a parameter, if the graph uses it.
     pub fn find_param(&self, name: &str) -> Option<Value> {
@@ -244,15 +255,16 @@ impl Graph {
     fn add_leaf(&mut self, kind: NodeKind, name: &str, ty: Option<Type>) -> Value {
         self.names.insert(name.to_string());
         let outputs = vec![OutputSlot { name: name.to_string(), ty }];
-        let node =
-            Node { name: String::new(), kind, outputs, meta: Vec::new(), doc: String::new(), arity: 0, captures: 0 };
+        let (name, meta, doc, extra) = Default::default();
+        let node = Node { name, kind, outputs, meta, doc, extra, arity: 0, captures: 0 };
         Value { node: NodeId(self.graph.add_node(node)), slot: 0 }
     }
     /// Adds an operator with named outputs (an empty name: an optional output left out). The names must be fresh.
     pub fn add_node(&mut self, name: &str, op: Operator, inputs: &[Option<Value>], outputs: Vec<OutputSlot>) -> NodeId {
         self.names.extend(outputs.iter().map(|o| o.name.clone()).filter(|n| !n.is_empty()));
-        let (kind, meta, doc) = (NodeKind::Op(op), Vec::new(), String::new());
-        let node = Node { name: name.to_string(), kind, outputs, meta, doc, arity: inputs.len(), captures: 0 };
+        let (kind, name, arity) = (NodeKind::Op(op), name.to_string(), inputs.len());
+        let (meta, doc, extra) = Default::default();
+        let node = Node { name, kind, outputs, meta, doc, extra, arity, captures: 0 };
         let id = NodeId(self.graph.add_node(node));
         for (slot, input) in inputs.iter().enumerate() {
             self.connect(id, slot, *input);
@@ -565,7 +577,8 @@ impl Graph {
         if mine.len() != theirs.len() {
             return Some(format!("graph \"{}\" has {} nodes, the other {}", self.name, mine.len(), theirs.len()));
         }
-        if (&self.name, &self.doc, &self.meta) != (&other.name, &other.doc, &other.meta) {
+        let about = |graph: &Graph| (graph.name.clone(), graph.doc.clone(), graph.meta.clone(), graph.extra.clone());
+        if about(self) != about(other) {
             return Some(format!("graph \"{}\" differs in name, documentation or metadata", self.name));
         }
         let place = |order: &[NodeId]| order.iter().enumerate().map(|(i, &id)| (id, i)).collect::<HashMap<_, _>>();

@@ -13,6 +13,7 @@ pub mod eval;
 pub mod graph;
 pub mod infer;
 pub mod model;
+pub mod onnx;
 pub mod ops;
 pub mod rng;
 pub mod tensor;

@@ -106,6 +106,8 @@ pub struct Model {
     pub doc: String,
     /// `metadata_props` of the model.
     pub meta: Vec<(String, String)>,
+    /// What the file says that has no place here (device configurations), in ONNX's wire form.
+    pub extra: bytes::Bytes,
 }
 
 impl Model {
@@ -124,6 +126,7 @@ impl Model {
             model_version: 0,
             doc: String::new(),
             meta: Vec::new(),
+            extra: bytes::Bytes::new(),
         }
     }
     /// The version of ONNX's own operators that the model is written in.

@@ -21,6 +21,9 @@ pub enum Type {
     Sequence(Box<Type>),
     /// `optional(T)`: carried through, not computed with.
     Optional(Box<Type>),
+    /// A map, a sparse tensor, an opaque type, or a tensor of an element type unknown here: carried through, as the
+    /// bytes of ONNX's `TypeProto`.
+    Other(bytes::Bytes),
 }
 
 impl Type {
@@ -71,6 +74,7 @@ impl Type {
             }
             (Type::Sequence(a), Type::Sequence(b)) => Some(Type::Sequence(Box::new(a.merge(b)?))),
             (Type::Optional(a), Type::Optional(b)) => Some(Type::Optional(Box::new(a.merge(b)?))),
+            (Type::Other(a), Type::Other(b)) if a == b => Some(self.clone()),
             _ => None,
         }
     }
@@ -101,6 +105,7 @@ impl fmt::Display for Type {
             }
             Type::Sequence(inner) => write!(f, "seq({inner})"),
             Type::Optional(inner) => write!(f, "optional({inner})"),
+            Type::Other(_) => f.write_str("other"),
         }
     }
 }
