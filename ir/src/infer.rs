@@ -90,7 +90,7 @@ pub fn facts(graph: &Graph, opset: i64, known: &HashMap<Value, Fact>) -> Result<
 
 /// Infers one node from the types stored in the graph, and stores what it finds. Used while nodes are added.
 pub fn infer_node(graph: &mut Graph, id: NodeId, opset: i64) -> Result<()> {
-    let inputs = graph.node_inputs(id).into_iter().map(|v| v.and_then(|v| stored_fact(graph, v))).collect();
+    let inputs = stored_facts(graph, id, opset, STORED_DEPTH);
     let node = graph.node(id);
     let Some(op) = node.op() else { return Ok(()) };
     let outputs = infer_outputs(node, ops::of(op), opset, inputs, true)?;
@@ -102,18 +102,30 @@ pub fn infer_node(graph: &mut Graph, id: NodeId, opset: i64) -> Result<()> {
     Ok(())
 }
 
-/// What the graph itself stores about a value. Seen through one `Shape`, so that emitted reshapes know their target.
-fn stored_fact(graph: &Graph, value: Value) -> Option<Fact> {
+/// Through how many operators the elements of a shape tensor are followed back when one node is inferred.
+const STORED_DEPTH: usize = 6;
+
+fn stored_facts(graph: &Graph, id: NodeId, opset: i64, depth: usize) -> Vec<Option<Fact>> {
+    graph.node_inputs(id).into_iter().map(|v| v.and_then(|v| stored_fact(graph, v, opset, depth))).collect()
+}
+
+/// What the graph itself stores about a value. Shape arithmetic (integers of rank 0 or 1) is inferred again from what it
+/// is computed from, so that emitted reshapes know their target.
+fn stored_fact(graph: &Graph, value: Value, opset: i64, depth: usize) -> Option<Fact> {
     if let Some(tensor) = graph.constant(value) {
         return Some(Fact::of(tensor));
     }
-    let mut fact = Fact::new(graph.ty(value)?.clone());
+    let ty = graph.ty(value)?;
+    let arithmetic = ty.rank().is_some_and(|r| r <= 1) && ty.dtype().is_some_and(DType::is_int);
     let node = graph.node(value.node);
-    if node.is("Shape") && node.op().is_some_and(|op| op.attrs.0.is_empty()) {
-        let source = graph.input(value.node, 0).and_then(|v| graph.ty(v)).and_then(Type::shape);
-        fact.dims = source.map(<[_]>::to_vec);
+    if let (true, Some(op)) = (arithmetic && depth > 0, node.op()) {
+        let inputs = stored_facts(graph, value.node, opset, depth - 1);
+        let outputs = infer_outputs(node, ops::of(op), opset, inputs, true).ok();
+        if let Some(fact) = outputs.and_then(|o| o.into_iter().nth(value.slot as usize)) {
+            return fact;
+        }
     }
-    Some(fact)
+    Some(Fact::new(ty.clone()))
 }
 
 fn infer_outputs(

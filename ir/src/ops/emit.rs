@@ -9,6 +9,17 @@ use crate::graph::{Graph, Operator, Value};
 use crate::types::Type;
 use crate::{Attributes, DType, Dim, Tensor, bail};
 
+/// One entry of a shape that is put together while a program runs.
+#[derive(Clone, Copy, Debug)]
+pub enum Length {
+    /// A number.
+    Number(i64),
+    /// The length of an axis of a value.
+    Axis(Value, usize),
+    /// A multiple of the length of an axis.
+    Multiple(Value, usize, i64),
+}
+
 /// See the [module](self).
 pub struct Emit<'g> {
     /// The graph that grows.
@@ -160,6 +171,70 @@ impl<'g> Emit<'g> {
                 Ok(self.ints(&dims))
             }
             None => self.op("Shape", &[a], Attributes::new()),
+        }
+    }
+    /// A shape vector of these lengths: one constant where all are known, else a `Concat` of constants and `Shape`s.
+    pub fn shape_tensor(&mut self, lengths: &[Length]) -> Result<Value> {
+        let lengths: Vec<Length> = lengths.iter().map(|&l| self.known_length(l)).collect();
+        let mut parts = Vec::new();
+        let mut numbers = Vec::new();
+        for length in lengths {
+            match length {
+                Length::Number(n) => numbers.push(n),
+                open => {
+                    if !numbers.is_empty() {
+                        parts.push(self.ints(&std::mem::take(&mut numbers)));
+                    }
+                    parts.push(self.open_length(open)?);
+                }
+            }
+        }
+        if !numbers.is_empty() || parts.is_empty() {
+            parts.push(self.ints(&numbers));
+        }
+        match parts[..] {
+            [one] => Ok(one),
+            _ => self.op("Concat", &parts, Attributes::new().with("axis", 0i64)),
+        }
+    }
+    /// The length as a number, if it is known.
+    fn known_length(&self, length: Length) -> Length {
+        let (value, axis, factor) = match length {
+            Length::Number(_) => return length,
+            Length::Axis(value, axis) => (value, axis, 1),
+            Length::Multiple(value, axis, factor) => (value, axis, factor),
+        };
+        let dim = self.shape(value).ok().and_then(|s| s.get(axis).cloned()).unwrap_or(Dim::Unknown);
+        dim.mul(&Dim::Known(factor)).known().map_or(length, Length::Number)
+    }
+    /// An `int64` vector of one element that is computed when the program runs.
+    fn open_length(&mut self, length: Length) -> Result<Value> {
+        let (value, axis, factor) = match length {
+            Length::Number(n) => return Ok(self.ints(&[n])),
+            Length::Axis(value, axis) => (value, axis as i64, 1),
+            Length::Multiple(value, axis, factor) => (value, axis as i64, factor),
+        };
+        let dim = self.op("Shape", &[value], Attributes::new().with("start", axis).with("end", axis + 1))?;
+        if factor == 1 {
+            return Ok(dim);
+        }
+        let factor = self.ints(&[factor]);
+        self.mul(dim, factor)
+    }
+    /// Zeros in the shape of a value, of another element type.
+    pub fn zeros_like(&mut self, like: Value, dtype: DType) -> Result<Value> {
+        let shape = self.shape_of(like)?;
+        let zero = Tensor::zeros(dtype, [1])?;
+        let zeros = self.op("ConstantOfShape", &[shape], Attributes::new().with("value", zero))?;
+        if let Ok(shape) = self.shape(like) {
+            self.graph.set_ty(zeros, Some(Type::Tensor { dtype, shape: Some(shape) }));
+        }
+        Ok(zeros)
+    }
+    /// Records that a value has the type of another, as the one that a gradient belongs to.
+    pub fn type_like(&mut self, value: Value, like: Value) {
+        if let Some(ty) = self.graph.ty(like).cloned() {
+            self.graph.set_ty(value, Some(ty));
         }
     }
     /// Reshaped to the shape of another value of equally many elements.

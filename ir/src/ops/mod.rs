@@ -15,15 +15,44 @@ use crate::{DType, bail, ensure};
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
+pub mod arithmetic;
 pub mod broadcast;
+pub mod concat;
+pub mod constant;
 pub mod elementwise;
 pub mod emit;
+pub mod expand;
+pub mod gather;
+pub mod index;
 pub mod matmul;
+#[cfg(test)]
+mod probe;
+pub mod range;
+pub mod reshape;
+pub mod shape;
+pub mod split;
+pub mod squeeze;
+pub mod transpose;
+pub mod upgrade;
 
 pub use emit::Emit;
 
 /// The table of contents: every family of operators.
-pub const FAMILIES: &[&[OpDef]] = &[elementwise::OPS, matmul::OPS];
+pub const FAMILIES: &[&[OpDef]] = &[
+    elementwise::OPS,
+    matmul::OPS,
+    // Movement.
+    shape::OPS,
+    reshape::OPS,
+    squeeze::OPS,
+    transpose::OPS,
+    concat::OPS,
+    split::OPS,
+    gather::OPS,
+    expand::OPS,
+    constant::OPS,
+    range::OPS,
+];
 
 /// One operator's behaviour.
 #[derive(Clone, Copy)]
@@ -226,6 +255,12 @@ impl<'a> InferCx<'a> {
     pub fn set_dims(&mut self, slot: usize, dims: Vec<Dim>) {
         if let Some(Some(output)) = self.outputs.get_mut(slot) {
             output.dims = (dims.len() <= MAX_FACT_DIMS).then_some(dims);
+        }
+    }
+    /// Sets an output to a known value.
+    pub fn set_value(&mut self, slot: usize, value: &Tensor) {
+        if let Some(output) = self.outputs.get_mut(slot) {
+            *output = Some(Fact::of(value));
         }
     }
     /// An axis attribute (or input) made non-negative. Errors outside [-rank, rank).
