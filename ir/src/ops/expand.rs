@@ -5,11 +5,11 @@
 //! Spec: <https://onnx.ai/onnx/operators/onnx__Expand.html>. `SumTo` is for shapes that are known only when the
 //! program runs; where they are known, gradients use `ReduceSum`.
 
-use super::{EvalCx, GradCx, Gradient, InferCx, OpDef, Sample, broadcast, index};
+use super::{GradCx, Gradient, InferCx, OpDef, Sample, broadcast, index};
 use crate::error::Result;
 use crate::graph::{Operator, Value};
 use crate::rng::Draw;
-use crate::{Attributes, Dim, SARTOR_DOMAIN, Tensor, ensure};
+use crate::{Attributes, SARTOR_DOMAIN, Tensor, ensure};
 
 /// The rows of this file.
 pub const OPS: &[OpDef] = &[

@@ -174,7 +174,7 @@ mod tests {
         assert_eq!(reshaped("batch,seq,384", &[0, -1, 12, 32], false), "float[batch, seq, 12, 32]");
         assert_eq!(reshaped("batch,seq,12,32", &[0, 0, -1], false), "float[batch, seq, 384]");
         assert_eq!(reshaped("batch,seq + 1,12,32", &[0, 0, -1], false), "float[batch, seq + 1, 384]");
-        assert_eq!(reshaped("batch,seq + 1,384", &[-1, 384], false), "float[batch*seq + batch, 384]");
+        assert_eq!(reshaped("batch,seq + 1,384", &[-1, 384], false), "float[batch + batch*seq, 384]");
         assert_eq!(reshaped("?,seq,384", &[0, -1, 12, 32], false), "float[?, seq, 12, 32]");
         assert_eq!(reshaped("batch,?,384", &[0, 0, 12, 32], false), "float[batch, ?, 12, 32]");
         assert_eq!(reshaped("batch,?,384", &[-1, 384], false), "float[?, 384]");
