@@ -94,6 +94,17 @@ impl Draw {
         let count = shape.iter().product();
         crate::Tensor::from_vec(shape.to_vec(), (0..count).map(|_| self.float(low, high)).collect::<Vec<f64>>())
     }
+    /// An `f64` tensor of different elements in random order, `gap` apart, centred so that none is 0: for operators
+    /// with kinks at 0 or at ties.
+    pub fn distinct(&mut self, shape: &[usize], gap: f64) -> crate::Tensor {
+        let count: usize = shape.iter().product();
+        let middle = count as f64 / 2.0 - 0.25;
+        let mut values: Vec<f64> = (0..count).map(|i| (i as f64 - middle) * gap).collect();
+        for i in (1..count).rev() {
+            values.swap(i, self.int(0, i as i64) as usize);
+        }
+        crate::Tensor::from_vec(shape.to_vec(), values)
+    }
     /// An `int64` tensor with elements in [low, high].
     pub fn ints(&mut self, shape: &[usize], low: i64, high: i64) -> crate::Tensor {
         let count = shape.iter().product();

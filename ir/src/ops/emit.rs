@@ -5,7 +5,7 @@
 
 use super::{broadcast, normal_axis};
 use crate::error::{Context, Result};
-use crate::graph::{Graph, Operator, Value};
+use crate::graph::{Graph, NodeId, Operator, OutputSlot, Value};
 use crate::types::Type;
 use crate::{Attributes, DType, Dim, Tensor, bail};
 
@@ -65,6 +65,20 @@ impl<'g> Emit<'g> {
     pub fn scalar(&mut self, value: f64, like: Value) -> Result<Value> {
         let tensor = Tensor::scalar_of(self.dtype(like)?, value)?;
         Ok(self.constant(tensor))
+    }
+    /// An output of an existing node, given a name and a type if the node left it out: how a gradient asks the forward
+    /// computation for statistics or indices.
+    pub fn optional_output(&mut self, node: NodeId, slot: u32) -> Result<Value> {
+        let value = Value { node, slot };
+        while self.graph.node(node).outputs.len() <= slot as usize {
+            self.graph.node_mut(node).outputs.push(OutputSlot::default());
+        }
+        if self.graph.value_name(value).is_empty() {
+            let name = self.graph.fresh_name(&format!("{}_{slot}", self.graph.value_name(Value { node, slot: 0 })));
+            self.graph.rename(value, &name);
+            crate::infer::infer_node(self.graph, node, self.opset).context(|| self.graph.node(node).label())?;
+        }
+        Ok(value)
     }
     /// The element type of a value.
     pub fn dtype(&self, value: Value) -> Result<DType> {

@@ -16,24 +16,32 @@ use std::collections::HashMap;
 use std::sync::LazyLock;
 
 pub mod arithmetic;
+pub mod batch_norm;
 pub mod broadcast;
 pub mod concat;
 pub mod constant;
+pub mod conv;
 pub mod elementwise;
 pub mod emit;
 pub mod expand;
 pub mod gather;
 pub mod index;
+pub mod layer_norm;
+pub mod loss;
 pub mod matmul;
 #[cfg(test)]
 mod probe;
 pub mod range;
+pub mod real;
+pub mod reduce;
 pub mod reshape;
 pub mod shape;
+pub mod softmax;
 pub mod split;
 pub mod squeeze;
 pub mod transpose;
 pub mod upgrade;
+pub mod window;
 
 pub use emit::Emit;
 
@@ -52,6 +60,13 @@ pub const FAMILIES: &[&[OpDef]] = &[
     expand::OPS,
     constant::OPS,
     range::OPS,
+    // Reductions, normalisation, losses, convolution, pools.
+    reduce::OPS,
+    softmax::OPS,
+    layer_norm::OPS,
+    batch_norm::OPS,
+    loss::OPS,
+    conv::OPS,
 ];
 
 /// One operator's behaviour.
