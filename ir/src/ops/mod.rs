@@ -28,6 +28,7 @@ pub mod gather;
 pub mod index;
 pub mod layer_norm;
 pub mod loss;
+pub mod gradient;
 pub mod matmul;
 #[cfg(test)]
 mod probe;
@@ -44,6 +45,7 @@ pub mod upgrade;
 pub mod window;
 
 pub use emit::Emit;
+pub use gradient::{decompose_composites, gradients, has_gradient};
 
 /// The table of contents: every family of operators.
 pub const FAMILIES: &[&[OpDef]] = &[

@@ -1,0 +1,85 @@
+//! One step of reverse mode: the gradients of a node's inputs from those of its outputs.
+//!
+//! This is what the autodiff pass calls node by node, and what the tests compare with finite differences. Operators
+//! whose gradient is that of their decomposition are decomposed first ([`decompose_composites`]), so a walk over
+//! the graph meets only rules that emit.
+
+use super::{Emit, GradCx, Gradient};
+use crate::error::{Context, Result};
+use crate::graph::{Graph, NodeId, Value};
+use crate::{bail, ensure, infer};
+
+/// Adds the nodes that compute the gradients of a node's formal inputs. `grads` are the gradients of its outputs, by
+/// slot (`None`: the loss does not depend on it); `wants` says which inputs' gradients are needed. Returns one entry
+/// per formal input, `None` where no gradient flows or none was wanted. Errors name an operator that has no gradient.
+pub fn gradients(
+    emit: &mut Emit,
+    node: NodeId,
+    grads: Vec<Option<Value>>,
+    wants: Vec<bool>,
+) -> Result<Vec<Option<Value>>> {
+    let count = emit.graph.node(node).formal_inputs();
+    if grads.iter().all(Option::is_none) || !wants.contains(&true) {
+        return Ok(vec![None; count]);
+    }
+    let op = emit.graph.node(node).op().cloned().unwrap_or_default();
+    let name = op.full_name();
+    let rule = match super::of(&op).map(|def| def.grad) {
+        Some(Gradient::Emit(rule)) => rule,
+        Some(Gradient::Zero) => return Ok(vec![None; count]),
+        Some(Gradient::Decompose) => bail!("{name} must be decomposed before it is differentiated"),
+        Some(Gradient::Missing) | None => bail!("the operator {name} has no gradient"),
+    };
+    let label = emit.graph.node(node).label();
+    let mut cx = GradCx { emit, node, grads, wants: wants.clone() };
+    let mut found = rule(&mut cx).context(|| format!("gradient of {label}"))?;
+    found.resize(count, None);
+    for (slot, grad) in found.iter_mut().enumerate() {
+        if !wants.get(slot).copied().unwrap_or(false) {
+            *grad = None;
+        }
+        check_type(emit, node, slot, *grad).context(|| format!("gradient of {label}"))?;
+    }
+    Ok(found)
+}
+
+/// A gradient has the element type of its input.
+fn check_type(emit: &Emit, node: NodeId, slot: usize, grad: Option<Value>) -> Result<()> {
+    if let (Some(grad), Some(input)) = (grad, emit.graph.input(node, slot)) {
+        let (found, expected) = (emit.dtype(grad)?, emit.dtype(input)?);
+        ensure!(found == expected, "input {slot} is {expected}, its gradient {found}");
+    }
+    Ok(())
+}
+
+/// Whether gradients flow through a node: it has a rule, or a decomposition that has. False for unknown operators and
+/// for those without a gradient; true for those whose gradient is zero.
+pub fn has_gradient(graph: &Graph, node: NodeId) -> bool {
+    let def = graph.node(node).op().and_then(super::of);
+    def.is_some_and(|def| !matches!(def.grad, Gradient::Missing))
+}
+
+/// Replaces every node for which `which` holds and whose gradient is that of its decomposition by that decomposition,
+/// until none is left, and infers the types of what was added. Returns how many nodes were replaced.
+pub fn decompose_composites(graph: &mut Graph, opset: i64, which: impl Fn(&Graph, NodeId) -> bool) -> Result<usize> {
+    let mut replaced = 0;
+    loop {
+        let composite = |graph: &Graph, id: NodeId| {
+            let def = graph.node(id).op().and_then(super::of);
+            def.is_some_and(|def| matches!(def.grad, Gradient::Decompose)) && which(graph, id)
+        };
+        let found: Vec<NodeId> = graph.topo_ops().into_iter().filter(|&id| composite(graph, id)).collect();
+        if found.is_empty() {
+            break;
+        }
+        for id in found {
+            let label = graph.node(id).label();
+            super::decompose(graph, id, opset).context(|| label)?;
+            replaced += 1;
+        }
+    }
+    if replaced > 0 {
+        infer::infer_graph(graph, opset)?;
+    }
+    Ok(replaced)
+}
