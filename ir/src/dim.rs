@@ -128,6 +128,14 @@ impl Expr {
             }
         }
     }
+    /// Whether it is certainly not negative, given that names are lengths.
+    fn is_size(&self) -> bool {
+        let size = |atom: &Atom| match atom {
+            Atom::Name(_) => true,
+            Atom::Quotient(a, b) => a.is_size() && b.is_size(),
+        };
+        self.terms.iter().all(|(atoms, factor)| *factor > 0 && atoms.iter().all(size))
+    }
     fn into_dim(self) -> Dim {
         match self.as_constant() {
             Some(value) => Dim::Known(value),
@@ -151,6 +159,10 @@ impl Dim {
     /// Whether two dimensions are certainly the same (two unknowns are not).
     pub fn same(&self, other: &Dim) -> bool {
         self == other && *self != Dim::Unknown
+    }
+    /// Whether it is certainly not negative: names are lengths.
+    pub fn is_size(&self) -> bool {
+        self.expr().is_some_and(|e| e.is_size())
     }
     fn expr(&self) -> Option<Expr> {
         match self {

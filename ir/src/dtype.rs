@@ -177,7 +177,7 @@ macro_rules! dispatch {
             _ => $else,
         }
     };
-    ($dtype:expr, number $T:ident => $body:expr, else $else:expr) => {
+    ($dtype:expr, int $T:ident => $body:expr, else $else:expr) => {
         match $dtype {
             $crate::DType::I8 => { type $T = i8; $body }
             $crate::DType::I16 => { type $T = i16; $body }
@@ -187,8 +187,11 @@ macro_rules! dispatch {
             $crate::DType::U16 => { type $T = u16; $body }
             $crate::DType::U32 => { type $T = u32; $body }
             $crate::DType::U64 => { type $T = u64; $body }
-            other => $crate::dispatch!(other, float $T => $body, else $else),
+            _ => $else,
         }
+    };
+    ($dtype:expr, number $T:ident => $body:expr, else $else:expr) => {
+        $crate::dispatch!($dtype, int $T => $body, else $crate::dispatch!($dtype, float $T => $body, else $else))
     };
     ($dtype:expr, any $T:ident => $body:expr, else $else:expr) => {
         match $dtype {

@@ -3,11 +3,12 @@
 //!
 //! Spec: <https://onnx.ai/onnx/operators/onnx__MatMul.html>. Shapes: `[…, M, K] · […, K, N] → […, M, N]`.
 
+use super::arithmetic::Arithmetic;
 use super::{CostCx, EvalCx, GradCx, Gradient, InferCx, OpDef, Sample, broadcast};
 use crate::error::{Error, Result};
 use crate::graph::{Operator, Value};
 use crate::rng::Draw;
-use crate::{Attributes, DType, Dim, Element, Tensor, bail, dispatch, ensure};
+use crate::{Attributes, DType, Dim, Tensor, bail, dispatch, ensure};
 
 /// The rows of this file.
 pub const OPS: &[OpDef] = &[OpDef {
@@ -51,17 +52,22 @@ fn result_dims(a: &[Dim], b: &[Dim]) -> Result<Vec<Dim>> {
 
 fn eval(_: &EvalCx, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>> {
     let [Some(a), Some(b)] = inputs else { bail!("MatMul needs two inputs") };
+    Ok(vec![multiply(a, b)?])
+}
+
+/// The matrix product of two tensors.
+pub(super) fn multiply(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    ensure!(a.dtype() == b.dtype(), "it multiplies {} by {}", a.dtype(), b.dtype());
     let unsupported = || Error::msg(format!("no MatMul of {}", a.dtype()));
-    let out = match a.dtype() {
+    match a.dtype() {
         // Half precision accumulates in single precision, as kernels do.
-        half @ (DType::F16 | DType::BF16) => product::<f32>(&a.cast(DType::F32)?, &b.cast(DType::F32)?)?.cast(half)?,
-        dtype => dispatch!(dtype, number T => product::<T>(a, b)?, else return Err(unsupported())),
-    };
-    Ok(vec![out])
+        half @ (DType::F16 | DType::BF16) => product::<f32>(&a.cast(DType::F32)?, &b.cast(DType::F32)?)?.cast(half),
+        dtype => dispatch!(dtype, number T => product::<T>(a, b), else Err(unsupported())),
+    }
 }
 
 /// The plain triple loop.
-fn product<T: Element + num_traits::NumAssign>(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+fn product<T: Arithmetic>(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     let dims = |t: &Tensor| t.shape().iter().map(|&d| Dim::Known(d as i64)).collect::<Vec<_>>();
     let out_shape: Vec<usize> =
         result_dims(&dims(a), &dims(b))?.iter().filter_map(|d| d.known().map(|d| d as usize)).collect();
@@ -70,7 +76,7 @@ fn product<T: Element + num_traits::NumAssign>(a: &Tensor, b: &Tensor) -> Result
     let (la, lb) = (&sa[..sa.len() - 2], &sb[..sb.len() - 2]);
     let lead = broadcast::shapes(&[la, lb])?;
     let (x, y) = (a.as_slice::<T>()?, b.as_slice::<T>()?);
-    let mut out = vec![T::zero(); lead.iter().product::<usize>() * m * n];
+    let mut out = vec![T::default(); lead.iter().product::<usize>() * m * n];
     let mut place = 0;
     let (stride_a, stride_b) = (broadcast::broadcast_strides(la, &lead), broadcast::broadcast_strides(lb, &lead));
     broadcast::for_each_offset(&lead, [&stride_a, &stride_b], |[i, j]| {
@@ -79,7 +85,7 @@ fn product<T: Element + num_traits::NumAssign>(a: &Tensor, b: &Tensor) -> Result
             let target = &mut out[place + row * n..place + (row + 1) * n];
             for (p, &scale) in x[row * k..(row + 1) * k].iter().enumerate() {
                 for (o, &v) in target.iter_mut().zip(&y[p * n..(p + 1) * n]) {
-                    *o += scale * v;
+                    *o = o.plus(scale.times(v));
                 }
             }
         }

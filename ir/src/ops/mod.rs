@@ -15,33 +15,44 @@ use crate::{DType, bail, ensure};
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
+pub mod activation;
 pub mod arithmetic;
 pub mod batch_norm;
+pub mod binary;
+pub mod bitwise;
 pub mod broadcast;
+pub mod cast;
+pub mod compare;
 pub mod concat;
 pub mod constant;
 pub mod conv;
+pub mod dropout;
 pub mod elementwise;
 pub mod emit;
 pub mod expand;
 pub mod gather;
+pub mod gemm;
+pub mod gradient;
 pub mod index;
 pub mod layer_norm;
 pub mod loss;
-pub mod gradient;
 pub mod matmul;
 #[cfg(test)]
 mod probe;
+pub mod random;
 pub mod range;
 pub mod real;
 pub mod reduce;
 pub mod reshape;
+pub mod select;
 pub mod shape;
 pub mod softmax;
 pub mod split;
 pub mod squeeze;
 pub mod transpose;
+pub mod unary;
 pub mod upgrade;
+pub mod variadic;
 pub mod window;
 
 pub use emit::Emit;
@@ -49,8 +60,20 @@ pub use gradient::{decompose_composites, gradients, has_gradient};
 
 /// The table of contents: every family of operators.
 pub const FAMILIES: &[&[OpDef]] = &[
-    elementwise::OPS,
+    // Elementwise.
+    unary::OPS,
+    activation::OPS,
+    binary::OPS,
+    variadic::OPS,
+    compare::OPS,
+    bitwise::OPS,
+    select::OPS,
+    cast::OPS,
+    // Products and random numbers.
     matmul::OPS,
+    gemm::OPS,
+    dropout::OPS,
+    random::OPS,
     // Movement.
     shape::OPS,
     reshape::OPS,
@@ -272,6 +295,12 @@ impl<'a> InferCx<'a> {
     pub fn set_dims(&mut self, slot: usize, dims: Vec<Dim>) {
         if let Some(Some(output)) = self.outputs.get_mut(slot) {
             output.dims = (dims.len() <= MAX_FACT_DIMS).then_some(dims);
+        }
+    }
+    /// Sets everything that is known of an output.
+    pub fn set_fact(&mut self, slot: usize, fact: Fact) {
+        if let Some(output) = self.outputs.get_mut(slot) {
+            *output = Some(fact);
         }
     }
     /// Sets an output to a known value.
