@@ -26,17 +26,23 @@ pub mod compare;
 pub mod concat;
 pub mod constant;
 pub mod conv;
+pub mod cumsum;
+pub mod depth_to_space;
 pub mod dropout;
 pub mod elementwise;
 pub mod emit;
 pub mod expand;
 pub mod gather;
+pub mod gather_nd;
 pub mod gemm;
 pub mod gradient;
 pub mod index;
 pub mod layer_norm;
 pub mod loss;
 pub mod matmul;
+pub mod nonzero;
+pub mod one_hot;
+pub mod pad;
 #[cfg(test)]
 mod probe;
 pub mod random;
@@ -44,12 +50,18 @@ pub mod range;
 pub mod real;
 pub mod reduce;
 pub mod reshape;
+pub mod reverse_sequence;
+pub mod scatter;
 pub mod select;
 pub mod shape;
+pub mod slice;
 pub mod softmax;
 pub mod split;
 pub mod squeeze;
+pub mod tile;
+pub mod topk;
 pub mod transpose;
+pub mod trilu;
 pub mod unary;
 pub mod upgrade;
 pub mod variadic;
@@ -85,6 +97,18 @@ pub const FAMILIES: &[&[OpDef]] = &[
     expand::OPS,
     constant::OPS,
     range::OPS,
+    slice::OPS,
+    pad::OPS,
+    tile::OPS,
+    gather_nd::OPS,
+    scatter::OPS,
+    one_hot::OPS,
+    depth_to_space::OPS,
+    trilu::OPS,
+    nonzero::OPS,
+    cumsum::OPS,
+    topk::OPS,
+    reverse_sequence::OPS,
     // Reductions, normalisation, losses, convolution, pools.
     reduce::OPS,
     softmax::OPS,
