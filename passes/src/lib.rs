@@ -3,11 +3,21 @@
 //! A pass is a name and a function on a model. The driver runs it on a snapshot, verifies what it made, times it, and
 //! on an error or a panic leaves the model as it was. This crate never runs a model.
 
+pub mod accumulate;
+pub mod autodiff;
+pub mod clip;
+pub mod cola;
 pub mod driver;
+pub mod extract_adapter;
+pub mod head;
+pub mod loss;
+pub mod merge;
 pub mod near;
+pub mod optimizer;
 pub mod options;
 pub mod pattern;
 pub mod registry;
+pub mod training;
 
 pub use driver::{Driver, PassReport, Report};
 pub use pattern::Patterns;
@@ -39,4 +49,18 @@ pub trait Pass {
 }
 
 /// One row per pass of this crate.
-const BUILTIN: &[fn() -> PassInfo] = &[];
+const BUILTIN: &[fn() -> PassInfo] = &[
+    || PassInfo::of::<cola::Cola>("cola", "tailoring", "insert chains of low-rank adapters; one link is LoRA"),
+    || PassInfo::of::<head::Head>("head", "tailoring", "put a new classifier or regressor on a value"),
+    || PassInfo::of::<loss::Loss>("loss", "training", "make the programs `step` and `eval` with a loss and labels"),
+    || PassInfo::of::<autodiff::Autodiff>("autodiff", "training", "add the gradients of every trainable parameter"),
+    || PassInfo::of::<clip::Clip>("clip", "training", "limit the norm of the gradients"),
+    || PassInfo::of::<accumulate::Accumulate>("accumulate", "training", "average gradients over several runs of a step"),
+    || PassInfo::of::<optimizer::Optimizer>("optimizer", "training", "turn gradients into updates: sgd, adamw, adagrad"),
+    || PassInfo::of::<merge::Merge>("merge", "interchange", "fold all adapters into the weights"),
+    || PassInfo::of::<extract_adapter::ExtractAdapter>(
+        "extract-adapter",
+        "interchange",
+        "write the adapters as a folder that PEFT loads",
+    ),
+];

@@ -1,0 +1,162 @@
+//! `autodiff`: reverse-mode differentiation of every training step: adds the nodes that compute the gradient of
+//! `loss` with respect to each trainable parameter, as outputs named `grad:<parameter>`.
+//!
+//! Before → after:
+//! ```text
+//! step: (x, label) => (loss)      step: (x, label) => (loss, grad:w, grad:b)
+//! ```
+//! Reverse mode: nodes are visited from the loss backwards; each operator's own rule ([`sartor_ir::ops`]) turns the
+//! gradients of its outputs into those of its inputs; gradients that meet at a value are added. Only nodes between a trainable
+//! parameter and the loss are visited, and only the inputs that lead to one get a gradient: frozen weights cost nothing and the backward pass ends at the
+//! lowest trained layer.
+//!
+//! Precondition: the programs have an output `loss` of one element. It refuses, naming *all* of them at once, operators on the way that have no gradient rule,
+//! and trainable parameters that the loss does not depend on. It does not differentiate twice.
+
+use crate::{Changed, Pass, training};
+use schemars::JsonSchema;
+use sartor_ir::ops::{self, Emit, Gradient};
+use sartor_ir::{Context, Error, Graph, Model, NodeId, Program, Result, Value, bail, ensure, infer};
+use serde::{Deserialize, Serialize};
+use std::collections::{HashMap, HashSet};
+
+/// The options (none), and the pass.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Autodiff {}
+
+impl Pass for Autodiff {
+    fn name(&self) -> &str {
+        "autodiff"
+    }
+
+    fn run(&self, model: &mut Model) -> Result<Changed> {
+        training::require_opset(model, "autodiff")?;
+        training::for_each_step(model, "autodiff", |_, program, model| differentiate(program, model))?;
+        Ok(Changed::Yes)
+    }
+}
+
+fn differentiate(program: &mut Program, model: &Model) -> Result<()> {
+    let graph = &mut program.graph;
+    let opset = model.opset();
+    ensure!(training::gradients(graph, "").is_err(), "the gradients are there already");
+    let params = training::trainables(graph, model);
+    ensure!(!params.is_empty(), "it has no trainable parameter: add some with `cola`, `head` or `freeze(trainable=…)`");
+    infer::infer_graph(graph, opset)?;
+    decompose_composites(graph, &params, opset)?;
+    let Some(loss) = graph.find_output("loss") else { bail!("it has no output \"loss\"") };
+    let needed = values_between(graph, &params, loss);
+    refuse_missing_rules(graph, &needed)?;
+    let grads = reverse_sweep(graph, &needed, loss, opset)?;
+    let missing: Vec<Error> = params
+        .iter()
+        .filter(|p| graph.find_param(p).is_none_or(|v| !grads.contains_key(&v)))
+        .map(|p| Error::msg(format!("the loss does not depend on the trainable parameter \"{p}\"")))
+        .collect();
+    Error::all(missing)?;
+    for param in &params {
+        if let Some(grad) = graph.find_param(param).and_then(|v| grads.get(&v).copied()) {
+            training::set_output(graph, &format!("{}{param}", training::GRAD), grad);
+        }
+    }
+    graph.remove_dead();
+    Ok(())
+}
+
+/// The floating-point values that depend on one of the parameters and that the loss depends on.
+fn values_between(graph: &Graph, params: &[String], loss: Value) -> HashSet<Value> {
+    let mut upstream: HashSet<NodeId> = HashSet::new();
+    let mut stack = vec![loss.node];
+    while let Some(id) = stack.pop() {
+        if upstream.insert(id) {
+            stack.extend(graph.node_inputs(id).into_iter().flatten().map(|v| v.node));
+        }
+    }
+    let mut between: HashSet<Value> = params.iter().filter_map(|p| graph.find_param(p)).collect();
+    for id in graph.topo_ops() {
+        let blocks = graph.node(id).op().and_then(ops::of).is_some_and(|d| matches!(d.grad, Gradient::Zero));
+        let depends = graph.node_inputs(id).into_iter().flatten().any(|v| between.contains(&v));
+        if depends && !blocks && upstream.contains(&id) {
+            between.extend(graph.node_outputs(id).filter(|&v| infer::is_float(graph.ty(v))));
+        }
+    }
+    between
+}
+
+/// Replaces the operators on the way whose gradient is that of their decomposition, until none is left.
+fn decompose_composites(graph: &mut Graph, params: &[String], opset: i64) -> Result<()> {
+    // A decomposition may hold composites itself; nesting is shallow.
+    for _ in 0..8 {
+        let Some(loss) = graph.find_output("loss") else { return Ok(()) };
+        let between = values_between(graph, params, loss);
+        let composite = |id: &NodeId| {
+            let def = graph.node(*id).op().and_then(ops::of);
+            let on_the_way = graph.node_outputs(*id).any(|v| between.contains(&v));
+            on_the_way && def.is_some_and(|d| matches!(d.grad, Gradient::Decompose))
+        };
+        let found: Vec<NodeId> = graph.topo_ops().into_iter().filter(composite).collect();
+        if found.is_empty() {
+            return Ok(());
+        }
+        for id in found {
+            let label = graph.node(id).label();
+            ops::decompose(graph, id, opset).context(|| label)?;
+        }
+    }
+    bail!("operators decompose into each other without end")
+}
+
+fn refuse_missing_rules(graph: &Graph, needed: &HashSet<Value>) -> Result<()> {
+    let mut errors = Vec::new();
+    for id in graph.topo_ops() {
+        let node = graph.node(id);
+        if !graph.node_outputs(id).any(|v| needed.contains(&v)) {
+            continue;
+        }
+        let rule = node.op().and_then(ops::of).map(|def| def.grad);
+        if matches!(rule, None | Some(Gradient::Missing)) {
+            let why = if rule.is_none() { "is not known" } else { "has no gradient rule" };
+            let text = format!("its operator {why}, and it stands between a trainable parameter and the loss");
+            errors.push(Error::msg(text).at(node.label()));
+        }
+    }
+    Error::all(errors)
+}
+
+fn reverse_sweep(
+    graph: &mut Graph,
+    needed: &HashSet<Value>,
+    loss: Value,
+    opset: i64,
+) -> Result<HashMap<Value, Value>> {
+    let mut order = graph.topo_ops();
+    order.reverse();
+    let mut emit = Emit::new(graph, opset);
+    emit.prefix = "/backward/".to_string();
+    let ty = emit.graph.ty(loss).and_then(|t| t.static_shape());
+    ensure!(ty.is_some_and(|s| s.iter().product::<usize>() == 1), "the loss is not a single number");
+    let mut grads = HashMap::from([(loss, emit.full_like(loss, 1.0)?)]);
+    for id in order {
+        let outputs: Vec<Option<Value>> = emit.graph.node_outputs(id).map(|v| grads.get(&v).copied()).collect();
+        if outputs.iter().all(Option::is_none) {
+            continue;
+        }
+        let inputs = emit.graph.node_inputs(id);
+        let wants: Vec<bool> = inputs.iter().map(|v| v.is_some_and(|v| needed.contains(&v))).collect();
+        if !wants.contains(&true) {
+            continue;
+        }
+        let label = emit.graph.node(id).label();
+        let found = ops::gradients(&mut emit, id, outputs, wants.clone()).context(|| format!("gradient of {label}"))?;
+        for ((input, grad), wanted) in inputs.into_iter().zip(found).zip(wants) {
+            let (Some(input), Some(grad), true) = (input, grad, wanted) else { continue };
+            let sum = match grads.get(&input) {
+                Some(&other) => emit.add(other, grad)?,
+                None => grad,
+            };
+            grads.insert(input, sum);
+        }
+    }
+    Ok(grads)
+}

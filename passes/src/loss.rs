@@ -1,0 +1,233 @@
+//! `loss`: makes the programs `step` and `eval` out of the inference graph: the same computation, a further input
+//! for the labels, and the output `loss`.
+//!
+//! Before → after, for `loss(kind="cross-entropy")`:
+//! ```text
+//! inference: (x) => (logits)        inference: unchanged
+//!                                   step: (x, label) => (loss)
+//!                                   eval: (x, label) => (loss, logits)
+//! ```
+//! Losses are means over the elements that count, as in PyTorch:
+//!
+//! | kind | logits | label | loss |
+//! |---|---|---|---|
+//! | `cross-entropy` | `[N, C, …]` or, for rank 3 and more, `[N, …, C]` with `class_axis = -1` | int64 `[N, …]` | `-log softmax(logits)[label]`, elements equal to `ignore_index` left out, smoothed by `label_smoothing` |
+//! | `mse` | any | same shape | `(logits - label)²` |
+//! | `bce` | any | same shape, 0…1 | `max(x, 0) - x·y + log(1 + exp(-abs x))` |
+//! | `causal-lm` | `[N, S, V]` | none: `input_ids` shifted by one, padding (by `attention_mask`) left out | cross-entropy |
+//!
+//! Precondition: the model is in the internal opset. It adds no gradients; that is `autodiff`.
+
+use crate::{Changed, Pass, training};
+use schemars::JsonSchema;
+use sartor_ir::ops::Emit;
+use sartor_ir::{
+    Attributes, DType, Dim, Graph, GraphOutput, Model, Operator, Program, Result, Tensor, Type, Value, bail, ensure,
+};
+use serde::{Deserialize, Serialize};
+
+/// The options, and the pass.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Loss {
+    /// Which loss.
+    pub kind: LossKind,
+    /// The name of the output that is compared with the labels; the model's only output if left out.
+    pub logits: Option<String>,
+    /// The name of the input for the labels.
+    pub label: String,
+    /// Labels of this value do not count.
+    pub ignore_index: i64,
+    /// The share of the probability that is spread evenly over all classes, in [0, 1).
+    pub label_smoothing: f32,
+    /// The axis of the classes: 1 as in ONNX, or -1.
+    pub class_axis: Option<i64>,
+}
+
+impl Default for Loss {
+    fn default() -> Loss {
+        Loss {
+            kind: LossKind::CrossEntropy,
+            logits: None,
+            label: "label".to_string(),
+            ignore_index: -100,
+            label_smoothing: 0.0,
+            class_axis: None,
+        }
+    }
+}
+
+/// Which loss.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum LossKind {
+    /// Softmax and negative log-likelihood of the label's class.
+    CrossEntropy,
+    /// Mean squared error.
+    Mse,
+    /// Binary cross-entropy of logits.
+    Bce,
+    /// Cross-entropy of the next token.
+    CausalLm,
+}
+
+impl Pass for Loss {
+    fn name(&self) -> &str {
+        "loss"
+    }
+
+    fn run(&self, model: &mut Model) -> Result<Changed> {
+        training::require_opset(model, "loss")?;
+        ensure!((0.0..1.0).contains(&self.label_smoothing), "label_smoothing is {}, expected 0 to 1", self.label_smoothing);
+        ensure!(!model.programs.contains_key("step"), "the model has a program \"step\" already");
+        let logits = self.find_logits(&model.graph)?;
+        let opset = model.opset();
+        for (name, with_logits) in [("step", false), ("eval", true)] {
+            let mut graph = model.graph.clone();
+            graph.name = name.to_string();
+            graph.outputs.clear();
+            let mut emit = Emit::new(&mut graph, opset);
+            emit.prefix = "/loss/".to_string();
+            let loss = self.emit_loss(&mut emit, logits.value)?;
+            graph.outputs.push(GraphOutput { name: "loss".to_string(), value: loss });
+            if with_logits {
+                graph.outputs.push(logits.clone());
+            }
+            graph.remove_dead();
+            model.programs.insert(name.to_string(), Program { graph, bindings: Vec::new() });
+        }
+        Ok(Changed::Yes)
+    }
+}
+
+impl Loss {
+    fn find_logits(&self, graph: &Graph) -> Result<GraphOutput> {
+        let names: Vec<&str> = graph.outputs.iter().map(|o| o.name.as_str()).collect();
+        match (&self.logits, graph.outputs.as_slice()) {
+            (None, [only]) => Ok(only.clone()),
+            (None, _) => bail!("the model has the outputs {}: name one as logits = \"…\"", names.join(", ")),
+            (Some(name), outputs) => match outputs.iter().find(|o| o.name == *name) {
+                Some(output) => Ok(output.clone()),
+                None => bail!("the model has no output \"{name}\"; its outputs are: {}", names.join(", ")),
+            },
+        }
+    }
+
+    fn emit_loss(&self, emit: &mut Emit, logits: Value) -> Result<Value> {
+        let dtype = emit.dtype(logits)?;
+        ensure!(dtype.is_float(), "the logits are {dtype}, expected floating point");
+        match self.kind {
+            LossKind::CrossEntropy => {
+                let logits = self.classes_second(emit, logits)?;
+                let mut shape = emit.shape(logits)?;
+                shape.remove(1);
+                let label = self.add_label(emit, DType::I64, shape)?;
+                self.cross_entropy(emit, logits, label)
+            }
+            LossKind::Mse => {
+                let label = self.add_label(emit, dtype, emit.shape(logits)?)?;
+                let difference = emit.sub(logits, label)?;
+                let square = emit.mul(difference, difference)?;
+                mean_of_all(emit, square)
+            }
+            LossKind::Bce => {
+                let label = self.add_label(emit, dtype, emit.shape(logits)?)?;
+                let loss = bce_with_logits(emit, logits, label)?;
+                mean_of_all(emit, loss)
+            }
+            LossKind::CausalLm => self.causal_lm(emit, logits),
+        }
+    }
+
+    fn add_label(&self, emit: &mut Emit, dtype: DType, shape: Vec<Dim>) -> Result<Value> {
+        ensure!(
+            !emit.graph.name_taken(&self.label),
+            "the graph has a value \"{}\" already; give the labels another name with label = \"…\"",
+            self.label
+        );
+        Ok(emit.graph.add_input(&self.label, Type::Tensor { dtype, shape: Some(shape) }))
+    }
+
+    /// The logits with the class axis in second place, where ONNX's loss wants it.
+    fn classes_second(&self, emit: &mut Emit, logits: Value) -> Result<Value> {
+        let rank = emit.rank(logits)?;
+        ensure!(rank >= 2, "cross-entropy needs logits [N, C, …], found rank {rank}");
+        let axis = emit.axis(logits, self.class_axis.unwrap_or(1))?;
+        if axis == 1 {
+            return Ok(logits);
+        }
+        let mut perm: Vec<usize> = (0..rank).filter(|&a| a != axis).collect();
+        perm.insert(1, axis);
+        emit.transpose(logits, &perm)
+    }
+
+    fn cross_entropy(&self, emit: &mut Emit, logits: Value, label: Value) -> Result<Value> {
+        let attrs = Attributes::new().with("ignore_index", self.ignore_index).with("reduction", "mean");
+        let op = Operator::onnx("SoftmaxCrossEntropyLoss", attrs);
+        if self.label_smoothing == 0.0 {
+            return Ok(emit.node(op, &[Some(logits), Some(label)], 1)?[0]);
+        }
+        let out = emit.node(op, &[Some(logits), Some(label)], 2)?;
+        let smoothing = f64::from(self.label_smoothing);
+        let spread = self.uniform_cross_entropy(emit, out[1], label)?;
+        let hard = emit.mul_scalar(out[0], 1.0 - smoothing)?;
+        let soft = emit.mul_scalar(spread, smoothing)?;
+        emit.add(hard, soft)
+    }
+
+    /// `mean over counting elements of mean over classes of -log p`.
+    fn uniform_cross_entropy(&self, emit: &mut Emit, log_prob: Value, label: Value) -> Result<Value> {
+        let mean = emit.reduce_mean(log_prob, &[1], false)?;
+        let ignored = emit.constant(Tensor::scalar(self.ignore_index));
+        let ignored = emit.op("Equal", &[label, ignored], Attributes::new())?;
+        let counts = emit.unary("Not", ignored)?;
+        let counts = emit.cast(counts, emit.dtype(mean)?)?;
+        let all: Vec<usize> = (0..emit.rank(counts)?).collect();
+        let kept = emit.mul(mean, counts)?;
+        let total = emit.reduce_sum(kept, &all, false)?;
+        let number = emit.reduce_sum(counts, &all, false)?;
+        let average = emit.div(total, number)?;
+        emit.unary("Neg", average)
+    }
+
+    fn causal_lm(&self, emit: &mut Emit, logits: Value) -> Result<Value> {
+        let Some(ids) = emit.graph.find_input("input_ids") else {
+            bail!("causal-lm predicts the next of `input_ids`, but the graph has no such input");
+        };
+        let shape = emit.shape(logits)?;
+        let [_, _, Dim::Known(classes)] = shape[..] else {
+            bail!("causal-lm needs logits [batch, sequence, vocabulary], found {:?}", emit.graph.ty(logits));
+        };
+        let predicted = slice_axis_1(emit, logits, 0, -1)?;
+        let mut next = slice_axis_1(emit, ids, 1, i64::MAX)?;
+        if let Some(mask) = emit.graph.find_input("attention_mask") {
+            let mask = slice_axis_1(emit, mask, 1, i64::MAX)?;
+            let kept = emit.cast(mask, DType::Bool)?;
+            let ignored = emit.constant(Tensor::scalar(self.ignore_index));
+            next = emit.select(kept, next, ignored)?;
+        }
+        let rows = emit.reshape(predicted, &[-1, classes])?;
+        let label = emit.reshape(next, &[-1])?;
+        self.cross_entropy(emit, rows, label)
+    }
+}
+
+fn slice_axis_1(emit: &mut Emit, value: Value, start: i64, end: i64) -> Result<Value> {
+    let (start, end, axis) = (emit.ints(&[start]), emit.ints(&[end]), emit.ints(&[1]));
+    emit.op("Slice", &[value, start, end, axis], Attributes::new())
+}
+
+fn mean_of_all(emit: &mut Emit, value: Value) -> Result<Value> {
+    let all: Vec<usize> = (0..emit.rank(value)?).collect();
+    emit.reduce_mean(value, &all, false)
+}
+
+fn bce_with_logits(emit: &mut Emit, x: Value, y: Value) -> Result<Value> {
+    let positive = emit.unary("Relu", x)?;
+    let product = emit.mul(x, y)?;
+    let linear = emit.sub(positive, product)?;
+    let magnitude = emit.unary("Abs", x)?;
+    let negative = emit.unary("Neg", magnitude)?;
+    let rest = emit.unary("Softplus", negative)?;
+    emit.add(linear, rest)
+}
