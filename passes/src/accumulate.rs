@@ -9,9 +9,9 @@
 
 use crate::training::{bind, zero_like};
 use crate::{Changed, Pass, training};
-use schemars::JsonSchema;
 use sartor_ir::ops::Emit;
 use sartor_ir::{Attributes, Model, Program, Result, Role, Tensor, Type, Value, ensure};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The options, and the pass.
@@ -45,7 +45,10 @@ impl Pass for Accumulate {
 
 impl Accumulate {
     fn gather(&self, name: &str, program: &mut Program, model: &mut Model) -> Result<()> {
-        ensure!(program.graph.find_input(training::LEARNING_RATE).is_none(), "the optimizer is there already: `accumulate` comes before it");
+        ensure!(
+            program.graph.find_input(training::LEARNING_RATE).is_none(),
+            "the optimizer is there already: `accumulate` comes before it"
+        );
         let opset = model.opset();
         let grads = training::gradients(&program.graph, "accumulate")?;
         let apply = self.count(name, program, model)?;

@@ -14,9 +14,9 @@
 //! and trainable parameters that the loss does not depend on. It does not differentiate twice.
 
 use crate::{Changed, Pass, training};
-use schemars::JsonSchema;
 use sartor_ir::ops::{self, Emit, Gradient};
 use sartor_ir::{Context, Error, Graph, Model, NodeId, Program, Result, Value, bail, ensure, infer};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
 
@@ -124,12 +124,7 @@ fn refuse_missing_rules(graph: &Graph, needed: &HashSet<Value>) -> Result<()> {
     Error::all(errors)
 }
 
-fn reverse_sweep(
-    graph: &mut Graph,
-    needed: &HashSet<Value>,
-    loss: Value,
-    opset: i64,
-) -> Result<HashMap<Value, Value>> {
+fn reverse_sweep(graph: &mut Graph, needed: &HashSet<Value>, loss: Value, opset: i64) -> Result<HashMap<Value, Value>> {
     let mut order = graph.topo_ops();
     order.reverse();
     let mut emit = Emit::new(graph, opset);

@@ -6,9 +6,9 @@
 //! Precondition: `autodiff` has run, `optimizer` has not.
 
 use crate::{Changed, Pass, training};
-use schemars::JsonSchema;
 use sartor_ir::ops::Emit;
 use sartor_ir::{Attributes, DType, Graph, Model, Result, Value, bail, ensure};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The options, and the pass.
@@ -34,7 +34,10 @@ impl Pass for Clip {
         ensure!(self.max_norm > 0.0, "max_norm is {}, expected a positive number", self.max_norm);
         let opset = model.opset();
         training::for_each_step(model, "clip", |_, program, _| {
-            ensure!(program.graph.find_input(training::LEARNING_RATE).is_none(), "the optimizer is there already: `clip` comes before it");
+            ensure!(
+                program.graph.find_input(training::LEARNING_RATE).is_none(),
+                "the optimizer is there already: `clip` comes before it"
+            );
             let graph = &mut program.graph;
             let norm = add_grad_norm(graph, opset, "clip")?;
             let grads = training::gradients(graph, "clip")?;

@@ -14,8 +14,8 @@
 use crate::cola::{Record, SiteKind, SiteRecord};
 use crate::{Changed, Pass};
 use safetensors::tensor::{Dtype, TensorView};
-use schemars::JsonSchema;
 use sartor_ir::{Context, DType, Error, Model, Result, Role, Tensor, bail, ensure};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -90,8 +90,10 @@ impl Adapter {
             "task_type": null,
             "base_model_name_or_path": "",
         });
-        let adapters: Vec<&String> = record.sites.iter().flat_map(|s| s.links.iter().flat_map(|l| [&l.a, &l.b])).collect();
-        let other = |(name, p): &(&String, &sartor_ir::Parameter)| p.role == Role::Trainable && !adapters.contains(name);
+        let adapters: Vec<&String> =
+            record.sites.iter().flat_map(|s| s.links.iter().flat_map(|l| [&l.a, &l.b])).collect();
+        let other =
+            |(name, p): &(&String, &sartor_ir::Parameter)| p.role == Role::Trainable && !adapters.contains(name);
         let head = model.params.iter().filter(other).map(|(n, p)| (n.clone(), p.tensor.clone())).collect();
         Ok(Adapter { config, tensors, head })
     }

@@ -10,10 +10,10 @@
 //! uniformly from ±1/√in as PyTorch's `Linear` does. It does not train anything.
 
 use crate::{Changed, Pass};
-use schemars::JsonSchema;
 use sartor_ir::ops::Emit;
 use sartor_ir::rng::Stream;
 use sartor_ir::{DType, Dim, GraphOutput, Model, Result, Role, Tensor, Type, Value, bail, ensure};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The options, and the pass.

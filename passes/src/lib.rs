@@ -55,12 +55,26 @@ const BUILTIN: &[fn() -> PassInfo] = &[
     || PassInfo::of::<loss::Loss>("loss", "training", "make the programs `step` and `eval` with a loss and labels"),
     || PassInfo::of::<autodiff::Autodiff>("autodiff", "training", "add the gradients of every trainable parameter"),
     || PassInfo::of::<clip::Clip>("clip", "training", "limit the norm of the gradients"),
-    || PassInfo::of::<accumulate::Accumulate>("accumulate", "training", "average gradients over several runs of a step"),
-    || PassInfo::of::<optimizer::Optimizer>("optimizer", "training", "turn gradients into updates: sgd, adamw, adagrad"),
+    || {
+        PassInfo::of::<accumulate::Accumulate>(
+            "accumulate",
+            "training",
+            "average gradients over several runs of a step",
+        )
+    },
+    || {
+        PassInfo::of::<optimizer::Optimizer>(
+            "optimizer",
+            "training",
+            "turn gradients into updates: sgd, adamw, adagrad",
+        )
+    },
     || PassInfo::of::<merge::Merge>("merge", "interchange", "fold all adapters into the weights"),
-    || PassInfo::of::<extract_adapter::ExtractAdapter>(
-        "extract-adapter",
-        "interchange",
-        "write the adapters as a folder that PEFT loads",
-    ),
+    || {
+        PassInfo::of::<extract_adapter::ExtractAdapter>(
+            "extract-adapter",
+            "interchange",
+            "write the adapters as a folder that PEFT loads",
+        )
+    },
 ];

@@ -19,11 +19,11 @@
 //! Precondition: the model is in the internal opset. It adds no gradients; that is `autodiff`.
 
 use crate::{Changed, Pass, training};
-use schemars::JsonSchema;
 use sartor_ir::ops::Emit;
 use sartor_ir::{
     Attributes, DType, Dim, Graph, GraphOutput, Model, Operator, Program, Result, Tensor, Type, Value, bail, ensure,
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The options, and the pass.
@@ -78,7 +78,11 @@ impl Pass for Loss {
 
     fn run(&self, model: &mut Model) -> Result<Changed> {
         training::require_opset(model, "loss")?;
-        ensure!((0.0..1.0).contains(&self.label_smoothing), "label_smoothing is {}, expected 0 to 1", self.label_smoothing);
+        ensure!(
+            (0.0..1.0).contains(&self.label_smoothing),
+            "label_smoothing is {}, expected 0 to 1",
+            self.label_smoothing
+        );
         ensure!(!model.programs.contains_key("step"), "the model has a program \"step\" already");
         let logits = self.find_logits(&model.graph)?;
         let opset = model.opset();

@@ -10,11 +10,11 @@
 
 use crate::cola::{Record, SiteRecord, delta, effective_weight};
 use crate::{Changed, Pass};
-use schemars::JsonSchema;
 use sartor_ir::ops::Emit;
 use sartor_ir::{
     Context, DType, Graph, GraphOutput, Model, NodeId, Parameter, Result, Role, Tensor, Type, Value, bail, eval,
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 
@@ -102,9 +102,11 @@ fn end_of_chain(graph: &Graph, site: &SiteRecord, node: NodeId) -> Result<Value>
     let mut value = Value { node, slot: 0 };
     for link in &site.links {
         let Some(b) = graph.find_param(&link.b) else { bail!("the adapter \"{}\" is no longer in the graph", link.b) };
-        let next = graph.uses(value).into_iter().map(|(reader, _)| reader).find(|&reader| {
-            graph.node(reader).is("Add") && depends_within(graph, reader, b.node, 8)
-        });
+        let next = graph
+            .uses(value)
+            .into_iter()
+            .map(|(reader, _)| reader)
+            .find(|&reader| graph.node(reader).is("Add") && depends_within(graph, reader, b.node, 8));
         match next {
             Some(reader) => value = Value { node: reader, slot: 0 },
             None => bail!("the adapter \"{}\" is no longer beside its operator", link.b),
@@ -116,5 +118,8 @@ fn end_of_chain(graph: &Graph, site: &SiteRecord, node: NodeId) -> Result<Value>
 /// Whether a node reads `from` through at most `steps` nodes.
 fn depends_within(graph: &Graph, node: NodeId, from: NodeId, steps: usize) -> bool {
     let inputs = graph.node_inputs(node);
-    inputs.into_iter().flatten().any(|v| v.node == from || (steps > 0 && depends_within(graph, v.node, from, steps - 1)))
+    inputs
+        .into_iter()
+        .flatten()
+        .any(|v| v.node == from || (steps > 0 && depends_within(graph, v.node, from, steps - 1)))
 }

@@ -20,9 +20,9 @@
 use crate::pattern::Patterns;
 use crate::training::{bind, zero_like};
 use crate::{Changed, Pass, clip, training};
-use schemars::JsonSchema;
 use sartor_ir::ops::Emit;
 use sartor_ir::{Attributes, Model, Program, Result, Role, Tensor, Type, Value, bail, ensure};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 

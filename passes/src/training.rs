@@ -14,7 +14,10 @@ pub const GRAD_NORM: &str = "grad_norm";
 /// Errors unless the model is in the internal opset or a newer one.
 pub fn require_opset(model: &Model, pass: &str) -> Result<()> {
     let opset = model.opset();
-    ensure!(opset >= OPSET, "`{pass}` needs opset {OPSET} or newer, the model has {opset}: run the pass `upgrade` first");
+    ensure!(
+        opset >= OPSET,
+        "`{pass}` needs opset {OPSET} or newer, the model has {opset}: run the pass `upgrade` first"
+    );
     Ok(())
 }
 
@@ -45,11 +48,8 @@ pub fn for_each_step(
 
 /// The gradients of a step: the parameter's name and the value. An error if there are none.
 pub fn gradients(graph: &Graph, pass: &str) -> Result<Vec<(String, Value)>> {
-    let grads: Vec<(String, Value)> = graph
-        .outputs
-        .iter()
-        .filter_map(|o| Some((o.name.strip_prefix(GRAD)?.to_string(), o.value)))
-        .collect();
+    let grads: Vec<(String, Value)> =
+        graph.outputs.iter().filter_map(|o| Some((o.name.strip_prefix(GRAD)?.to_string(), o.value))).collect();
     if grads.is_empty() {
         bail!("`{pass}` works on gradients, but there are none: run the pass `autodiff` first");
     }

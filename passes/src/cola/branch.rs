@@ -6,13 +6,7 @@ use sartor_ir::ops::Emit;
 use sartor_ir::{Attributes, Graph, Model, NodeId, Operator, Result, Type, Value, bail, ensure};
 
 /// Adds the branches of these links to an operator: everybody who read its output reads the sum.
-pub(super) fn insert(
-    graph: &mut Graph,
-    model: &Model,
-    site: &SiteRecord,
-    node: NodeId,
-    links: &[usize],
-) -> Result<()> {
+pub(super) fn insert(graph: &mut Graph, model: &Model, site: &SiteRecord, node: NodeId, links: &[usize]) -> Result<()> {
     let base = Value { node, slot: 0 };
     let Some(data) = graph.input(node, site.kind.data_slot()) else { bail!("node \"{}\" has no input", site.node) };
     let mut emit = Emit::new(graph, model.opset());
@@ -78,13 +72,7 @@ fn branch(
 
 /// The update of the weight that a link stands for, in the weight's own `shape`: `s · A · B`, transposed or reshaped
 /// as the operator reads it.
-pub fn delta(
-    emit: &mut Emit,
-    model: &Model,
-    site: &SiteRecord,
-    link: &LinkRecord,
-    shape: &[usize],
-) -> Result<Value> {
+pub fn delta(emit: &mut Emit, model: &Model, site: &SiteRecord, link: &LinkRecord, shape: &[usize]) -> Result<Value> {
     let (a, b) = (param(emit, model, &link.a)?, param(emit, model, &link.b)?);
     let product = match site.kind {
         SiteKind::MatMul | SiteKind::Gemm | SiteKind::Gather => emit.matmul(a, b)?,

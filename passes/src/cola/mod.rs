@@ -30,11 +30,9 @@ pub use record::{LinkRecord, Record, SiteRecord};
 pub use site::{Site, SiteKind, effective_weight, find_sites};
 
 use crate::{Changed, Pass, training};
-use schemars::JsonSchema;
 use sartor_ir::ops::Emit;
-use sartor_ir::{
-    Binding, Context, Graph, GraphOutput, Model, Program, Result, Role, Tensor, Type, ensure, infer,
-};
+use sartor_ir::{Binding, Context, Graph, GraphOutput, Model, Program, Result, Role, Tensor, Type, ensure, infer};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The options, and the pass.
@@ -158,7 +156,10 @@ fn insert_links(graph: &mut Graph, model: &Model, record: &Record, links: &[usiz
 
 /// Replaces `step` by `step.0`, `knot.1`, `step.1`, ….
 fn split_step(model: &mut Model, step: Program, record: &Record, links: usize) -> Result<()> {
-    ensure!(step.bindings.is_empty(), "a chain is inserted before `optimizer`: its links have optimizer states of their own");
+    ensure!(
+        step.bindings.is_empty(),
+        "a chain is inserted before `optimizer`: its links have optimizer states of their own"
+    );
     for j in 0..links {
         let mut graph = step.graph.clone();
         graph.name = format!("step.{j}");

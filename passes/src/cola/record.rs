@@ -55,7 +55,9 @@ impl Record {
         for link in record.sites.iter().flat_map(|s| &s.links) {
             for param in [&link.a, &link.b] {
                 if !model.params.contains_key(param) {
-                    bail!("the model's metadata \"{KEY}\" names the parameter \"{param}\", which the model does not have");
+                    bail!(
+                        "the model's metadata \"{KEY}\" names the parameter \"{param}\", which the model does not have"
+                    );
                 }
             }
         }
