@@ -8,7 +8,6 @@ use super::names::defined_names;
 use super::programs::INIT_PREFIX;
 use super::proto::{self, *};
 use super::roles::{ROLES_KEY, default_role, write_roles};
-use super::tensor::write_tensor;
 use crate::SARTOR_DOMAIN;
 use crate::attr::Attribute;
 use crate::error::{Context, Result};
@@ -25,10 +24,8 @@ const TRAINING_IR: i64 = 7;
 
 /// Makes the message of a model. Tensors' bytes are shared, not copied.
 pub(super) fn export(model: &Model) -> Result<ModelProto> {
-    let params = |name: &str| model.params.get(name).map(|p| &p.tensor);
-    let mut exporter = GraphExporter { params: &params, outside: None, domains: HashSet::new() };
-    let mut graph = exporter.write(&model.graph, Place::Main, &[])?;
-    add_unread_params(&mut graph, model);
+    let mut exporter = GraphExporter { params: &model.params, outside: None, domains: HashSet::new() };
+    let graph = exporter.write(&model.graph, Place::Main, &[])?;
     let functions = model.functions.iter().map(|f| write_function(f, &mut exporter)).collect::<Result<_>>()?;
     let outside = outside(&graph, &model.graph);
     let mut exporter = GraphExporter { outside: Some((&outside, "")), ..exporter };
@@ -59,14 +56,6 @@ pub(super) fn export(model: &Model) -> Result<ModelProto> {
         functions,
         configuration: extra.configuration,
     })
-}
-
-/// Parameters that the inference graph has no node for.
-fn add_unread_params(graph: &mut GraphProto, model: &Model) {
-    let written: HashSet<&str> = graph.initializer.iter().map(|t| t.name.as_str()).collect();
-    let missing = model.params.iter().filter(|(name, _)| !written.contains(name.as_str()));
-    let missing: Vec<TensorProto> = missing.map(|(name, p)| write_tensor(name, &p.tensor)).collect();
-    graph.initializer.extend(missing);
 }
 
 fn outside(proto: &GraphProto, graph: &Graph) -> Outside {

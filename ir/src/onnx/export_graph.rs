@@ -12,6 +12,7 @@ use super::types::{read_type, write_type};
 use crate::attr::Attribute;
 use crate::error::{Context, Error, Result};
 use crate::graph::{Graph, Node, NodeId, NodeKind, Operator, Value};
+use crate::model::Parameter;
 use crate::tensor::Tensor;
 use crate::types::Type;
 use crate::{bail, ensure};
@@ -47,7 +48,7 @@ pub(super) struct Outside {
 /// Writes graphs; see the [module](self).
 pub(super) struct GraphExporter<'a> {
     /// The parameters by name.
-    pub params: &'a dyn Fn(&str) -> Option<&'a Tensor>,
+    pub params: &'a IndexMap<String, Parameter>,
     /// For a program, the inference graph around it, and the program's name.
     pub outside: Option<(&'a Outside, &'a str)>,
     /// The domains of the operators that were written.
@@ -81,6 +82,9 @@ impl<'a> GraphExporter<'a> {
             self.write_node(&mut sheet, id).context(|| graph.node(id).label())?;
         }
         sheet.write_aliases();
+        if place == Place::Main {
+            self.write_unread_params(&mut sheet);
+        }
         self.domains.extend((!sheet.aliases.is_empty()).then(String::new));
         sheet.write_extra()?;
         Ok(sheet.out)
@@ -140,29 +144,12 @@ impl<'a> GraphExporter<'a> {
     fn name_outputs(&self, sheet: &mut Sheet) -> Result<()> {
         let graph = sheet.graph;
         for output in &graph.outputs {
-            let name = self.outside_name(&output.name);
-            let node = graph.node(output.value.node);
-            let own =
-                node.op().is_some() || (node.constant().is_some() && graph.value_name(output.value) == output.name);
-            let named = sheet.names.get(&output.value);
-            let passed_through = matches!(node.kind, NodeKind::Capture(_));
-            let free = !sheet.taken.contains(&name);
-            let name = if named == Some(&name) && !passed_through {
-                name
-            } else if named.is_none() && own && free {
-                sheet.names.insert(output.value, name.clone());
-                name
-            } else {
-                // The outputs of a subgraph are told apart by their places, not by their names.
-                let name = if free || sheet.place != Place::Inner { name } else { sheet.fresh(&name) };
-                let taken = sheet.taken.contains(&name) && free;
-                ensure!(!taken && (free || sheet.place == Place::Inner), "the name of the output \"{name}\" is taken");
-                sheet.aliases.push((output.value, name.clone()));
-                name
+            let wished = self.outside_name(&output.name);
+            let name = match sheet.can_be_named(output.value, &wished) {
+                true => wished,
+                false => sheet.alias(output.value, wished)?,
             };
-            sheet.taken.insert(name.clone());
-            let ty = graph.ty(output.value);
-            sheet.out.output.push(value_info(&name, ty));
+            sheet.out.output.push(value_info(&name, graph.ty(output.value)));
         }
         Ok(())
     }
@@ -191,16 +178,23 @@ impl<'a> GraphExporter<'a> {
             NodeKind::Input | NodeKind::Capture(_) => {}
             NodeKind::Const(tensor) => self.write_constant(sheet, value, tensor),
             NodeKind::Param(name) => match sheet.place {
-                Place::Main => match (self.params)(name) {
-                    Some(tensor) => sheet.out.initializer.push(write_tensor(name, tensor)),
+                Place::Main => match self.params.get(name) {
+                    Some(param) => sheet.out.initializer.push(write_tensor(name, &param.tensor)),
                     None => bail!("the model has no parameter \"{name}\""),
                 },
-                Place::Program => ensure!((self.params)(name).is_some(), "the model has no parameter \"{name}\""),
+                Place::Program => ensure!(self.params.contains_key(name), "the model has no parameter \"{name}\""),
                 _ => bail!("parameters cannot stand in subgraphs and functions"),
             },
             NodeKind::Op(op) => self.write_operator(sheet, id, op)?,
         }
         Ok(())
+    }
+    /// Parameters that only programs read, or nobody.
+    fn write_unread_params(&self, sheet: &mut Sheet) {
+        let written: HashSet<&str> = sheet.out.initializer.iter().map(|t| t.name.as_str()).collect();
+        let missing = self.params.iter().filter(|(name, _)| !written.contains(name.as_str()));
+        let missing: Vec<TensorProto> = missing.map(|(name, p)| write_tensor(name, &p.tensor)).collect();
+        sheet.out.initializer.extend(missing);
     }
     fn write_constant(&mut self, sheet: &mut Sheet, value: Value, tensor: &Tensor) {
         let name = sheet.name(value).to_string();
@@ -324,6 +318,33 @@ impl<'g> Sheet<'g> {
                 return name;
             }
         }
+    }
+    /// Whether a value can have this name, the public one of an output; then it has it from now on.
+    fn can_be_named(&mut self, value: Value, name: &str) -> bool {
+        let node = self.graph.node(value.node);
+        match self.names.get(&value) {
+            // A subgraph must not return a value from outside as it is.
+            Some(own) => own == name && !matches!(node.kind, NodeKind::Capture(_)),
+            None => {
+                let free = node.op().is_some() || self.graph.value_name(value) == name;
+                let named = free && self.taken.insert(name.to_string());
+                if named {
+                    self.names.insert(value, name.to_string());
+                }
+                named
+            }
+        }
+    }
+    /// Lets an `Identity` make the public name of an output. The outputs of a subgraph are told apart by their places,
+    /// so there another name will do.
+    fn alias(&mut self, value: Value, wished: String) -> Result<String> {
+        let name = match self.place {
+            Place::Inner => self.fresh(&wished),
+            _ if self.taken.insert(wished.clone()) => wished,
+            _ => bail!("the name of the output \"{wished}\" is taken"),
+        };
+        self.aliases.push((value, name.clone()));
+        Ok(name)
     }
     fn write_aliases(&mut self) {
         for (value, output) in &self.aliases {

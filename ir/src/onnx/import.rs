@@ -25,7 +25,10 @@ const OLDEST_IR: i64 = 4;
 
 /// Makes a model of a message.
 pub(super) fn import(proto: ModelProto, files: &ExternalFiles) -> Result<Model> {
-    let Some(main) = proto.graph else { bail!("the model has no graph") };
+    let Some(mut main) = proto.graph else { bail!("the model has no graph") };
+    if proto.ir_version < OLDEST_IR {
+        drop_initializer_inputs(&mut main);
+    }
     let opsets = read_opsets(proto.opset_import, proto.ir_version)?;
     let mut meta = proto::pairs(proto.metadata_props);
     let mut params = Params::new(&main, &proto.training_info, take_entry(&mut meta, ROLES_KEY))?;
@@ -50,6 +53,12 @@ pub(super) fn import(proto: ModelProto, files: &ExternalFiles) -> Result<Model> 
     let extra = ModelProto { configuration: proto.configuration, ..ModelProto::default() };
     model.extra = Bytes::from(extra.encode_to_vec());
     Ok(model)
+}
+
+/// Before IR version 4 every initializer had to be an input too, which says nothing about it.
+fn drop_initializer_inputs(graph: &mut GraphProto) {
+    let given: HashSet<&str> = graph.initializer.iter().map(|t| t.name.as_str()).collect();
+    graph.input.retain(|input| !given.contains(input.name.as_str()));
 }
 
 /// The parameters, while the initializers are read.

@@ -16,13 +16,15 @@ pub struct Limits {
     pub messages: usize,
     /// Bytes of memory that decoding may take, tensors' raw data not counted (they stay in the file).
     pub decoded_bytes: usize,
+    /// How many more of them for each byte of the file (numbers in typed fields grow up to eightfold).
+    pub decoded_per_byte: usize,
     /// Subgraphs inside subgraphs.
     pub nested_graphs: usize,
 }
 
 impl Default for Limits {
     fn default() -> Limits {
-        Limits { messages: 16 << 20, decoded_bytes: 2 << 30, nested_graphs: 32 }
+        Limits { messages: 16 << 20, decoded_bytes: 512 << 20, decoded_per_byte: 8, nested_graphs: 32 }
     }
 }
 
@@ -208,11 +210,12 @@ impl Walk<'_> {
         }
     }
     fn check_budget(&self) -> Result<()> {
-        let Limits { messages, decoded_bytes, .. } = self.limits;
+        let Limits { messages, decoded_bytes, decoded_per_byte, .. } = self.limits;
+        let budget = decoded_per_byte.saturating_mul(self.bytes.len()).saturating_add(*decoded_bytes);
         ensure!(self.messages <= *messages, "the file holds more than {messages} protobuf messages");
         ensure!(
-            self.cost <= *decoded_bytes,
-            "decoding the file would take more than {decoded_bytes} bytes of memory besides its tensors"
+            self.cost <= budget,
+            "decoding the file would take more than {budget} bytes of memory besides its tensors"
         );
         Ok(())
     }

@@ -1,0 +1,167 @@
+//! Reading and writing real files: import ∘ export is the identity on every model that `tests/assets/fetch.sh` brings,
+//! an independent decoder reads what we write (and we what it writes), ONNX's checker accepts it, and ONNX Runtime
+//! computes bit-equal outputs from it.
+
+use onnx_protobuf::Message;
+use sartor_ir::Model;
+use sartor_ir::onnx::{self, ExternalData, SaveOptions};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+fn cache() -> PathBuf {
+    let home = std::env::var_os("HOME").map(PathBuf::from).expect("HOME is set");
+    std::env::var_os("SARTOR_CACHE").map_or(home.join(".cache/sartor"), PathBuf::from)
+}
+
+/// All models of a folder of the assets, those in its folders included, sorted.
+fn models_in(folder: &str) -> Vec<PathBuf> {
+    let root = cache().join("assets").join(folder);
+    let mut found = Vec::new();
+    let mut folders = vec![root.clone()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).into_iter().flatten().map(|e| e.unwrap().path()) {
+            if entry.is_dir() {
+                folders.push(entry);
+            } else if entry.extension().is_some_and(|e| e == "onnx") {
+                found.push(entry);
+            }
+        }
+    }
+    found.sort();
+    assert!(!found.is_empty(), "no models in {}: run tests/assets/fetch.sh", root.display());
+    found
+}
+
+fn real_models() -> Vec<PathBuf> {
+    let names = [
+        "paraphrase-MiniLM-L3-v2.onnx",
+        "ppocr_cls.onnx",
+        "minilm-l6-ts17.onnx",
+        "minilm-l6-dynamo20.onnx",
+        "mobilenetv2-ts17.onnx",
+        "mobilenetv2-dynamo20.onnx",
+        "bert-base.onnx",
+    ];
+    let paths = names.map(|name| cache().join("assets").join(name));
+    for path in &paths {
+        assert!(path.exists(), "{} is missing: run tests/assets/fetch.sh", path.display());
+    }
+    paths.to_vec()
+}
+
+#[track_caller]
+fn assert_same(a: &Model, b: &Model, path: &Path) {
+    let graphs = a.graph.differences(&b.graph);
+    assert_eq!(graphs, None, "{}", path.display());
+    assert!(a == b, "{}: the models differ outside their inference graphs", path.display());
+}
+
+/// import ∘ export = identity, and export is stable to the byte.
+fn check_laws(path: &Path) -> Result<(Model, Vec<u8>), String> {
+    let model = onnx::load(path).map_err(|e| e.to_string())?;
+    let bytes = onnx::to_bytes(&model).map_err(|e| e.to_string())?;
+    let again = onnx::from_bytes(bytes.clone().into(), path.parent()).map_err(|e| e.to_string())?;
+    assert_same(&model, &again, path);
+    let second = onnx::to_bytes(&again).map_err(|e| e.to_string())?;
+    assert!(bytes == second, "{}: the second export differs from the first", path.display());
+    Ok((model, bytes))
+}
+
+/// The decoder of another implementation reads our bytes completely, and we read what it writes.
+fn check_other_decoder(model: &Model, bytes: &[u8], path: &Path) {
+    let other = onnx_protobuf::ModelProto::parse_from_bytes(bytes).unwrap();
+    assert_eq!(other.graph.node.len(), onnx_node_count(model), "{}", path.display());
+    let written = other.write_to_bytes().unwrap();
+    let back = onnx::from_bytes(written.into(), None).unwrap();
+    assert_same(model, &back, path);
+}
+
+fn onnx_node_count(model: &Model) -> usize {
+    model.graph.op_count()
+}
+
+#[test]
+fn real_models_survive() {
+    for path in real_models() {
+        let (model, bytes) = check_laws(&path).unwrap();
+        if bytes.len() < 100 << 20 {
+            check_other_decoder(&model, &bytes, &path);
+        }
+    }
+}
+
+#[test]
+fn models_of_the_onnx_suite_survive() {
+    let mut failures = Vec::new();
+    let mut count = 0;
+    for path in ["onnx/light", "onnx/simple", "onnx/pytorch-converted", "onnx/pytorch-operator", "onnx/node"]
+        .into_iter()
+        .flat_map(models_in)
+    {
+        match check_laws(&path) {
+            Ok((model, bytes)) => check_other_decoder(&model, &bytes, &path),
+            Err(e) => failures.push(e),
+        }
+        count += 1;
+    }
+    assert!(failures.is_empty(), "{} of {count} failed:\n{}", failures.len(), failures.join("\n"));
+    assert!(count > 1900, "{count} models, expected all of them");
+}
+
+fn python(script: &str) -> Command {
+    let python = cache().join("venv/bin/python");
+    assert!(python.exists(), "{} is missing: run tests/assets/fetch.sh", python.display());
+    let mut command = Command::new(python);
+    command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("peers").join(script));
+    command
+}
+
+#[track_caller]
+fn succeeds(command: &mut Command) {
+    let output = command.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{command:?}:\n{text}\n{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn the_checker_and_onnx_runtime_agree() {
+    let dir = tempfile::tempdir().unwrap();
+    let small = real_models().into_iter().filter(|p| !p.ends_with("bert-base.onnx"));
+    for (i, path) in small.enumerate() {
+        let written = dir.path().join(format!("{i}.onnx"));
+        onnx::save(&onnx::load(&path).unwrap(), &written, &SaveOptions::default()).unwrap();
+        succeeds(python("check_onnx.py").arg(&written));
+        succeeds(python("compare_ort.py").args([&path, &written]));
+    }
+}
+
+#[test]
+fn the_checker_accepts_the_suite() {
+    let dir = tempfile::tempdir().unwrap();
+    let folders = ["onnx/light", "onnx/pytorch-converted", "onnx/pytorch-operator"];
+    let mut written = Vec::new();
+    for (i, path) in folders.into_iter().flat_map(models_in).enumerate() {
+        written.push(dir.path().join(format!("{i}.onnx")));
+        onnx::save(&onnx::load(&path).unwrap(), &written[i], &SaveOptions::default()).unwrap();
+    }
+    succeeds(python("check_onnx.py").args(&written));
+}
+
+#[test]
+fn external_data_survives() {
+    let path = &real_models()[0];
+    let model = onnx::load(path).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let written = dir.path().join("m.onnx");
+    let options = SaveOptions { external_data: Some(ExternalData::default()) };
+    onnx::save(&model, &written, &options).unwrap();
+    let sizes = ["m.onnx", "m.onnx.data"].map(|n| std::fs::metadata(dir.path().join(n)).unwrap().len());
+    assert!(sizes[0] < 1 << 20 && sizes[1] > 60 << 20, "{sizes:?}");
+    assert_same(&model, &onnx::load(&written).unwrap(), &written);
+    // Over itself, while its tensors are windows on the old files.
+    let external = onnx::load(&written).unwrap();
+    onnx::save(&external, &written, &options).unwrap();
+    assert_same(&model, &onnx::load(&written).unwrap(), &written);
+    succeeds(python("check_onnx.py").arg(&written));
+    succeeds(python("compare_ort.py").args([path, &written]));
+}
