@@ -16,7 +16,7 @@ use super::{CostCx, EvalCx, GradCx, Gradient, InferCx, OpDef, Sample};
 use crate::error::Result;
 use crate::graph::{Operator, Value};
 use crate::rng::Draw;
-use crate::{Attributes, Dim, Tensor, bail, ensure};
+use crate::{Attributes, Dim, Tensor, ensure};
 
 /// The rows of this file.
 pub const OPS: &[OpDef] = &[
@@ -55,12 +55,12 @@ pub const OPS: &[OpDef] = &[
 ];
 
 /// One multiply-add per weight of one filter and element of y.
-pub(super) fn flops(_: &CostCx, weight: &[usize], outputs: u64) -> u64 {
+pub(crate) fn flops(_: &CostCx, weight: &[usize], outputs: u64) -> u64 {
     2 * outputs * weight.iter().skip(1).map(|&d| d as u64).product::<u64>()
 }
 
 /// The spatial extents of a weight, where all are known.
-pub(super) fn kernel_of(weight: Option<&[Dim]>) -> Option<Vec<usize>> {
+pub(crate) fn kernel_of(weight: Option<&[Dim]>) -> Option<Vec<usize>> {
     let spatial = weight?.get(2..)?;
     spatial.iter().map(|d| d.known().and_then(|d| usize::try_from(d).ok())).collect()
 }
@@ -94,7 +94,7 @@ fn infer(cx: &mut InferCx) -> Result<()> {
 }
 
 /// The output has the type of input 0 and the shape that an integer input holds.
-pub(super) fn infer_from_shape_input(cx: &mut InferCx, slot: usize) -> Result<()> {
+pub(crate) fn infer_from_shape_input(cx: &mut InferCx, slot: usize) -> Result<()> {
     let (dtype, shape) = (cx.dtype(0)?, cx.dims(slot).map(<[Dim]>::to_vec));
     let rank = cx.shape(slot).and_then(|s| s.first()?.known()).and_then(|n| usize::try_from(n).ok());
     let unknown = rank.filter(|&n| n <= super::MAX_FACT_DIMS).map(|n| vec![Dim::Unknown; n]);
@@ -103,7 +103,7 @@ pub(super) fn infer_from_shape_input(cx: &mut InferCx, slot: usize) -> Result<()
 }
 
 /// Everything about one convolution in numbers.
-pub(super) struct Geometry {
+pub(crate) struct Geometry {
     pub batch: usize,
     pub groups: usize,
     /// Channels of x in one group.
@@ -236,7 +236,7 @@ fn eval(cx: &EvalCx, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>> {
 }
 
 /// Adds to every channel its element of the bias.
-pub(super) fn add_bias(y: &mut [f64], bias: &[f64], places: usize, channels: usize) -> Result<()> {
+pub(crate) fn add_bias(y: &mut [f64], bias: &[f64], places: usize, channels: usize) -> Result<()> {
     ensure!(bias.len() == channels, "the bias has {} elements for {channels} channels", bias.len());
     for (channel, line) in y.chunks_mut(places.max(1)).enumerate() {
         line.iter_mut().for_each(|v| *v += bias[channel % channels]);
@@ -276,19 +276,19 @@ fn grad(cx: &mut GradCx) -> Result<Vec<Option<Value>>> {
 }
 
 /// `ConvInputGrad` in the shape of `x`, as a node.
-pub(super) fn input_grad(cx: &mut GradCx, attrs: Attributes, dy: Value, w: Value, x: Value) -> Result<Value> {
+pub(crate) fn input_grad(cx: &mut GradCx, attrs: Attributes, dy: Value, w: Value, x: Value) -> Result<Value> {
     let shape = cx.emit.shape_of(x)?;
     cx.emit.sartor("ConvInputGrad", &[dy, w, shape], attrs)
 }
 
 /// `ConvWeightGrad` in the shape of `w`, as a node.
-pub(super) fn weight_grad(cx: &mut GradCx, attrs: Attributes, dy: Value, x: Value, w: Value) -> Result<Value> {
+pub(crate) fn weight_grad(cx: &mut GradCx, attrs: Attributes, dy: Value, x: Value, w: Value) -> Result<Value> {
     let shape = cx.emit.shape_of(w)?;
     cx.emit.sartor("ConvWeightGrad", &[dy, x, shape], attrs)
 }
 
 /// dy summed over everything but the channels.
-pub(super) fn bias_grad(cx: &mut GradCx, dy: Value) -> Result<Value> {
+pub(crate) fn bias_grad(cx: &mut GradCx, dy: Value) -> Result<Value> {
     let axes: Vec<usize> = (0..cx.emit.rank(dy)?).filter(|&a| a != 1).collect();
     cx.emit.reduce_sum(dy, &axes, false)
 }

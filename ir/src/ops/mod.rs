@@ -26,6 +26,7 @@ pub mod compare;
 pub mod concat;
 pub mod constant;
 pub mod conv;
+pub mod conv_transpose;
 pub mod cumsum;
 pub mod depth_to_space;
 pub mod dropout;
@@ -35,14 +36,17 @@ pub mod expand;
 pub mod gather;
 pub mod gather_nd;
 pub mod gemm;
+pub mod global_pool;
 pub mod gradient;
 pub mod index;
 pub mod layer_norm;
 pub mod loss;
 pub mod matmul;
 pub mod nonzero;
+pub mod norms;
 pub mod one_hot;
 pub mod pad;
+pub mod pool;
 #[cfg(test)]
 mod probe;
 pub mod random;
@@ -115,7 +119,11 @@ pub const FAMILIES: &[&[OpDef]] = &[
     layer_norm::OPS,
     batch_norm::OPS,
     loss::OPS,
+    norms::OPS,
     conv::OPS,
+    conv_transpose::OPS,
+    pool::OPS,
+    global_pool::OPS,
 ];
 
 /// One operator's behaviour.

@@ -18,7 +18,7 @@
 //! attribute.
 
 use super::real::{kept, kept_dims, optional, reals, required, rounded};
-use super::{CostCx, EvalCx, GradCx, Gradient, InferCx, OpDef, Sample, UpgradeFn, broadcast, normal_axis};
+use super::{CostCx, EvalCx, GradCx, Gradient, InferCx, OpDef, Sample, UpgradeFn, broadcast, normal_axis, upgrade};
 use crate::error::Result;
 use crate::graph::{Graph, NodeId, Operator, Value};
 use crate::rng::Draw;
@@ -321,14 +321,7 @@ fn other_products(cx: &mut GradCx, x: Value, axes: &[usize]) -> Result<Value> {
 
 /// The attribute `axes` becomes an input.
 fn axes_to_input(graph: &mut Graph, id: NodeId) -> Result<()> {
-    let Some(op) = graph.node_mut(id).op_mut() else { return Ok(()) };
-    let axes = op.attrs.get_ints("axes")?.map(Tensor::from_i64s);
-    op.attrs.remove("axes");
-    if let Some(axes) = axes {
-        let axes = graph.add_const("axes", axes);
-        graph.set_input(id, 1, Some(axes));
-    }
-    Ok(())
+    upgrade::ints_to_input(graph, id, "axes", 1)
 }
 
 fn sample(draw: &mut Draw, name: &str, kind: Kind) -> Sample {
