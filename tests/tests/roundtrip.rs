@@ -3,8 +3,8 @@
 //! computes bit-equal outputs from it.
 
 use onnx_protobuf::Message;
-use sartor_ir::Model;
 use sartor_ir::onnx::{self, ExternalData, SaveOptions};
+use sartor_ir::{Model, Program, Role};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -164,4 +164,47 @@ fn external_data_survives() {
     assert_same(&model, &onnx::load(&written).unwrap(), &written);
     succeeds(python("check_onnx.py").arg(&written));
     succeeds(python("compare_ort.py").args([path, &written]));
+}
+
+#[test]
+fn the_checker_accepts_programs() {
+    let dir = tempfile::tempdir().unwrap();
+    for (i, path) in real_models()[..2].iter().enumerate() {
+        let mut model = onnx::load(path).unwrap();
+        // A program that shares every name with the inference graph.
+        let mut graph = model.graph.clone();
+        graph.name = "copy".to_string();
+        model.programs.insert("copy".to_string(), Program { graph, bindings: Vec::new() });
+        let written = dir.path().join(format!("{i}.onnx"));
+        onnx::save(&model, &written, &SaveOptions::default()).unwrap();
+        let growth = std::fs::metadata(&written).unwrap().len()
+            - onnx::to_bytes(&onnx::load(path).unwrap()).unwrap().len() as u64;
+        assert!(growth < 1 << 20, "parameters and constants stand in the file once, but it grew by {growth} bytes");
+        let back = onnx::load(&written).unwrap();
+        assert_same(&model, &back, &written);
+        assert!(back.params.values().all(|p| p.role == Role::Frozen));
+        succeeds(python("check_onnx.py").arg(&written));
+        succeeds(python("check_training_info.py").arg(&written));
+    }
+}
+
+#[test]
+fn large_models_are_read_and_written_without_copies() {
+    let path = real_models().pop().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let before = anonymous_memory();
+    let model = onnx::load(&path).unwrap();
+    onnx::save(&model, &dir.path().join("m.onnx"), &SaveOptions::default()).unwrap();
+    let grown = anonymous_memory().saturating_sub(before);
+    assert!(grown < 64 << 20, "a model of 438 MB took {grown} bytes of memory besides the mapped file");
+}
+
+/// The memory that is no mapped file, in bytes, as Linux counts it.
+fn anonymous_memory() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let field = |name: &str| -> u64 {
+        let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+    };
+    field("RssAnon:")
 }
