@@ -54,6 +54,7 @@ pub mod range;
 pub mod real;
 pub mod reduce;
 pub mod reshape;
+pub mod resize;
 pub mod reverse_sequence;
 pub mod scatter;
 pub mod select;
@@ -124,6 +125,7 @@ pub const FAMILIES: &[&[OpDef]] = &[
     conv_transpose::OPS,
     pool::OPS,
     global_pool::OPS,
+    resize::OPS,
 ];
 
 /// One operator's behaviour.

@@ -1,0 +1,401 @@
+//! `Resize` (and `Upsample`, which becomes `Resize`), and its gradient `ai.sartor::ResizeGrad`.
+//!
+//! Interpolation is separable and linear: along each axis, output `o` is a weighted sum of a few inputs,
+//! `y[o] = Σ w[o, i] · x[i]`; the gradient is the transposed sum, `dx[i] = Σ w[o, i] · dy[o]`. The weights come from the
+//! place of `o` in the input:
+//!
+//! ```text
+//! half_pixel             (o + ½) / scale − ½                 asymmetric            o / scale
+//! pytorch_half_pixel     the same, 0 where the output is 1   align_corners         o · (in − 1) / (out − 1)
+//! half_pixel_symmetric   half_pixel around the centre of the input when out ≠ scale · in
+//! tf_crop_and_resize     between the ends that `roi` gives; outside of the input: extrapolation_value
+//! ```
+//!
+//! `nearest` takes one input (rounded as `nearest_mode` says), `linear` two, `cubic` four (Keys 1981, `cubic_coeff_a`);
+//! with `antialias` the kernel is stretched by 1/scale when shrinking.
+//! Spec: <https://onnx.ai/onnx/operators/onnx__Resize.html>. Inputs: X, roi, scales, sizes (one of the last two). Shape: the
+//! sizes, or ⌊in · scale⌋; `axes` restricts all of them to some axes.
+
+use super::real::{optional, required, rounded, shape_input};
+use super::{EvalCx, GradCx, Gradient, InferCx, OpDef, Sample, UpgradeFn, normal_axis, upgrade};
+use crate::error::{Error, Result};
+use crate::graph::{Graph, NodeId, Operator, Value};
+use crate::rng::Draw;
+use crate::{Attributes, Dim, Tensor, bail, ensure};
+
+/// The rows of this file.
+pub const OPS: &[OpDef] = &[
+    OpDef {
+        name: "Resize",
+        inputs: (1, 4),
+        infer,
+        eval: Some(eval),
+        grad: Gradient::Emit(grad),
+        flops: |cx| 4 * cx.output_len(0),
+        upgrades: RESIZE_UPGRADES,
+        sample: Some(sample),
+        ..OpDef::DEFAULT
+    },
+    OpDef {
+        domain: crate::SARTOR_DOMAIN,
+        name: "ResizeGrad",
+        inputs: (2, 5),
+        infer: |cx| super::conv::infer_from_shape_input(cx, 1),
+        eval: Some(eval_grad),
+        flops: |cx| 4 * cx.input_len(0),
+        ..OpDef::DEFAULT
+    },
+    OpDef { name: "Upsample", inputs: (1, 2), infer: infer_upsample, upgrades: UPSAMPLE_UPGRADES, ..OpDef::DEFAULT },
+];
+const RESIZE_UPGRADES: &[(i64, UpgradeFn)] = &[(11, with_roi)];
+const UPSAMPLE_UPGRADES: &[(i64, UpgradeFn)] = &[(9, scales_to_input), (10, into_resize)];
+
+/// What one axis needs to know.
+struct Axis {
+    input: usize,
+    output: usize,
+    scale: f64,
+    roi: (f64, f64),
+}
+
+/// The attributes.
+struct Rule<'a> {
+    transform: &'a str,
+    mode: &'a str,
+    nearest: &'a str,
+    cubic: f64,
+    exclude_outside: bool,
+    antialias: bool,
+    extrapolation: f64,
+}
+
+impl Rule<'_> {
+    fn read(attrs: &Attributes) -> Result<Rule<'_>> {
+        let rule = Rule {
+            transform: attrs.str("coordinate_transformation_mode", "half_pixel")?,
+            mode: attrs.str("mode", "nearest")?,
+            nearest: attrs.str("nearest_mode", "round_prefer_floor")?,
+            cubic: f64::from(attrs.float("cubic_coeff_a", -0.75)?),
+            exclude_outside: attrs.flag("exclude_outside", false)?,
+            antialias: attrs.flag("antialias", false)?,
+            extrapolation: f64::from(attrs.float("extrapolation_value", 0.0)?),
+        };
+        ensure!(["nearest", "linear", "cubic"].contains(&rule.mode), "attribute `mode` is \"{}\"", rule.mode);
+        Ok(rule)
+    }
+    /// Where output `o` lies in the input.
+    fn place(&self, axis: &Axis, o: usize) -> Result<f64> {
+        let (o, input, output) = (o as f64, axis.input as f64, axis.output as f64);
+        let half_pixel = (o + 0.5) / axis.scale - 0.5;
+        Ok(match self.transform {
+            "half_pixel" => half_pixel,
+            "pytorch_half_pixel" => {
+                if axis.output > 1 {
+                    half_pixel
+                } else {
+                    0.0
+                }
+            }
+            "asymmetric" => o / axis.scale,
+            "align_corners" => {
+                if axis.output > 1 {
+                    o * (input - 1.0) / (output - 1.0)
+                } else {
+                    0.0
+                }
+            }
+            "half_pixel_symmetric" => {
+                let adjustment = output / (axis.scale * input);
+                input / 2.0 * (1.0 - adjustment) + half_pixel
+            }
+            "tf_crop_and_resize" => {
+                let (start, end) = axis.roi;
+                let start_at = start * (input - 1.0);
+                match axis.output {
+                    0 | 1 => 0.5 * (start + end) * (input - 1.0),
+                    _ => start_at + o * (end - start) * (input - 1.0) / (output - 1.0),
+                }
+            }
+            other => bail!("attribute `coordinate_transformation_mode` is \"{other}\""),
+        })
+    }
+    /// The inputs that an output is made of, with their weights; `None` if it is extrapolated.
+    fn weights(&self, axis: &Axis, o: usize) -> Result<Option<Vec<(usize, f64)>>> {
+        let place = self.place(axis, o)?;
+        let last = axis.input as f64 - 1.0;
+        if self.transform == "tf_crop_and_resize" && !(0.0..=last).contains(&place) {
+            return Ok(None);
+        }
+        if self.mode == "nearest" {
+            return Ok(Some(vec![(self.rounded(place)?.clamp(0.0, last) as usize, 1.0)]));
+        }
+        let stretch = if self.antialias { axis.scale.min(1.0) } else { 1.0 };
+        let reach = if self.mode == "linear" { 1.0 } else { 2.0 } / stretch;
+        ensure!(reach <= 1e6, "an output is made of more than a million inputs");
+        let (first, end) = ((place - reach).floor() as i64, (place + reach).ceil() as i64);
+        let mut taps = Vec::new();
+        for i in first..=end {
+            let weight = self.kernel((i as f64 - place) * stretch);
+            let inside = (0..axis.input as i64).contains(&i);
+            if weight != 0.0 && (inside || !self.exclude_outside) {
+                taps.push(((i.max(0) as usize).min(axis.input - 1), weight));
+            }
+        }
+        let sum: f64 = taps.iter().map(|t| t.1).sum();
+        if self.antialias || self.exclude_outside {
+            taps.iter_mut().for_each(|t| t.1 /= sum);
+        }
+        Ok(Some(taps))
+    }
+    /// The interpolation kernel at a distance.
+    fn kernel(&self, distance: f64) -> f64 {
+        let (d, a) = (distance.abs(), self.cubic);
+        match (self.mode, d) {
+            ("linear", d) => (1.0 - d).max(0.0),
+            (_, d) if d <= 1.0 => ((a + 2.0) * d - (a + 3.0)) * d * d + 1.0,
+            (_, d) if d < 2.0 => a * (((d - 5.0) * d + 8.0) * d - 4.0),
+            _ => 0.0,
+        }
+    }
+    fn rounded(&self, place: f64) -> Result<f64> {
+        Ok(match self.nearest {
+            "round_prefer_floor" => (place - 0.5).ceil(),
+            "round_prefer_ceil" => (place + 0.5).floor(),
+            "floor" => place.floor(),
+            "ceil" => place.ceil(),
+            other => bail!("attribute `nearest_mode` is \"{other}\""),
+        })
+    }
+}
+
+/// The axes that are resized.
+fn resized_axes(attrs: &Attributes, rank: usize) -> Result<Vec<usize>> {
+    match attrs.get_ints("axes")? {
+        Some(axes) => axes.iter().map(|&a| normal_axis(a, rank)).collect(),
+        None => Ok((0..rank).collect()),
+    }
+}
+
+/// The axes that change, given the values of roi, scales and sizes (empty: left out).
+fn plan(attrs: &Attributes, x: &[usize], roi: &[f64], scales: &[f64], sizes: &[i64]) -> Result<Vec<(usize, Axis)>> {
+    let axes = resized_axes(attrs, x.len())?;
+    let listed = scales.len().max(sizes.len());
+    ensure!(scales.is_empty() != sizes.is_empty(), "exactly one of scales and sizes is needed");
+    ensure!(listed == axes.len(), "{listed} scales or sizes for {} axes", axes.len());
+    let by_sizes: Vec<f64> = axes.iter().zip(sizes).map(|(&a, &size)| size as f64 / x[a] as f64).collect();
+    let shared = match attrs.str("keep_aspect_ratio_policy", "stretch")? {
+        "stretch" => None,
+        "not_larger" => by_sizes.iter().copied().reduce(f64::min),
+        "not_smaller" => by_sizes.iter().copied().reduce(f64::max),
+        other => bail!("attribute `keep_aspect_ratio_policy` is \"{other}\""),
+    };
+    let mut plan = Vec::new();
+    for (i, &a) in axes.iter().enumerate() {
+        let input = x[a];
+        let (scale, output) = match (scales.get(i), sizes.get(i), shared) {
+            (Some(&scale), _, _) => (scale, (input as f64 * scale).floor()),
+            (None, Some(_), Some(scale)) => (scale, (input as f64 * scale + 0.5).floor()),
+            (None, Some(&size), None) => (by_sizes[i], size as f64),
+            (None, None, _) => bail!("an axis has no size"),
+        };
+        ensure!(scale.is_finite() && scale > 0.0 && (0.0..=1e9).contains(&output), "a scale is {scale}");
+        let roi = (roi.get(i).copied().unwrap_or(0.0), roi.get(axes.len() + i).copied().unwrap_or(1.0));
+        plan.push((a, Axis { input, output: output as usize, scale, roi }));
+    }
+    Ok(plan)
+}
+
+/// The plan of a node whose roi, scales and sizes stand in slots `first`, `first + 1`, `first + 2`.
+fn read_plan(cx: &EvalCx, x: &[usize], inputs: &[Option<&Tensor>], first: usize) -> Result<Vec<(usize, Axis)>> {
+    let reals = |slot| optional(inputs, slot).map(Tensor::to_f64s).transpose().map(Option::unwrap_or_default);
+    let sizes = optional(inputs, first + 2).map(Tensor::to_i64s).transpose()?.unwrap_or_default();
+    let scales = if sizes.is_empty() { reals(first + 1)? } else { Vec::new() };
+    plan(&cx.op.attrs, x, &reals(first)?, &scales, &sizes)
+}
+
+fn infer(cx: &mut InferCx) -> Result<()> {
+    let dtype = cx.dtype(0)?;
+    Rule::read(&cx.op.attrs)?;
+    let Some(x) = cx.shape(0).map(<[Dim]>::to_vec) else {
+        cx.set_tensor(0, dtype, None);
+        return Ok(());
+    };
+    let axes = resized_axes(&cx.op.attrs, x.len())?;
+    let stretch = cx.op.attrs.str("keep_aspect_ratio_policy", "stretch")? == "stretch";
+    let scales = cx.tensor(2).filter(|t| !t.is_empty()).map(Tensor::to_f64s).transpose()?;
+    let sizes = cx.dims(3).filter(|d| !d.is_empty()).map(<[Dim]>::to_vec);
+    let numbers: Option<Vec<i64>> = sizes.as_ref().and_then(|s| s.iter().map(Dim::known).collect());
+    let mut shape = x.clone();
+    let fixed: Option<Vec<usize>> =
+        x.iter().map(|d| d.known().and_then(|d| usize::try_from(d).ok()).filter(|&d| d > 0)).collect();
+    match (scales, sizes, fixed, numbers) {
+        (Some(scales), None, Some(fixed), _) => {
+            for (a, axis) in plan(&cx.op.attrs, &fixed, &[], &scales, &[])? {
+                shape[a] = Dim::Known(axis.output as i64);
+            }
+        }
+        (None, Some(_), Some(fixed), Some(numbers)) => {
+            for (a, axis) in plan(&cx.op.attrs, &fixed, &[], &[], &numbers)? {
+                shape[a] = Dim::Known(axis.output as i64);
+            }
+        }
+        (None, Some(sizes), ..) if stretch && sizes.len() == axes.len() => {
+            axes.iter().zip(sizes).for_each(|(&a, size)| shape[a] = size);
+        }
+        (Some(scales), None, ..) if scales.len() == axes.len() => {
+            axes.iter().zip(scales).for_each(|(&a, scale)| shape[a] = scaled_dim(&x[a], scale));
+        }
+        _ => axes.iter().for_each(|&a| shape[a] = Dim::Unknown),
+    }
+    cx.set_tensor(0, dtype, Some(shape));
+    Ok(())
+}
+
+/// ⌊dim · scale⌋, followed for whole factors only.
+fn scaled_dim(dim: &Dim, scale: f64) -> Dim {
+    match dim.known() {
+        Some(size) => Dim::Known((size as f64 * scale).floor() as i64),
+        None if scale.fract() == 0.0 && scale.abs() < 1e9 => dim.mul(&Dim::Known(scale as i64)),
+        None => Dim::Unknown,
+    }
+}
+
+fn eval(cx: &EvalCx, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>> {
+    let x = required(inputs, 0)?;
+    let rule = Rule::read(&cx.op.attrs)?;
+    let (mut shape, mut values) = (x.shape().to_vec(), x.to_f64s()?);
+    for (a, axis) in read_plan(cx, x.shape(), inputs, 1)? {
+        let taps = axis_weights(&rule, &axis)?;
+        values = along(&values, &shape, a, axis.output, |line, out| {
+            for (target, taps) in out.iter_mut().zip(&taps) {
+                *target = match taps {
+                    Some(taps) => taps.iter().map(|&(i, w)| w * line[i]).sum(),
+                    None => rule.extrapolation,
+                };
+            }
+        });
+        shape[a] = axis.output;
+    }
+    let limits = x
+        .dtype()
+        .is_int()
+        .then(|| Tensor::from_vec([values.len()], values.iter().map(|v| v.round_ties_even()).collect()));
+    match limits {
+        Some(whole) => Ok(vec![whole.cast(x.dtype())?.reshaped(shape)?]),
+        None => Ok(vec![rounded(x.dtype(), shape, values)?]),
+    }
+}
+
+/// The weights of all outputs along an axis.
+fn axis_weights(rule: &Rule, axis: &Axis) -> Result<Vec<Option<Vec<(usize, f64)>>>> {
+    ensure!(axis.input > 0 || axis.output == 0, "an empty axis cannot be enlarged");
+    let identity = axis.input == axis.output && axis.scale == 1.0 && rule.transform != "tf_crop_and_resize";
+    let one = |o: usize| if identity { Ok(Some(vec![(o, 1.0)])) } else { rule.weights(axis, o) };
+    (0..axis.output).map(one).collect()
+}
+
+/// Maps every line along an axis to a line of another length.
+fn along(x: &[f64], shape: &[usize], axis: usize, length: usize, map: impl Fn(&[f64], &mut [f64])) -> Vec<f64> {
+    let (size, stride): (usize, usize) = (shape[axis], shape[axis + 1..].iter().product());
+    let blocks: usize = shape[..axis].iter().product();
+    let mut out = vec![0.0; blocks * length * stride];
+    let (mut line, mut result) = (vec![0.0; size], vec![0.0; length]);
+    for block in 0..blocks {
+        for start in 0..stride {
+            for (i, v) in line.iter_mut().enumerate() {
+                *v = x[(block * size + i) * stride + start];
+            }
+            result.fill(0.0);
+            map(&line, &mut result);
+            for (o, v) in result.iter().enumerate() {
+                out[(block * length + o) * stride + start] = *v;
+            }
+        }
+    }
+    out
+}
+
+fn eval_grad(cx: &EvalCx, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>> {
+    let (dy, shape) = (required(inputs, 0)?, shape_input(inputs, 1)?);
+    let rule = Rule::read(&cx.op.attrs)?;
+    let (mut left, mut values) = (dy.shape().to_vec(), dy.to_f64s()?);
+    for (a, axis) in read_plan(cx, &shape, inputs, 2)? {
+        ensure!(
+            left.get(a) == Some(&axis.output),
+            "dy has the shape {:?}, expected {} at axis {a}",
+            dy.shape(),
+            axis.output
+        );
+        let taps = axis_weights(&rule, &axis)?;
+        values = along(&values, &left, a, axis.input, |line, out| {
+            for (v, taps) in line.iter().zip(&taps) {
+                taps.iter().flatten().for_each(|&(i, w)| out[i] += w * v);
+            }
+        });
+        left[a] = axis.input;
+    }
+    ensure!(left == shape, "dy of shape {:?} is not of data of shape {shape:?}", dy.shape());
+    Ok(vec![rounded(dy.dtype(), shape, values)?])
+}
+
+fn grad(cx: &mut GradCx) -> Result<Vec<Option<Value>>> {
+    let (x, dy, op) = (cx.input(0)?, cx.dy()?, cx.op());
+    let shape = cx.emit.shape_of(x)?;
+    let rest = [1, 2, 3].map(|slot| cx.optional_input(slot));
+    let inputs = [&[Some(dy), Some(shape)][..], &rest].concat();
+    let dx = cx.emit.node(Operator::sartor("ResizeGrad", op.attrs), &inputs, 1)?[0];
+    Ok(vec![Some(dx), None, None, None])
+}
+
+/// `Upsample` is typed only until it is lifted.
+fn infer_upsample(cx: &mut InferCx) -> Result<()> {
+    let (dtype, rank) = (cx.dtype(0)?, cx.shape(0).map(<[Dim]>::len));
+    cx.set_tensor(0, dtype, rank.map(|rank| vec![Dim::Unknown; rank]));
+    Ok(())
+}
+
+fn scales_to_input(graph: &mut Graph, id: NodeId) -> Result<()> {
+    match upgrade::take_attr(graph, id, "scales") {
+        Some(crate::Attribute::Floats(scales)) => {
+            upgrade::set_const_input(graph, id, 1, "scales", Tensor::from_vec([scales.len()], scales));
+            Ok(())
+        }
+        _ => Err(Error::msg("Upsample without the attribute `scales` is not supported")),
+    }
+}
+
+fn into_resize(graph: &mut Graph, id: NodeId) -> Result<()> {
+    if let Some(op) = graph.node_mut(id).op_mut() {
+        op.name = "Resize".to_string();
+    }
+    Ok(())
+}
+
+/// Before opset 11: X and scales, asymmetric, rounded down.
+fn with_roi(graph: &mut Graph, id: NodeId) -> Result<()> {
+    let (x, scales) = (graph.input(id, 0), graph.input(id, 1));
+    graph.set_inputs(id, &[x, None, scales]);
+    upgrade::edit_attrs(graph, id, |attrs| {
+        attrs.set("coordinate_transformation_mode", "asymmetric");
+        attrs.set("nearest_mode", "floor");
+        if attrs.get_str("mode").ok().flatten() == Some("bilinear") {
+            attrs.set("mode", "linear");
+        }
+    });
+    Ok(())
+}
+
+fn sample(draw: &mut Draw) -> Sample {
+    let transforms = ["half_pixel", "pytorch_half_pixel", "asymmetric", "align_corners", "half_pixel_symmetric"];
+    let attrs = Attributes::new()
+        .with("mode", *draw.pick(&["nearest", "linear", "cubic"]))
+        .with("coordinate_transformation_mode", *draw.pick(&transforms))
+        .with("nearest_mode", *draw.pick(&["round_prefer_floor", "round_prefer_ceil", "floor", "ceil"]))
+        .with("axes", [2i64, 3]);
+    let x = draw.tensor(&[1, 2, 4, 3], -1.0, 1.0);
+    let sizes = draw.ints(&[2], 2, 6);
+    let mut sample = Sample::new(Operator::onnx("Resize", attrs), vec![x]);
+    sample.inputs.extend([None, None, Some(sizes)]);
+    sample.check.extend([false; 3]);
+    sample
+}
