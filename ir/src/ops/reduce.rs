@@ -188,8 +188,15 @@ fn reduce_ints(x: &Tensor, axes: &[usize], kind: Kind) -> Result<Tensor> {
     };
     let start = match kind {
         Kind::Prod => 1,
-        Kind::Max => i128::MIN,
-        Kind::Min => i128::MAX,
+        // The extremes of nothing are the ends of the type's range.
+        Kind::Max => {
+            if x.dtype().is_signed_int() {
+                -(1 << (x.dtype().bits() - 1))
+            } else {
+                0
+            }
+        }
+        Kind::Min => (1 << (x.dtype().bits() - usize::from(x.dtype().is_signed_int()))) - 1,
         _ => 0,
     };
     let shape = kept(x.shape(), axes);
@@ -211,7 +218,6 @@ fn reduce_ints(x: &Tensor, axes: &[usize], kind: Kind) -> Result<Tensor> {
         ensure!(count > 0, "the mean of no integers");
         out.iter_mut().for_each(|s| *s /= count);
     }
-    ensure!(count > 0 || !matches!(kind, Kind::Max | Kind::Min), "the extreme of no integers");
     match x.dtype() {
         DType::U64 => Ok(Tensor::from_vec(shape, out.into_iter().map(|v| v as u64).collect())),
         dtype => Tensor::from_vec(shape, out.into_iter().map(|v| v as i64).collect()).cast(dtype),

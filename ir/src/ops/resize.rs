@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! half_pixel             (o + ½) / scale − ½                 asymmetric            o / scale
-//! pytorch_half_pixel     the same, 0 where the output is 1   align_corners         o · (in − 1) / (out − 1)
+//! pytorch_half_pixel     the same, 0 where the output is 1   align_corners         o · (in − 1) / (scale · in − 1)
 //! half_pixel_symmetric   half_pixel around the centre of the input when out ≠ scale · in
 //! tf_crop_and_resize     between the ends that `roi` gives; outside of the input: extrapolation_value
 //! ```
@@ -17,7 +17,7 @@
 //! sizes, or ⌊in · scale⌋; `axes` restricts all of them to some axes.
 
 use super::real::{optional, required, rounded, shape_input};
-use super::{EvalCx, GradCx, Gradient, InferCx, OpDef, Sample, UpgradeFn, normal_axis, upgrade};
+use super::{Emit, EvalCx, GradCx, Gradient, InferCx, OpDef, Sample, UpgradeFn, normal_axis, upgrade};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, NodeId, Operator, Value};
 use crate::rng::Draw;
@@ -42,10 +42,22 @@ pub const OPS: &[OpDef] = &[
         inputs: (2, 5),
         infer: |cx| super::conv::infer_from_shape_input(cx, 1),
         eval: Some(eval_grad),
+        grad: Gradient::Emit(grad_of_grad),
         flops: |cx| 4 * cx.input_len(0),
+        sample: Some(sample_grad),
         ..OpDef::DEFAULT
     },
-    OpDef { name: "Upsample", inputs: (1, 2), infer: infer_upsample, upgrades: UPSAMPLE_UPGRADES, ..OpDef::DEFAULT },
+    OpDef {
+        name: "Upsample",
+        inputs: (1, 2),
+        infer: infer_upsample,
+        decompose: Some(decompose_upsample),
+        grad: Gradient::Decompose,
+        flops: |cx| 4 * cx.output_len(0),
+        upgrades: UPSAMPLE_UPGRADES,
+        sample: Some(sample_upsample),
+        ..OpDef::DEFAULT
+    },
 ];
 const RESIZE_UPGRADES: &[(i64, UpgradeFn)] = &[(11, with_roi)];
 const UPSAMPLE_UPGRADES: &[(i64, UpgradeFn)] = &[(9, scales_to_input), (10, into_resize)];
@@ -99,7 +111,8 @@ impl Rule<'_> {
             "asymmetric" => o / axis.scale,
             "align_corners" => {
                 if axis.output > 1 {
-                    o * (input - 1.0) / (output - 1.0)
+                    // The exact extent, which need not be whole: so the specification's own tests have it.
+                    o * (input - 1.0) / (axis.scale * input - 1.0)
                 } else {
                     0.0
                 }
@@ -347,11 +360,43 @@ fn grad(cx: &mut GradCx) -> Result<Vec<Option<Value>>> {
     Ok(vec![Some(dx), None, None, None])
 }
 
-/// `Upsample` is typed only until it is lifted.
+/// `ResizeGrad` is linear: its gradient is the interpolation itself, with nothing added outside of the input.
+fn grad_of_grad(cx: &mut GradCx) -> Result<Vec<Option<Value>>> {
+    let (u, attrs) = (cx.dy()?, cx.op().attrs.with("extrapolation_value", 0f32));
+    let rest = [2, 3, 4].map(|slot| cx.optional_input(slot));
+    let inputs = [&[Some(u)][..], &rest].concat();
+    let ddy = cx.emit.node(Operator::onnx("Resize", attrs), &inputs, 1)?[0];
+    Ok(vec![Some(ddy), None, None, None, None])
+}
+
 fn infer_upsample(cx: &mut InferCx) -> Result<()> {
-    let (dtype, rank) = (cx.dtype(0)?, cx.shape(0).map(<[Dim]>::len));
-    cx.set_tensor(0, dtype, rank.map(|rank| vec![Dim::Unknown; rank]));
+    let dtype = cx.dtype(0)?;
+    let scales = cx.tensor(1).map(Tensor::to_f64s).transpose()?;
+    let shape = cx.shape(0).map(|x| match scales {
+        Some(scales) if scales.len() == x.len() => x.iter().zip(scales).map(|(d, s)| scaled_dim(d, s)).collect(),
+        _ => vec![Dim::Unknown; x.len()],
+    });
+    cx.set_tensor(0, dtype, shape);
     Ok(())
+}
+
+/// `Upsample` is `Resize` at asymmetric places, rounded down.
+fn decompose_upsample(emit: &mut Emit, id: NodeId) -> Result<Vec<Value>> {
+    let mut op = emit.graph.node(id).op().cloned().unwrap_or_default();
+    ensure!(!op.attrs.has("scales"), "Upsample from before opset 9 must be upgraded first");
+    op.name = "Resize".to_string();
+    as_before_11(&mut op.attrs);
+    let inputs = [emit.graph.input(id, 0), None, emit.graph.input(id, 1)];
+    emit.node(op, &inputs, 1)
+}
+
+/// The attributes that say what `Upsample`, and `Resize` before opset 11, did.
+fn as_before_11(attrs: &mut Attributes) {
+    attrs.set("coordinate_transformation_mode", "asymmetric");
+    attrs.set("nearest_mode", "floor");
+    if attrs.get_str("mode").ok().flatten() == Some("bilinear") {
+        attrs.set("mode", "linear");
+    }
 }
 
 fn scales_to_input(graph: &mut Graph, id: NodeId) -> Result<()> {
@@ -375,13 +420,7 @@ fn into_resize(graph: &mut Graph, id: NodeId) -> Result<()> {
 fn with_roi(graph: &mut Graph, id: NodeId) -> Result<()> {
     let (x, scales) = (graph.input(id, 0), graph.input(id, 1));
     graph.set_inputs(id, &[x, None, scales]);
-    upgrade::edit_attrs(graph, id, |attrs| {
-        attrs.set("coordinate_transformation_mode", "asymmetric");
-        attrs.set("nearest_mode", "floor");
-        if attrs.get_str("mode").ok().flatten() == Some("bilinear") {
-            attrs.set("mode", "linear");
-        }
-    });
+    upgrade::edit_attrs(graph, id, as_before_11);
     Ok(())
 }
 
@@ -398,4 +437,21 @@ fn sample(draw: &mut Draw) -> Sample {
     sample.inputs.extend([None, None, Some(sizes)]);
     sample.check.extend([false; 3]);
     sample
+}
+
+fn sample_grad(draw: &mut Draw) -> Sample {
+    let resize = sample(draw);
+    let sizes = resize.inputs[3].clone();
+    let output = sizes.as_ref().and_then(|s| s.to_i64s().ok()).unwrap_or_default();
+    let dy = draw.tensor(&[1, 2, output[0] as usize, output[1] as usize], -1.0, 1.0);
+    let mut sample = Sample::new(Operator::sartor("ResizeGrad", resize.op.attrs), vec![dy]);
+    sample.inputs.extend([Some(Tensor::from_i64s(&[1, 2, 4, 3])), None, None, sizes]);
+    sample.check.extend([false; 4]);
+    sample
+}
+
+fn sample_upsample(draw: &mut Draw) -> Sample {
+    let attrs = Attributes::new().with("mode", *draw.pick(&["nearest", "linear"]));
+    let scales = Tensor::from_vec([4], vec![1f32, 1.0, draw.int(1, 3) as f32, 1.5]);
+    Sample::new(Operator::onnx("Upsample", attrs), vec![draw.tensor(&[1, 2, 3, 4], -1.0, 1.0), scales])
 }
