@@ -3,9 +3,11 @@
 //! A [`Session`] lowers one graph of a model to kernels, plans its memory once per shape signature, and runs it on a device.
 //! Parameters live in [`Params`], shared by the sessions of a run. This crate never rewrites a model.
 
+pub mod checkpoint;
 pub mod data;
 pub mod params;
 pub mod session;
+pub mod train;
 
 pub use params::Params;
 pub use session::{Key, Session, SessionOptions};

@@ -31,6 +31,11 @@ impl Params {
         self.version += 1;
         Ok(())
     }
+    /// Goes back to what they were when `before` was cloned. Counts as a write.
+    pub fn roll_back(&mut self, before: Params) {
+        let version = self.version + 1;
+        *self = Params { version, ..before };
+    }
     /// How often something was written.
     pub fn version(&self) -> u64 {
         self.version

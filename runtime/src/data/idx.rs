@@ -73,11 +73,18 @@ pub fn read(path: &Path) -> Result<Tensor> {
     parse(&bytes)
 }
 
+/// Unpacks no more than what the header inside announces, and one byte, which tells that there is more.
 fn unzip(packed: &[u8]) -> Result<Bytes> {
-    // The header says how much must come; deflate cannot grow data more than 1032 times.
-    let mut out = Vec::new();
-    let read = flate2::read::GzDecoder::new(packed).read_to_end(&mut out);
-    read.map_err(|e| Error::msg(format!("the gzip data is damaged: {e}")))?;
+    let damaged = |e| Error::msg(format!("the gzip data is damaged: {e}"));
+    let mut reader = flate2::read::GzDecoder::new(packed);
+    let mut out = vec![0; 4];
+    reader.read_exact(&mut out).map_err(damaged)?;
+    let mut dims = vec![0; 4 * usize::from(out[3])];
+    reader.read_exact(&mut dims).map_err(damaged)?;
+    let sizes = dims.chunks_exact(4).map(|d| d.iter().fold(0u64, |n, &b| n << 8 | u64::from(b)));
+    let elements = sizes.fold(1u64, u64::saturating_mul);
+    out.extend(dims);
+    reader.take(elements.saturating_add(1)).read_to_end(&mut out).map_err(damaged)?;
     Ok(out.into())
 }
 

@@ -1,0 +1,72 @@
+//! Evaluation: a dataset through the evaluation program (or the inference graph), into metrics.
+
+use super::config::TrainRun;
+use super::guard::scalar;
+use super::metrics::{Accumulator, Metrics};
+use crate::data::{Cursor, Dataset, LABEL, Loader, LoaderOptions};
+use crate::params::Params;
+use crate::session::{Key, Session, SessionOptions};
+use sartor_ir::{Error, Graph, Model, Result, Tensor, ensure};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// Runs a model over a dataset.
+pub struct Evaluator {
+    session: Session,
+    inputs: Vec<String>,
+    logits: String,
+}
+
+impl Evaluator {
+    /// For a link of a model: `eval.J`, else `eval`, else the inference graph.
+    pub fn new(model: &Model, link: usize, options: SessionOptions) -> Result<Evaluator> {
+        let names = [format!("eval.{link}"), "eval".to_string()];
+        let program = names.iter().find(|name| model.programs.contains_key(name.as_str()));
+        let (session, graph) = match program {
+            Some(name) => (Session::program(model, name, options)?, &model.programs[name.as_str()].graph),
+            None => (Session::new(model, options)?, &model.graph),
+        };
+        let inputs = graph.inputs().map(|v| graph.value_name(v).to_string()).collect();
+        Ok(Evaluator { session, inputs, logits: logits_name(graph)? })
+    }
+    /// The metrics of a dataset under these parameters.
+    pub fn run(&mut self, params: &mut Params, dataset: &Arc<dyn Dataset>, run: &TrainRun) -> Result<Metrics> {
+        let batch = run.train.eval_batch.unwrap_or(run.train.batch);
+        let options = LoaderOptions { batch, seed: run.train.seed, shuffle: false, drop_last: false, buckets: 0 };
+        let mut sum = Accumulator::new(run.task, run.ignore_index);
+        for item in Loader::new(dataset.clone(), options)?.stream(Cursor::default(), 1) {
+            let (_, batch) = item?;
+            let Some(label) = batch.tensors.get(LABEL) else {
+                return Err(Error::msg("the data has no labels to evaluate with"));
+            };
+            let wanted = |name: &String| batch.tensors.get(name).map(|t| (name.clone(), t.clone()));
+            let inputs: HashMap<String, Tensor> = self.inputs.iter().filter_map(wanted).collect();
+            let outputs = self.session.run(params, &inputs, Key { seed: run.train.seed, step: 0 })?;
+            let Some(logits) = outputs.get(&self.logits) else {
+                return Err(Error::msg(format!("the evaluation gave no output \"{}\"", self.logits)));
+            };
+            sum.add(logits, label, scalar(&outputs, "loss")?)?;
+        }
+        Ok(sum.finish())
+    }
+}
+
+/// The output `logits`, or the first floating-point one that is not the loss.
+fn logits_name(graph: &Graph) -> Result<String> {
+    if graph.find_output("logits").is_some() {
+        return Ok("logits".to_string());
+    }
+    let is_float = |v| graph.ty(v).and_then(|t| t.dtype()).is_none_or(|d| d.is_float());
+    let mut candidates = graph.outputs.iter().filter(|o| o.name != "loss" && is_float(o.value));
+    let found = candidates.next().map(|o| o.name.clone());
+    ensure!(found.is_some(), "the graph \"{}\" has no output to make metrics of", graph.name);
+    Ok(found.unwrap_or_default())
+}
+
+/// Evaluates a model as it is on a dataset: the command `eval`.
+pub fn evaluate(model: &Model, run: &TrainRun, dataset: &Arc<dyn Dataset>) -> Result<Metrics> {
+    let threads = run.train.threads.map(|threads| SessionOptions { threads });
+    let last = (0..).take_while(|j| model.programs.contains_key(&format!("step.{j}"))).count().saturating_sub(1);
+    let mut evaluator = Evaluator::new(model, last, threads.unwrap_or_default())?;
+    evaluator.run(&mut Params::of(model), dataset, run)
+}
