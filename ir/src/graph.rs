@@ -252,12 +252,17 @@ impl Graph {
     pub fn add_capture(&mut self, index: usize, name: &str, ty: Option<Type>) -> Value {
         self.add_leaf(NodeKind::Capture(index), name, ty)
     }
-    fn add_leaf(&mut self, kind: NodeKind, name: &str, ty: Option<Type>) -> Value {
+    /// Adds a node without inputs; an input is not listed among the graph's inputs yet.
+    pub(crate) fn add_leaf(&mut self, kind: NodeKind, name: &str, ty: Option<Type>) -> Value {
         self.names.insert(name.to_string());
         let outputs = vec![OutputSlot { name: name.to_string(), ty }];
         let (name, meta, doc, extra) = Default::default();
         let node = Node { name, kind, outputs, meta, doc, extra, arity: 0, captures: 0 };
         Value { node: NodeId(self.graph.add_node(node)), slot: 0 }
+    }
+    /// Sets which input nodes are the graph's inputs, in order.
+    pub(crate) fn set_inputs_order(&mut self, inputs: Vec<NodeId>) {
+        self.inputs = inputs;
     }
     /// Adds an operator with named outputs (an empty name: an optional output left out). The names must be fresh.
     pub fn add_node(&mut self, name: &str, op: Operator, inputs: &[Option<Value>], outputs: Vec<OutputSlot>) -> NodeId {

@@ -17,6 +17,7 @@ pub mod onnx;
 pub mod ops;
 pub mod rng;
 pub mod tensor;
+pub mod text;
 pub mod types;
 pub mod verify;
 

@@ -320,6 +320,7 @@ mod tests {
         let mut graph = Graph::new("g");
         let x = graph.add_input("x", Type::tensor(DType::F32, [2i64]));
         let y = graph.op("Add", &[x, x], Attributes::new());
+        graph.set_ty(y, Some(Type::tensor(DType::F32, [2i64])));
         graph.outputs.push(GraphOutput { name: "y".into(), value: y });
         Model::new(graph)
     }

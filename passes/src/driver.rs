@@ -6,14 +6,23 @@
 //! (debug builds check that it equals the snapshot).
 
 use crate::{Changed, Pass};
-use sartor_ir::{Error, Model, Result, ensure, verify};
+use sartor_ir::{Error, Model, Result, ensure, text, verify};
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// See the [module](self).
 #[derive(Clone, Debug, Default)]
-pub struct Driver {}
+pub struct Driver {
+    /// The passes after which the model is dumped as text; `all` stands for every one.
+    pub dump_after: Vec<String>,
+    /// The folder for the dumps (the working directory by default): `03-fold.txt`, ….
+    pub dump_folder: PathBuf,
+}
+
+/// Larger tensors are elided in dumps.
+const DUMPED_ELEMENTS: usize = 64;
 
 /// What one pass did.
 #[derive(Clone, PartialEq, Debug)]
@@ -63,8 +72,9 @@ impl Driver {
     pub fn run(&self, passes: &[Box<dyn Pass>], model: &mut Model) -> Result<Report> {
         let mut current = model.clone();
         let mut report = Report::default();
-        for pass in passes {
+        for (index, pass) in passes.iter().enumerate() {
             report.passes.push(self.run_pass(&**pass, &mut current)?);
+            self.dump(index, pass.name(), &current)?;
         }
         *model = current;
         Ok(report)
@@ -93,6 +103,15 @@ impl Driver {
         }
         let ops = (before, op_count(model));
         Ok(PassReport { name, changed: changed == Changed::Yes, time: start.elapsed(), ops })
+    }
+    fn dump(&self, index: usize, name: &str, model: &Model) -> Result<()> {
+        if !self.dump_after.iter().any(|wanted| wanted == name || wanted == "all") {
+            return Ok(());
+        }
+        let printed = text::print(model, &text::PrintOptions { max_elements: DUMPED_ELEMENTS });
+        let path = self.dump_folder.join(format!("{:02}-{name}.txt", index + 1));
+        std::fs::create_dir_all(&self.dump_folder).map_err(|e| Error::io(&self.dump_folder, e))?;
+        std::fs::write(&path, printed).map_err(|e| Error::io(&path, e))
     }
 }
 
@@ -156,5 +175,23 @@ mod tests {
         let text = result.unwrap_err().to_string();
         assert!(text.contains("is not valid") && text.contains("\"w\"") && text.contains("\"y\""), "{text}");
         assert_eq!(after, model());
+    }
+
+    #[test]
+    fn dumps_and_reports() {
+        let folder = tempfile::tempdir().unwrap();
+        let driver = Driver { dump_after: vec!["all".into()], dump_folder: folder.path().join("dumps") };
+        let pass = Do(|m| {
+            let y = m.graph.outputs[0].value;
+            let z = m.graph.op("Add", &[y, y], Attributes::new());
+            m.graph.outputs[0].value = z;
+            Ok(Changed::Yes)
+        });
+        let mut model = model();
+        let report = driver.run(&[Box::new(pass)], &mut model).unwrap();
+        assert_eq!(report.passes[0].ops, (1, 2));
+        assert!(report.to_string().contains("1 → 2"));
+        let dumped = std::fs::read_to_string(folder.path().join("dumps/01-do.txt")).unwrap();
+        assert_eq!(text::parse(&dumped).unwrap(), model);
     }
 }

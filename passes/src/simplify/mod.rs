@@ -1,0 +1,101 @@
+//! `simplify`: removes operators that do nothing, and writes others more simply.
+//!
+//! ```text
+//! before   a = Identity (x)   b = Transpose <perm = [1, 0]> (a)   c = Transpose <perm = [1, 0]> (b)   y = Mul (c, one)
+//! after    y = x                                                                   one = {1.0}
+//! ```
+//! (executed: `tests/cases/simplify/`)
+//!
+//! *Needs* the internal opset; better after `infer` and `fold`. *Leaves* a graph to which no row of [`rules`] applies.
+//! The same numbers (but `x + 0` turns −0 into 0). Idempotent.
+//!
+//! Rules are directional and look at one node and what makes its inputs. Only constants count as known: a parameter of
+//! any role keeps its name and its reader, so an adapter that starts at zero is not simplified away. The one exception must be
+//! asked for: `fuse_batch_norm` computes new `Frozen` convolution weights ([`batch_norm`]), in the inference graph of a
+//! model without programs. Nothing looks into random operators or loops; dropout goes only where it is off.
+
+mod batch_norm;
+mod rules;
+
+use crate::walk::{edit_with_subgraphs, require_internal_opset};
+use crate::{Changed, Pass};
+use rules::{Found, RULES};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use sartor_ir::ops::Emit;
+use sartor_ir::{Context, Graph, Model, NodeId, Result, ensure, infer};
+
+/// See the [module](self).
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Simplify {
+    /// Fold batch normalisation into the convolution before it.
+    pub fuse_batch_norm: bool,
+}
+
+impl Pass for Simplify {
+    fn name(&self) -> &str {
+        "simplify"
+    }
+    fn run(&self, model: &mut Model) -> Result<Changed> {
+        require_internal_opset(model)?;
+        let opset = model.opset();
+        let mut changed = false;
+        for graph in model.graphs_mut() {
+            let mut typed = graph.clone();
+            infer::infer_graph(&mut typed, opset)?;
+            // The types help the rules; a graph that no rule touches stays as it was.
+            if edit_with_subgraphs(&mut typed, &mut |g| simplify_graph(g, opset))? {
+                *graph = typed;
+                changed = true;
+            }
+        }
+        if self.fuse_batch_norm {
+            ensure!(model.programs.is_empty(), "fuse_batch_norm needs a model without training programs");
+            changed |= batch_norm::fuse(model)?;
+        }
+        Ok(changed.into())
+    }
+}
+
+/// Applies rules until none applies. Every rule makes the graph smaller or its operators cheaper, so this ends; the
+/// bound guards against a pair of rules that undo each other.
+fn simplify_graph(graph: &mut Graph, opset: i64) -> Result<bool> {
+    const MAX_ROUNDS: usize = 64;
+    let mut changed = false;
+    for _ in 0..MAX_ROUNDS {
+        let mut again = false;
+        for id in graph.topo_ops() {
+            if graph.contains(id) && graph.node_outputs(id).any(|v| graph.use_count(v) > 0) {
+                again |= simplify_node(graph, id, opset)?;
+            }
+        }
+        if !again {
+            break;
+        }
+        changed = true;
+        graph.remove_dead();
+    }
+    Ok(changed)
+}
+
+fn simplify_node(graph: &mut Graph, id: NodeId, opset: i64) -> Result<bool> {
+    let Some(op) = graph.node(id).op().filter(|op| op.domain.is_empty()) else { return Ok(false) };
+    let name = op.name.clone();
+    for rule in RULES.iter().filter(|rule| rule.ops.contains(&name.as_str())) {
+        let label = graph.node(id).label();
+        let mut emit = Emit::new(graph, opset);
+        let found = (rule.apply)(&mut emit, id).context(|| format!("rule \"{}\": {label}", rule.name))?;
+        if let Some(Found(new)) = found {
+            let old = sartor_ir::Value { node: id, slot: 0 };
+            let merged = match (graph.ty(new), graph.ty(old)) {
+                (Some(a), Some(b)) => a.merge(b).or(Some(a.clone())),
+                (a, b) => a.or(b).cloned(),
+            };
+            graph.set_ty(new, merged);
+            graph.replace_uses(old, new);
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}

@@ -1,0 +1,38 @@
+//! Walks over all graphs of a model: the inference graph, the programs, and every subgraph, innermost first.
+
+use sartor_ir::{Graph, Model, NodeId, OPSET, Result, ensure};
+
+/// Runs `edit` on every graph; returns whether any call said that it changed something.
+pub fn edit_graphs(model: &mut Model, mut edit: impl FnMut(&mut Graph) -> Result<bool>) -> Result<bool> {
+    let mut changed = false;
+    for graph in model.graphs_mut() {
+        changed |= edit_with_subgraphs(graph, &mut edit)?;
+    }
+    Ok(changed)
+}
+
+/// The same for one graph and its subgraphs.
+pub fn edit_with_subgraphs(graph: &mut Graph, edit: &mut impl FnMut(&mut Graph) -> Result<bool>) -> Result<bool> {
+    let mut changed = false;
+    for id in nodes_with_subgraphs(graph) {
+        if let Some(op) = graph.node_mut(id).op_mut() {
+            for subgraph in op.attrs.graphs_mut() {
+                changed |= edit_with_subgraphs(subgraph, edit)?;
+            }
+        }
+    }
+    Ok(edit(graph)? | changed)
+}
+
+/// The nodes that hold subgraphs.
+pub fn nodes_with_subgraphs(graph: &Graph) -> Vec<NodeId> {
+    let holds = |id: &NodeId| graph.node(*id).op().is_some_and(|op| op.attrs.graphs().next().is_some());
+    graph.node_ids().filter(holds).collect()
+}
+
+/// An error unless the model speaks the internal opset: the operator table's rules speak no older one.
+pub fn require_internal_opset(model: &Model) -> Result<()> {
+    let opset = model.opset();
+    ensure!(opset >= OPSET, "the model is written in opset {opset}, expected {OPSET} or later: run the pass `upgrade` first");
+    Ok(())
+}
