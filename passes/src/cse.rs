@@ -14,9 +14,9 @@
 
 use crate::walk::edit_graphs;
 use crate::{Changed, Pass};
+use sartor_ir::{Graph, Model, Node, NodeId, NodeKind, Result, Value, ops};
 use schemars::JsonSchema;
 use serde::Deserialize;
-use sartor_ir::{Graph, Model, Node, NodeId, NodeKind, Result, Value, ops};
 use std::collections::HashMap;
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};

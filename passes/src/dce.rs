@@ -14,9 +14,9 @@
 
 use crate::walk::edit_graphs;
 use crate::{Changed, Pass};
+use sartor_ir::{Graph, Model, NodeKind, Result, verify};
 use schemars::JsonSchema;
 use serde::Deserialize;
-use sartor_ir::{Graph, Model, NodeKind, Result, verify};
 use std::collections::HashSet;
 
 /// See the [module](self).

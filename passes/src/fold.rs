@@ -15,13 +15,13 @@
 
 use crate::walk::require_internal_opset;
 use crate::{Changed, Pass};
-use schemars::JsonSchema;
-use serde::Deserialize;
 use sartor_ir::eval::eval_op;
 use sartor_ir::infer::{self, Facts};
 use sartor_ir::ops::{self, EvalCx};
 use sartor_ir::rng::Stream;
 use sartor_ir::{Graph, Model, NodeId, NodeKind, Operator, Parameter, Result, Role, Tensor, Type, Value};
+use schemars::JsonSchema;
+use serde::Deserialize;
 use std::collections::HashMap;
 
 /// See the [module](self).

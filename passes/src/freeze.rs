@@ -16,9 +16,9 @@
 use crate::pattern::{Patterns, module_paths, source_param};
 use crate::{Changed, Pass};
 use indexmap::IndexMap;
+use sartor_ir::{Graph, Model, Result, Role, ensure};
 use schemars::JsonSchema;
 use serde::Deserialize;
-use sartor_ir::{Graph, Model, Result, Role, ensure};
 
 /// See the [module](self).
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
@@ -61,9 +61,10 @@ impl Pass for Freeze {
 
 /// The names that each weight answers to.
 fn param_names(model: &Model) -> IndexMap<String, Vec<String>> {
-    let weights = model.params.iter().filter(|(_, p)| {
-        matches!(p.role, Role::Frozen | Role::Trainable) && p.tensor.dtype().is_float()
-    });
+    let weights = model
+        .params
+        .iter()
+        .filter(|(_, p)| matches!(p.role, Role::Frozen | Role::Trainable) && p.tensor.dtype().is_float());
     let own = |key: &String| {
         let module = key.strip_suffix(".weight").or(key.strip_suffix(".bias"));
         std::iter::once(key.clone()).chain(module.map(str::to_string)).collect()

@@ -12,9 +12,9 @@
 
 use crate::walk::require_internal_opset;
 use crate::{Changed, Pass};
+use sartor_ir::{Model, Result, Type, infer};
 use schemars::JsonSchema;
 use serde::Deserialize;
-use sartor_ir::{Model, Result, Type, infer};
 
 /// See the [module](self).
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]

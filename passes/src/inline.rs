@@ -15,12 +15,12 @@
 
 use crate::walk::edit_graphs;
 use crate::{Changed, Pass};
-use schemars::JsonSchema;
-use serde::Deserialize;
 use sartor_ir::verify::{MAX_FUNCTION_DEPTH, is_call};
 use sartor_ir::{
     Attribute, Attributes, Function, Graph, Model, NodeId, NodeKind, Operator, OutputSlot, Result, Value, bail, ensure,
 };
+use schemars::JsonSchema;
+use serde::Deserialize;
 use std::collections::HashMap;
 
 /// See the [module](self).
@@ -70,7 +70,10 @@ fn expanded_size(model: &Model) -> Result<usize> {
     let mut sizes = vec![0usize; functions.len()];
     let (mut settled, mut rounds) = (false, 0);
     while !settled {
-        ensure!(rounds <= MAX_FUNCTION_DEPTH, "functions call each other in a cycle or more than {MAX_FUNCTION_DEPTH} deep");
+        ensure!(
+            rounds <= MAX_FUNCTION_DEPTH,
+            "functions call each other in a cycle or more than {MAX_FUNCTION_DEPTH} deep"
+        );
         let new: Vec<usize> = functions.iter().map(|f| graph_size(&f.graph, functions, &sizes)).collect();
         settled = new == sizes && rounds > 0;
         sizes = new;
@@ -119,7 +122,9 @@ fn inline_graph(graph: &mut Graph, functions: &[Function], depth: usize) -> Resu
         let calls: Vec<(NodeId, &Function)> = graph
             .topo_ops()
             .into_iter()
-            .filter_map(|id| Some((id, functions.iter().find(|f| graph.node(id).op().is_some_and(|op| is_call(f, op)))?)))
+            .filter_map(|id| {
+                Some((id, functions.iter().find(|f| graph.node(id).op().is_some_and(|op| is_call(f, op)))?))
+            })
             .collect();
         if calls.is_empty() || depth > MAX_FUNCTION_DEPTH {
             return Ok(changed);
@@ -131,7 +136,13 @@ fn inline_graph(graph: &mut Graph, functions: &[Function], depth: usize) -> Resu
     }
 }
 
-fn inline_call(graph: &mut Graph, call: NodeId, function: &Function, functions: &[Function], depth: usize) -> Result<()> {
+fn inline_call(
+    graph: &mut Graph,
+    call: NodeId,
+    function: &Function,
+    functions: &[Function],
+    depth: usize,
+) -> Result<()> {
     let node = graph.node(call).clone();
     let op = node.op().cloned().unwrap_or_default();
     let given = graph.node_inputs(call);
@@ -169,7 +180,12 @@ fn inline_call(graph: &mut Graph, call: NodeId, function: &Function, functions: 
     for (old, output) in graph.node_outputs(call).zip(&function.graph.outputs) {
         match values.get(&output.value).copied().flatten() {
             Some(new) => graph.replace_uses(old, new),
-            None => ensure!(graph.use_count(old) == 0, "{}: output \"{}\" is an input that is left out", node.label(), output.name),
+            None => ensure!(
+                graph.use_count(old) == 0,
+                "{}: output \"{}\" is an input that is left out",
+                node.label(),
+                output.name
+            ),
         }
     }
     let unmade = graph.node_outputs(call).skip(function.graph.outputs.len()).any(|v| graph.use_count(v) > 0);

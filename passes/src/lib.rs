@@ -7,17 +7,27 @@ pub mod accumulate;
 pub mod autodiff;
 pub mod clip;
 pub mod cola;
+pub mod cse;
+pub mod dce;
 pub mod driver;
 pub mod extract_adapter;
+pub mod fold;
+pub mod freeze;
 pub mod head;
+pub mod infer;
+pub mod inline;
 pub mod loss;
 pub mod merge;
 pub mod near;
 pub mod optimizer;
 pub mod options;
 pub mod pattern;
+pub mod pipelines;
 pub mod registry;
+pub mod simplify;
 pub mod training;
+pub mod upgrade;
+pub mod walk;
 
 pub use driver::{Driver, PassReport, Report};
 pub use pattern::Patterns;
@@ -77,4 +87,12 @@ const BUILTIN: &[fn() -> PassInfo] = &[
             "write the adapters as a folder that PEFT loads",
         )
     },
+    || PassInfo::of::<upgrade::Upgrade>("upgrade", "clean-up", "lift the model to the internal opset"),
+    || PassInfo::of::<inline::Inline>("inline", "clean-up", "replace calls of model-local functions by their bodies"),
+    || PassInfo::of::<infer::Infer>("infer", "clean-up", "find the types and shapes of all values"),
+    || PassInfo::of::<fold::Fold>("fold", "clean-up", "compute what does not depend on any input"),
+    || PassInfo::of::<simplify::Simplify>("simplify", "clean-up", "remove operators that do nothing"),
+    || PassInfo::of::<cse::Cse>("cse", "clean-up", "compute the same thing once"),
+    || PassInfo::of::<dce::Dce>("dce", "clean-up", "remove what nothing needs"),
+    || PassInfo::of::<freeze::Freeze>("freeze", "tailoring", "say which parameters training changes"),
 ];

@@ -127,7 +127,8 @@ pub fn weight_name(graph: &Graph, id: NodeId) -> Option<String> {
     inputs.iter().flatten().find_map(|&value| source_param(graph, value)).map(|v| graph.value_name(v).to_string())
 }
 
-fn source_param(graph: &Graph, mut value: Value) -> Option<Value> {
+/// The parameter or constant weight behind a value, seen through the operators that [`weight_name`] names.
+pub(crate) fn source_param(graph: &Graph, mut value: Value) -> Option<Value> {
     const THROUGH: [&str; 5] = ["Transpose", "Cast", "Identity", "Reshape", "DequantizeLinear"];
     for _ in 0..8 {
         let node = graph.node(value.node);

@@ -83,21 +83,29 @@ impl Registry {
     /// Makes a pass. An unknown name lists near misses; unknown options say which exist.
     pub fn build(&self, name: &str, options: Options) -> Result<Box<dyn Pass>> {
         let Some(info) = self.get(name) else {
-            let names = self.rows.iter().map(|row| row.name);
+            let pipelines = crate::pipelines::PIPELINES.iter().map(|row| row.0);
+            let names = self.rows.iter().map(|row| row.name).chain(pipelines);
             bail!("there is no pass \"{name}\"{}; `sartor passes` lists them all", did_you_mean(name, names));
         };
         info.check_keys(&options)?;
         (info.build)(options).context(|| format!("pass \"{name}\""))
     }
-    /// Makes all passes of a pipeline. Collects all problems.
+    /// Makes all passes of a pipeline; named pipelines ([`crate::pipelines`]) are expanded. Collects all problems.
     pub fn build_all(&self, pipeline: Vec<crate::options::Invocation>) -> Result<Vec<Box<dyn Pass>>> {
         let (mut passes, mut errors) = (Vec::new(), Vec::new());
-        for (name, options) in pipeline {
+        for (name, options) in pipeline.into_iter().flat_map(expanded) {
             match self.build(&name, options) {
                 Ok(pass) => passes.push(pass),
                 Err(error) => errors.push(error),
             }
         }
         Error::all(errors).map(|()| passes)
+    }
+}
+
+fn expanded((name, options): crate::options::Invocation) -> Vec<crate::options::Invocation> {
+    match crate::pipelines::expand(&name).filter(|_| options.is_empty()) {
+        Some(passes) => passes,
+        None => vec![(name, options)],
     }
 }

@@ -17,10 +17,10 @@
 //! [`OpDef::upgrades`]: sartor_ir::ops::OpDef::upgrades
 
 use crate::{Changed, Pass};
-use schemars::JsonSchema;
-use serde::Deserialize;
 use sartor_ir::ops::{self, UpgradeFn};
 use sartor_ir::{Error, Graph, IR_VERSION, Model, NodeId, OPSET, Result, infer};
+use schemars::JsonSchema;
+use serde::Deserialize;
 use std::collections::HashSet;
 
 /// See the [module](self).
@@ -98,7 +98,10 @@ fn lift_node(graph: &mut Graph, id: NodeId, from: i64) -> Result<()> {
 fn next_row(graph: &Graph, id: NodeId, at: i64) -> Result<Option<(i64, UpgradeFn)>> {
     let Some(op) = graph.node(id).op() else { return Ok(None) };
     let Some(def) = ops::of(op) else {
-        sartor_ir::bail!("the operator {} is not known, so what changed in it since opset {at} is not either", op.full_name());
+        sartor_ir::bail!(
+            "the operator {} is not known, so what changed in it since opset {at} is not either",
+            op.full_name()
+        );
     };
     Ok(def.upgrades.iter().find(|(version, _)| *version > at && *version <= OPSET).copied())
 }

@@ -33,6 +33,9 @@ pub fn nodes_with_subgraphs(graph: &Graph) -> Vec<NodeId> {
 /// An error unless the model speaks the internal opset: the operator table's rules speak no older one.
 pub fn require_internal_opset(model: &Model) -> Result<()> {
     let opset = model.opset();
-    ensure!(opset >= OPSET, "the model is written in opset {opset}, expected {OPSET} or later: run the pass `upgrade` first");
+    ensure!(
+        opset >= OPSET,
+        "the model is written in opset {opset}, expected {OPSET} or later: run the pass `upgrade` first"
+    );
     Ok(())
 }

@@ -49,6 +49,7 @@ const RESERVED: &[&str] = &[
     "function",
     "parameters",
     "binds",
+    "other",
     "inf",
     "nan",
 ];
@@ -88,6 +89,7 @@ mod tests {
             .with("t", half)
             .with("ts", Attribute::Tensors(vec![Tensor::scalar(f32::NAN), Tensor::from_i64s(&[])]))
             .with("ty", Attribute::Type(Type::Sequence(Box::new(Type::unranked(DType::I4)))))
+            .with("other", Attribute::Type(Type::Other(Bytes::from_static(&[7, 0]))))
             .with("ref", Attribute::Reference("outer".into(), 7))
             .with("opaque", Attribute::Opaque(Bytes::from_static(&[1, 2])));
         let slots = vec![OutputSlot { name: "odd name".into(), ty: None }, OutputSlot::default()];

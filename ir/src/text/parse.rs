@@ -444,7 +444,9 @@ impl Parser {
     }
     fn optional_ty(&mut self) -> Result<Option<Type>> {
         let typed = match self.peek() {
-            Token::Word(word) => word == "seq" || word == "optional" || DType::from_name(word).is_some(),
+            Token::Word(word) => {
+                ["seq", "optional", "other"].contains(&word.as_str()) || DType::from_name(word).is_some()
+            }
             _ => false,
         };
         if typed { self.ty().map(Some) } else { Ok(None) }
@@ -458,6 +460,12 @@ impl Parser {
                     p.expect(")")?;
                     return Ok(wrap(Box::new(inner)));
                 }
+            }
+            if p.eat_word("other") {
+                p.expect("(")?;
+                let bytes = Bytes::from(p.bytes()?);
+                p.expect(")")?;
+                return Ok(Type::Other(bytes));
             }
             let dtype = match p.peek() {
                 Token::Word(word) => DType::from_name(word),

@@ -292,6 +292,7 @@ fn ty(t: &Type) -> String {
         }
         Type::Sequence(inner) => format!("seq({})", ty(inner)),
         Type::Optional(inner) => format!("optional({})", ty(inner)),
+        Type::Other(bytes) => format!("other({})", quoted(bytes)),
     }
 }
 

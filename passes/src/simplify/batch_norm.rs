@@ -45,7 +45,8 @@ fn plan(graph: &Graph, id: NodeId, model: &Model) -> Result<Option<Fused>> {
     let Some(weight) = known(graph, Some(weight_value), model).filter(|_| alone && !training && !more_outputs) else {
         return Ok(None);
     };
-    let numbers = |node: NodeId, slot: usize| known(graph, graph.input(node, slot), model).and_then(|t| t.to_f64s().ok());
+    let numbers =
+        |node: NodeId, slot: usize| known(graph, graph.input(node, slot), model).and_then(|t| t.to_f64s().ok());
     let (Some(gamma), Some(beta)) = (numbers(id, 1), numbers(id, 2)) else { return Ok(None) };
     let (Some(mean), Some(variance)) = (numbers(id, 3), numbers(id, 4)) else { return Ok(None) };
     let channels = weight.shape().first().copied().unwrap_or(0);
@@ -63,7 +64,8 @@ fn plan(graph: &Graph, id: NodeId, model: &Model) -> Result<Option<Fused>> {
     let scale: Vec<f64> = gamma.iter().zip(&variance).map(|(g, v)| g / (v + epsilon).sqrt()).collect();
     let shift = (0..channels).map(|c| scale[c] * (bias[c] - mean[c]) + beta[c]).collect::<Vec<f64>>();
     let per_channel = weight.len() / channels;
-    let scaled = weight.to_f64s()?.into_iter().enumerate().map(|(i, w)| w * scale[i / per_channel]).collect::<Vec<f64>>();
+    let scaled =
+        weight.to_f64s()?.into_iter().enumerate().map(|(i, w)| w * scale[i / per_channel]).collect::<Vec<f64>>();
     let dtype: DType = weight.dtype();
     Ok(Some(Fused {
         conv,

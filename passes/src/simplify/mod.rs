@@ -20,10 +20,10 @@ mod rules;
 use crate::walk::{edit_with_subgraphs, require_internal_opset};
 use crate::{Changed, Pass};
 use rules::{Found, RULES};
-use schemars::JsonSchema;
-use serde::Deserialize;
 use sartor_ir::ops::Emit;
 use sartor_ir::{Context, Graph, Model, NodeId, Result, ensure, infer};
+use schemars::JsonSchema;
+use serde::Deserialize;
 
 /// See the [module](self).
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
