@@ -30,6 +30,7 @@ pub mod conv_transpose;
 pub mod cumsum;
 pub mod depth_to_space;
 pub mod dropout;
+pub mod einsum;
 pub mod elementwise;
 pub mod emit;
 pub mod expand;
@@ -89,6 +90,7 @@ pub const FAMILIES: &[&[OpDef]] = &[
     // Products and random numbers.
     matmul::OPS,
     gemm::OPS,
+    einsum::OPS,
     dropout::OPS,
     random::OPS,
     // Movement.

@@ -1,0 +1,389 @@
+//! The contracts of the operator table, checked by loops over all rows: a new operator is tested by being in the table.
+//! Each test lists all operators that break its contract.
+
+use sartor_ir::eval::{self, Environment};
+use sartor_ir::ops::{self, Emit, Gradient, MAX_FACT_DIMS, OpDef, Sample};
+use sartor_ir::rng::{Draw, Stream};
+use sartor_ir::{DType, Dim, Graph, GraphOutput, NodeId, OPSET, Tensor, Type, Value, infer};
+use std::collections::{HashMap, HashSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// Rows without a sample, and why.
+const NO_SAMPLE: &[(&str, &str)] = &[];
+
+/// Rows that have neither an evaluation with a gradient nor a decomposition, and why.
+const LAW_EXCEPTIONS: &[(&str, &str)] = &[];
+
+/// Rows whose output shape depends on the input's values, so that inference leaves axes open.
+const DATA_DEPENDENT: &[&str] = &["NonZero", "Compress", "Unique", "NonMaxSuppression"];
+
+type Outcome = Result<(), String>;
+
+fn text(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}
+
+/// Runs a check on several random samples of every row that has them; panics count as failures, one line per row.
+fn for_all_samples(count: u64, check: impl Fn(&OpDef, &Sample, u64) -> Outcome) {
+    let mut failures = Vec::new();
+    for def in ops::all() {
+        let Some(sample) = def.sample else { continue };
+        for seed in 0..count {
+            let run = || {
+                let sample = sample(&mut Draw::new(seed, def.name));
+                check(def, &sample, seed).map_err(|e| format!("{e}\n    in {sample:?}"))
+            };
+            let outcome = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
+                let message = panic.downcast_ref::<String>().cloned();
+                Err(format!(
+                    "panic: {}",
+                    message.or(panic.downcast_ref::<&str>().map(|s| s.to_string())).unwrap_or_default()
+                ))
+            });
+            if let Err(message) = outcome {
+                failures.push(format!("{} (sample {seed}): {message}", def.name));
+                break;
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{} operators fail:\n{}", failures.len(), failures.join("\n"));
+}
+
+/// How the axes of a case's inputs are declared.
+#[derive(Clone, Copy, PartialEq)]
+enum Axes {
+    /// As numbers.
+    Numbers,
+    /// Lengths above 1 as symbols, the same one for the same length.
+    SymbolPerLength,
+    /// Each axis as a symbol of its own.
+    SymbolPerAxis,
+}
+
+/// A graph with one node: the sample's operator.
+struct Case {
+    graph: Graph,
+    /// The graph inputs' tensors.
+    feeds: HashMap<String, Tensor>,
+    /// The input slots that are graph inputs.
+    fed: HashMap<usize, Value>,
+    /// The symbols of the declared shapes.
+    symbols: HashMap<String, i64>,
+}
+
+impl Case {
+    fn new(sample: &Sample, axes: Axes) -> Result<Case, String> {
+        let mut case =
+            Case { graph: Graph::new("case"), feeds: HashMap::new(), fed: HashMap::new(), symbols: HashMap::new() };
+        let mut inputs = Vec::new();
+        for (slot, tensor) in sample.inputs.iter().enumerate() {
+            inputs.push(tensor.as_ref().map(|t| case.add_input(sample, slot, t, axes)));
+        }
+        let node = case.graph.add_op("node", sample.op.clone(), &inputs, sample.outputs);
+        for value in case.graph.node_outputs(node) {
+            case.graph.outputs.push(GraphOutput { name: format!("y{}", value.slot), value });
+        }
+        infer::infer_node(&mut case.graph, node, OPSET).map_err(text)?;
+        Ok(case)
+    }
+    fn node(&self) -> NodeId {
+        self.graph.outputs[0].value.node
+    }
+    /// Small inputs whose gradient is not checked stand as constants: shapes, axes, bounds.
+    fn add_input(&mut self, sample: &Sample, slot: usize, tensor: &Tensor, axes: Axes) -> Value {
+        let checked = sample.check.get(slot).copied().unwrap_or(false);
+        if !checked && tensor.rank() <= 1 && tensor.len() <= MAX_FACT_DIMS {
+            return self.graph.add_const("constant", tensor.clone());
+        }
+        let name = format!("x{slot}");
+        let dims: Vec<Dim> =
+            (0..tensor.rank()).map(|axis| self.declare(slot, axis, tensor.shape()[axis], axes)).collect();
+        let value = self.graph.add_input(&name, Type::tensor(tensor.dtype(), dims));
+        self.feeds.insert(name, tensor.clone());
+        self.fed.insert(slot, value);
+        value
+    }
+    fn declare(&mut self, slot: usize, axis: usize, length: usize, axes: Axes) -> Dim {
+        let name = match axes {
+            Axes::SymbolPerLength if length > 1 => format!("n{length}"),
+            Axes::SymbolPerAxis => format!("s{slot}_{axis}"),
+            _ => return Dim::Known(length as i64),
+        };
+        self.symbols.insert(name.clone(), length as i64);
+        Dim::symbol(&name)
+    }
+    fn run(&self, feeds: &HashMap<String, Tensor>) -> Result<Vec<Tensor>, String> {
+        let params = |_: &str| None;
+        let env = Environment { opset: OPSET, seed: 7, step: 3, params: &params };
+        eval::run_graph(&self.graph, &env, feeds).map_err(text)
+    }
+}
+
+#[test]
+fn rows_are_well_formed() {
+    let mut seen = HashSet::new();
+    for def in ops::all() {
+        assert!(seen.insert((def.domain, def.name)), "{} stands in the table twice", def.name);
+        assert!(def.inputs.0 <= def.inputs.1 && def.outputs.0 <= def.outputs.1, "{}: arities", def.name);
+        let versions: Vec<i64> = def.upgrades.iter().map(|u| u.0).collect();
+        assert!(versions.is_sorted(), "{}: upgrades in the order {versions:?}", def.name);
+    }
+}
+
+#[test]
+fn every_row_has_a_sample() {
+    check_exceptions("has no sample", NO_SAMPLE, |def| def.sample.is_some());
+}
+
+#[test]
+fn every_row_has_evaluation_and_gradient_or_a_decomposition() {
+    check_exceptions("has neither evaluation and gradient nor a decomposition", LAW_EXCEPTIONS, |def| {
+        let differentiable = matches!(def.grad, Gradient::Emit(_) | Gradient::Zero);
+        (def.eval.is_some() && differentiable) || def.decompose.is_some()
+    });
+}
+
+/// Every row fulfils the condition or is an exception; every exception is one.
+fn check_exceptions(what: &str, exceptions: &[(&str, &str)], holds: impl Fn(&OpDef) -> bool) {
+    let excepted = |name: &str| exceptions.iter().any(|(n, _)| *n == name);
+    let mut problems = Vec::new();
+    for def in ops::all() {
+        match (holds(def), excepted(def.name)) {
+            (false, false) => problems.push(format!("{} {what}", def.name)),
+            (true, true) => problems.push(format!("{} is listed as an exception and needs it no more", def.name)),
+            _ => {}
+        }
+    }
+    let known = |name: &str| ops::all().any(|def| def.name == name);
+    problems.extend(exceptions.iter().filter(|(n, _)| !known(n)).map(|(n, _)| format!("{n} is no row of the table")));
+    assert!(problems.is_empty(), "{}", problems.join("\n"));
+}
+
+#[test]
+fn inference_gives_the_types_of_evaluation() {
+    for_all_samples(12, |def, sample, _| {
+        let (least, most) = def.inputs;
+        let (count, outputs) = (sample.inputs.len(), sample.outputs);
+        check((least..=most).contains(&count), || format!("{count} inputs, expected {least} to {most}"))?;
+        check((def.outputs.0..=def.outputs.1).contains(&outputs), || format!("{outputs} outputs"))?;
+        let case = Case::new(sample, Axes::Numbers)?;
+        let found = case.run(&case.feeds)?;
+        check(found.len() == outputs, || format!("{} outputs, expected {outputs}", found.len()))?;
+        for (value, tensor) in case.graph.node_outputs(case.node()).zip(&found) {
+            let inferred = case.graph.ty(value).map_or("nothing".to_string(), |t| t.to_string());
+            let exact = case.graph.ty(value) == Some(&Type::of(tensor));
+            let open = DATA_DEPENDENT.contains(&def.name)
+                && case.graph.ty(value).is_some_and(|t| t.merge(&Type::of(tensor)).is_some());
+            check(exact || open, || format!("output {}: {inferred} inferred, {tensor:?} computed", value.slot))?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn symbolic_inference_contradicts_no_evaluation() {
+    for_all_samples(12, |_, sample, _| {
+        let case = Case::new(sample, Axes::SymbolPerAxis)?;
+        let found = case.run(&case.feeds)?;
+        for (value, tensor) in case.graph.node_outputs(case.node()).zip(&found) {
+            let Some(ty) = case.graph.ty(value) else { continue };
+            check(ty.dtype() == Some(tensor.dtype()), || format!("output {}: {ty}, {tensor:?}", value.slot))?;
+            let Some(shape) = ty.shape() else { continue };
+            let numbers: Vec<Option<i64>> = shape.iter().map(|d| d.eval(&|s| case.symbols.get(s).copied())).collect();
+            let right = numbers.len() == tensor.rank()
+                && numbers.iter().zip(tensor.shape()).all(|(n, &d)| n.is_none_or(|n| n == d as i64));
+            check(right, || format!("output {}: {ty} inferred, {tensor:?} computed", value.slot))?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn evaluation_does_not_depend_on_how_an_input_is_declared() {
+    for_all_samples(4, |_, sample, _| {
+        let (numbers, symbols) = (Case::new(sample, Axes::Numbers)?, Case::new(sample, Axes::SymbolPerLength)?);
+        let (a, b) = (numbers.run(&numbers.feeds)?, symbols.run(&symbols.feeds)?);
+        check(a.iter().zip(&b).all(|(a, b)| same_bits(a, b)), || format!("{a:?} against {b:?}"))
+    });
+}
+
+fn same_bits(a: &Tensor, b: &Tensor) -> bool {
+    a.dtype() == b.dtype() && a.shape() == b.shape() && a.bytes() == b.bytes() && a.strings() == b.strings()
+}
+
+#[test]
+fn decompositions_compute_what_evaluation_does() {
+    for_all_samples(6, |def, sample, _| {
+        if def.eval.is_none() || def.decompose.is_none() {
+            return Ok(());
+        }
+        let mut case = Case::new(sample, Axes::Numbers)?;
+        let expected = case.run(&case.feeds)?;
+        let node = case.node();
+        ops::decompose(&mut case.graph, node, OPSET).map_err(text)?;
+        for (slot, (a, b)) in case.run(&case.feeds)?.iter().zip(&expected).enumerate() {
+            check(a.dtype() == b.dtype() && a.shape() == b.shape(), || {
+                format!("output {slot}: {a:?}, expected {b:?}")
+            })?;
+            let (x, y) = (a.to_f64s().map_err(text)?, b.to_f64s().map_err(text)?);
+            let close = x.iter().zip(&y).all(|(x, y)| close(*x, *y, 1e-9));
+            check(close, || format!("output {slot}: {a:?}, expected {b:?}"))?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn gradients_match_finite_differences() {
+    for_all_samples(8, |def, sample, seed| check_gradient(def, sample, seed, Axes::Numbers));
+}
+
+#[test]
+fn gradients_match_finite_differences_under_symbolic_shapes() {
+    for_all_samples(5, |def, sample, seed| check_gradient(def, sample, seed, Axes::SymbolPerLength));
+}
+
+fn check(condition: bool, message: impl Fn() -> String) -> Outcome {
+    if condition { Ok(()) } else { Err(message()) }
+}
+
+fn close(a: f64, b: f64, tolerance: f64) -> bool {
+    (a - b).abs() <= tolerance * (0.1 + a.abs().max(b.abs())) || (a.is_nan() && b.is_nan()) || a == b
+}
+
+/// The gradients of `Σ output · cotangent` over all `f64` outputs, against central differences.
+fn check_gradient(def: &OpDef, sample: &Sample, seed: u64, axes: Axes) -> Outcome {
+    if matches!(def.grad, Gradient::Missing) {
+        return Ok(());
+    }
+    let mut case = Case::new(sample, axes)?;
+    let outputs = case.run(&case.feeds)?;
+    let mut draw = Draw::new(seed, "cotangents");
+    let cotangents: Vec<Option<Tensor>> = outputs
+        .iter()
+        .map(|t| if t.dtype() == DType::F64 { Some(draw.tensor(t.shape(), 0.5, 1.5)) } else { None })
+        .collect();
+    let forward = Case::new(sample, axes)?;
+    let loss = |feeds: &HashMap<String, Tensor>| -> Result<f64, String> { dot(&forward.run(feeds)?, &cotangents) };
+    let slots: Vec<usize> =
+        (0..sample.inputs.len()).filter(|s| sample.check.get(*s) == Some(&true) && case.fed.contains_key(s)).collect();
+    let found = reverse(&mut case, &cotangents, &slots)?;
+    for (&slot, analytic) in slots.iter().zip(&found) {
+        let numeric = differences(&case.feeds, &format!("x{slot}"), &loss)?;
+        check(analytic.len() == numeric.len(), || format!("gradient {slot} has {} elements", analytic.len()))?;
+        for (i, (a, n)) in analytic.iter().zip(&numeric).enumerate() {
+            check(close(*a, *n, 1e-5), || format!("gradient of input {slot} at {i} is {a}, by differences {n}"))?;
+        }
+    }
+    Ok(())
+}
+
+fn dot(outputs: &[Tensor], cotangents: &[Option<Tensor>]) -> Result<f64, String> {
+    let mut sum = 0.0;
+    for (y, c) in outputs.iter().zip(cotangents) {
+        if let Some(c) = c {
+            let (y, c) = (y.to_f64s().map_err(text)?, c.to_f64s().map_err(text)?);
+            sum += y.iter().zip(&c).map(|(y, c)| y * c).sum::<f64>();
+        }
+    }
+    Ok(sum)
+}
+
+/// Central differences of `loss` by each element of an input.
+fn differences(
+    feeds: &HashMap<String, Tensor>,
+    name: &str,
+    loss: &dyn Fn(&HashMap<String, Tensor>) -> Result<f64, String>,
+) -> Result<Vec<f64>, String> {
+    let tensor = &feeds[name];
+    let values: Vec<f64> = tensor.to_vec().map_err(text)?;
+    let step = 1e-5;
+    let at = |i: usize, shift: f64| {
+        let mut moved = values.clone();
+        moved[i] += shift;
+        let mut feeds = feeds.clone();
+        feeds.insert(name.to_string(), Tensor::from_vec(tensor.shape(), moved));
+        loss(&feeds)
+    };
+    (0..values.len()).map(|i| Ok((at(i, step)? - at(i, -step)?) / (2.0 * step))).collect()
+}
+
+/// Reverse mode over the case's graph, composites decomposed first. Returns the gradients of these input slots;
+/// where none flows, zeros.
+fn reverse(case: &mut Case, cotangents: &[Option<Tensor>], slots: &[usize]) -> Result<Vec<Vec<f64>>, String> {
+    ops::decompose_composites(&mut case.graph, OPSET, |_, _| true).map_err(text)?;
+    let mut grads: HashMap<Value, Value> = HashMap::new();
+    let mut emit = Emit::new(&mut case.graph, OPSET);
+    for (output, cotangent) in emit.graph.outputs.clone().iter().zip(cotangents) {
+        if let Some(cotangent) = cotangent {
+            let seed = emit.constant(cotangent.clone());
+            add_to(&mut emit, &mut grads, output.value, seed)?;
+        }
+    }
+    for id in emit.graph.topo_ops().into_iter().rev() {
+        let own: Vec<Option<Value>> = emit.graph.node_outputs(id).map(|v| grads.get(&v).copied()).collect();
+        let inputs = emit.graph.node_inputs(id);
+        let float = |v: &Option<Value>| {
+            v.is_some_and(|v| infer::is_float(emit.graph.ty(v)) && emit.graph.constant(v).is_none())
+        };
+        let wants: Vec<bool> = inputs.iter().map(float).collect();
+        if own.iter().any(Option::is_some) {
+            let found = ops::gradients(&mut emit, id, own, wants).map_err(text)?;
+            for (input, grad) in inputs.into_iter().zip(found) {
+                if let (Some(input), Some(grad)) = (input, grad) {
+                    add_to(&mut emit, &mut grads, input, grad)?;
+                }
+            }
+        }
+    }
+    case.graph.outputs.clear();
+    let mut places = Vec::new();
+    for slot in slots {
+        places.push(grads.get(&case.fed[slot]).map(|&value| {
+            case.graph.outputs.push(GraphOutput { name: format!("g{slot}"), value });
+            case.graph.outputs.len() - 1
+        }));
+    }
+    case.graph.remove_dead();
+    let found = case.run(&case.feeds)?;
+    let mut out = Vec::new();
+    for (slot, place) in slots.iter().zip(places) {
+        let input = &case.feeds[&format!("x{slot}")];
+        out.push(match place {
+            None => vec![0.0; input.len()],
+            Some(place) => {
+                let grad = &found[place];
+                check(grad.shape() == input.shape(), || format!("gradient {slot}: {grad:?} of {input:?}"))?;
+                grad.to_vec().map_err(text)?
+            }
+        });
+    }
+    Ok(out)
+}
+
+fn add_to(emit: &mut Emit, grads: &mut HashMap<Value, Value>, to: Value, grad: Value) -> Outcome {
+    let sum = match grads.get(&to) {
+        Some(&old) => emit.add(old, grad).map_err(text)?,
+        None => grad,
+    };
+    grads.insert(to, sum);
+    Ok(())
+}
+
+#[test]
+fn random_operators_repeat_themselves_and_differ_between_steps() {
+    for def in ops::all() {
+        let (Some(sample), Some(eval)) = (def.sample, def.eval) else { continue };
+        let sample = sample(&mut Draw::new(0, def.name));
+        if ops::is_pure(&sample.op) || !def.name.starts_with("Random") {
+            continue;
+        }
+        let inputs: Vec<Option<&Tensor>> = sample.inputs.iter().map(Option::as_ref).collect();
+        let run = |step| {
+            let stream = Stream::new(1, step, "node");
+            eval(&ops::EvalCx { op: &sample.op, opset: OPSET, wanted: vec![true], stream }, &inputs).unwrap().remove(0)
+        };
+        assert!(same_bits(&run(1), &run(1)), "{} does not repeat itself", def.name);
+        assert!(run(1).is_empty() || !same_bits(&run(1), &run(2)), "{} is the same in two steps", def.name);
+    }
+}
