@@ -45,9 +45,9 @@ fn infer(cx: &mut InferCx) -> Result<()> {
 fn eval(cx: &EvalCx, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>> {
     use num_traits::AsPrimitive;
     let Some(Some(x)) = inputs.first() else { bail!("it needs an input") };
-    let ratio = ratio(inputs.get(1).copied().flatten())?;
     let training = inputs.get(2).copied().flatten().map(|t| t.item::<bool>()).transpose()?.unwrap_or(false);
-    if !training || ratio == 0.0 {
+    let ratio = if training { ratio(inputs.get(1).copied().flatten())? } else { 0.0 };
+    if ratio == 0.0 {
         return Ok(vec![(*x).clone(), Tensor::from_vec(x.shape(), vec![true; x.len()])]);
     }
     let stream = seeded(cx)?;

@@ -314,3 +314,62 @@ pub(super) fn random_bools(draw: &mut Draw, shape: &[usize]) -> Tensor {
     let count = shape.iter().product();
     Tensor::from_vec(shape, (0..count).map(|_| draw.chance(0.5)).collect::<Vec<bool>>())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::probe::Probe;
+
+    #[test]
+    fn shape_arithmetic_is_followed() {
+        let mut p = Probe::new();
+        let x = p.input("x", DType::F32, "batch,seq,384");
+        let shape = p.op("Shape", &[x], Attributes::new());
+        let twice = p.ints(&[2, 1, 12]);
+        let product = p.op("Mul", &[shape, twice], Attributes::new());
+        let quotient = p.op("Div", &[product, twice], Attributes::new());
+        let sum = p.op("Add", &[shape, product], Attributes::new());
+        assert_eq!(p.show(product), "int64[3] = 2*batch, seq, 4608");
+        assert_eq!(p.show(quotient), "int64[3] = batch, seq, 384");
+        assert_eq!(p.show(sum), "int64[3] = 3*batch, 2*seq, 4992");
+    }
+
+    /// What exporters write for `expand(-1, seq, -1)`: the target with its -1 replaced by 1.
+    #[test]
+    fn a_dimension_is_never_minus_one() {
+        let mut p = Probe::new();
+        let x = p.input("x", DType::F32, "batch,seq");
+        let shape = p.op("Shape", &[x], Attributes::new());
+        let (minus_one, ones) = (p.scalar(-1), p.ints(&[1, 1]));
+        let open = p.op("Equal", &[shape, minus_one], Attributes::new());
+        let target = p.op("Where", &[open, ones, shape], Attributes::new());
+        let zero = p.scalar(0);
+        let clamped = p.op("Max", &[shape, zero], Attributes::new());
+        assert_eq!(p.show(open), "bool[2] = 0, 0");
+        assert_eq!(p.show(target), "int64[2] = batch, seq");
+        assert_eq!(p.show(clamped), "int64[2] = batch, seq");
+    }
+
+    #[test]
+    fn old_broadcasts_are_aligned() {
+        let mut p = Probe::new();
+        let a = p.input("a", DType::F32, "2,3,4,5");
+        let b = p.input("b", DType::F32, "3,4");
+        let attrs = Attributes::new().with("broadcast", 1i64).with("axis", 1i64).with("consumed_inputs", [0i64, 0]);
+        let y = p.op("Add", &[a, b], attrs);
+        drop_consumed_inputs(&mut p.graph, y.node).unwrap();
+        align_broadcast(&mut p.graph, y.node).unwrap();
+        assert_eq!(p.graph.node(y.node).op().unwrap().attrs, Attributes::new());
+        assert_eq!(p.show(p.graph.input(y.node, 1).unwrap()), "float[3, 4, 1]");
+        assert_eq!(p.show(y), "float[2, 3, 4, 5]");
+    }
+
+    #[test]
+    fn integers_wrap_and_floats_round_once() {
+        let bytes = |v: Vec<u8>| Tensor::from_vec([v.len()], v);
+        let sum = zip_number(&bytes(vec![250, 3]), &bytes(vec![10, 4]), |x, _| x, |x, y| x + y).unwrap();
+        assert_eq!(sum.to_vec::<u8>().unwrap(), [4, 7]);
+        let third = map_number(&Tensor::scalar(3.0f32), f64::recip, |x| x).unwrap();
+        assert_eq!(third.item::<f32>().unwrap(), 1.0 / 3.0);
+    }
+}
