@@ -9,7 +9,15 @@ use std::collections::{HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Rows without a sample, and why.
-const NO_SAMPLE: &[(&str, &str)] = &[];
+const NO_SAMPLE: &[(&str, &str)] =
+    &[("Scatter", "stands for older models only: its upgrade renames it ScatterElements")];
+
+/// Rows that need some axes as numbers, and why. Exporters give them as numbers.
+const NEEDS_NUMBERS: &[(&str, &str)] = &[
+    ("DepthToSpace", "the number of channels is split into blocks"),
+    ("SpaceToDepth", "channels, height and width are split into blocks"),
+    ("ConvTranspose", "its gradient needs the size of the kernel"),
+];
 
 /// Rows that have neither an evaluation with a gradient nor a decomposition, and why.
 const LAW_EXCEPTIONS: &[(&str, &str)] = &[];
@@ -240,7 +248,15 @@ fn gradients_match_finite_differences() {
 
 #[test]
 fn gradients_match_finite_differences_under_symbolic_shapes() {
-    for_all_samples(5, |def, sample, seed| check_gradient(def, sample, seed, Axes::SymbolPerLength));
+    for_all_samples(5, |def, sample, seed| {
+        let outcome = check_gradient(def, sample, seed, Axes::SymbolPerLength);
+        let excepted = NEEDS_NUMBERS.iter().any(|(name, _)| *name == def.name);
+        match (excepted, outcome) {
+            (false, outcome) => outcome,
+            (true, Err(_)) => Ok(()),
+            (true, Ok(())) => Err("listed in NEEDS_NUMBERS, which it needs no more".to_string()),
+        }
+    });
 }
 
 fn check(condition: bool, message: impl Fn() -> String) -> Outcome {
