@@ -52,7 +52,7 @@ impl Evaluator {
 }
 
 /// The output `logits`, or the first floating-point one that is not the loss.
-fn logits_name(graph: &Graph) -> Result<String> {
+pub(super) fn logits_name(graph: &Graph) -> Result<String> {
     if graph.find_output("logits").is_some() {
         return Ok("logits".to_string());
     }

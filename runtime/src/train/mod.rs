@@ -21,7 +21,7 @@
 //! ```no_run
 //! # use sartor_runtime::{data, train};
 //! # fn run(model: &mut sartor_ir::Model, recipe: &str, config: data::DataConfig) -> sartor_ir::Result<()> {
-//! let schema = data::Schema::of_program(model, "step")?.with_classes(2);
+//! let schema = train::training_schema(model, train::Task::Classification)?;
 //! let splits = data::open_splits(&config, &schema)?;
 //! let run = train::TrainRun { output: "out".into(), recipe: recipe.into(), ..train::TrainRun::default() };
 //! match train::train(model, &run, &splits, &mut train::Progress::new())? {
@@ -34,6 +34,7 @@
 pub mod config;
 pub mod evaluate;
 pub mod events;
+pub mod feeds;
 pub mod guard;
 pub mod links;
 pub mod log;
@@ -51,6 +52,7 @@ mod tests;
 pub use config::{EarlyStop, Every, Mode, OnNonFinite, TrainConfig, TrainRun};
 pub use evaluate::evaluate;
 pub use events::{Event, Observer, Silent};
+pub use feeds::{evaluation_schema, training_schema};
 pub use metrics::{Metrics, Task};
 pub use progress::Progress;
 pub use schedule::{Decay, OptimizerSchedule, Span};
