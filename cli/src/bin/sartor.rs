@@ -1,2 +1,4 @@
-//! The sartor command.
-fn main() {}
+//! The command `sartor` with the passes that come with it.
+fn main() -> std::process::ExitCode {
+    sartor::main(sartor::Registry::builtin())
+}

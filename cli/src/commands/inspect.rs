@@ -1,0 +1,138 @@
+//! `inspect`: what is in a file.
+
+use crate::inspection::{Inspection, Module, Port, inspect};
+use crate::table::{Table, grouped, short};
+use crate::{Outcome, files, say};
+use sartor_ir::onnx;
+use sartor_passes::Registry;
+use std::path::PathBuf;
+
+/// Shows what is in a model: operators, parameters, costs, dynamic axes, modules, programs
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  sartor inspect model.onnx
+  sartor inspect model.onnx --dim batch=8 --dim sequence=128
+  sartor inspect model.onnx --depth 5
+  sartor inspect model.onnx --json | jq .flops.total")]
+pub struct Args {
+    /// The model
+    model: PathBuf,
+    /// Prints JSON
+    #[arg(long)]
+    json: bool,
+    /// A number for a symbolic dimension, to count operations with (default: 1 for each)
+    #[arg(long = "dim", value_name = "NAME=N")]
+    dims: Vec<String>,
+    /// How deep the module tree is shown
+    #[arg(long, default_value_t = 3)]
+    depth: usize,
+}
+
+/// Runs it.
+pub fn run(args: Args, registry: &Registry) -> Outcome {
+    let dims = files::parse_dims(&args.dims)?;
+    let model = onnx::load(&args.model)?;
+    let found = inspect(&model, registry, &dims)?;
+    if args.json {
+        say!("{}", serde_json::to_string_pretty(&found).unwrap_or_default());
+        return Ok(());
+    }
+    let opsets: Vec<String> = found.opsets.iter().map(|(d, v)| format!("{d} {v}")).collect();
+    say!("{}: IR {}, opset {}, by {}", args.model.display(), found.ir_version, opsets.join(", "), found.producer);
+    ports("inputs", &found.inputs);
+    ports("outputs", &found.outputs);
+    print_axes(&found);
+    print_parameters(&found);
+    print_operators(&found);
+    print_lacks(&found);
+    print_modules(&found, args.depth);
+    print_programs(&found);
+    Ok(())
+}
+
+fn ports(title: &str, ports: &[Port]) {
+    say!("\n{title}");
+    ports.iter().for_each(|port| say!("  {}: {}", port.name, port.ty));
+}
+
+fn print_axes(found: &Inspection) {
+    if !found.dynamic_axes.is_empty() {
+        say!("\ndynamic axes");
+        found.dynamic_axes.iter().for_each(|(name, places)| say!("  {name}: {}", places.join(", ")));
+    }
+}
+
+fn print_parameters(found: &Inspection) {
+    say!("\nparameters");
+    let mut table = Table::new(&["role", "tensors", "elements", "bytes"]);
+    for (role, row) in &found.parameters {
+        table.row([role.to_string(), row.tensors.to_string(), grouped(row.elements), grouped(row.bytes)]);
+    }
+    let bytes = found.parameters.values().map(|row| row.bytes).sum();
+    let tensors: usize = found.parameters.values().map(|row| row.tensors).sum();
+    table.row(["all".to_string(), tensors.to_string(), grouped(found.total_parameters), grouped(bytes)]);
+    table.print();
+}
+
+fn print_operators(found: &Inspection) {
+    let dims: Vec<String> = found.flops.dims.iter().map(|(name, n)| format!("{name} = {n}")).collect();
+    let with = if dims.is_empty() { String::new() } else { format!(" with {}", dims.join(", ")) };
+    say!("\noperators: {} FLOPs{with}", short(found.flops.total));
+    let mut table = Table::new(&["operator", "count", "FLOPs"]);
+    for row in &found.operators {
+        table.row([row.operator.clone(), row.count.to_string(), row.flops.map_or("?".to_string(), short)]);
+    }
+    let all: usize = found.operators.iter().map(|row| row.count).sum();
+    table.row(["all".to_string(), all.to_string(), short(found.flops.total)]);
+    table.print();
+    if let Some(problem) = &found.flops.problem {
+        say!("  the operations could not be counted: {problem}");
+    }
+    if found.flops.uncounted_nodes > 0 {
+        say!("  {} nodes not counted: their shapes depend on the data", found.flops.uncounted_nodes);
+    }
+}
+
+fn print_lacks(found: &Inspection) {
+    if !found.without_gradient.is_empty() {
+        say!("\ntraining cannot go through: {}", found.without_gradient.join(", "));
+    }
+    if !found.without_evaluation.is_empty() {
+        say!("\ncannot be run: {}", found.without_evaluation.join(", "));
+    }
+    if !found.functions.is_empty() {
+        say!("\nfunctions: {}", found.functions.join(", "));
+    }
+}
+
+fn print_modules(found: &Inspection, depth: usize) {
+    if found.modules.is_empty() {
+        return;
+    }
+    say!("\nmodules");
+    let mut table = Table::new(&["module", "operators", "parameters", "FLOPs"]);
+    found.modules.iter().for_each(|module| add_module(&mut table, module, 0, depth));
+    table.print();
+}
+
+fn add_module(table: &mut Table, module: &Module, level: usize, depth: usize) {
+    if level >= depth {
+        return;
+    }
+    let name = format!("{}{}", "  ".repeat(level), module.name);
+    table.row([name, module.operators.to_string(), grouped(module.parameters), short(module.flops)]);
+    module.modules.iter().for_each(|below| add_module(table, below, level + 1, depth));
+}
+
+fn print_programs(found: &Inspection) {
+    if found.programs.is_empty() {
+        return;
+    }
+    say!("\nprograms");
+    let mut table = Table::new(&["program", "operators", "updates", "<inputs → outputs"]);
+    for row in &found.programs {
+        let flow = format!("{} → {}", row.inputs.join(", "), row.outputs.join(", "));
+        table.row([row.name.clone(), row.operators.to_string(), row.updates.to_string(), flow]);
+    }
+    table.print();
+}

@@ -1,0 +1,56 @@
+//! `run`: a model on arrays.
+
+use crate::failure::Running;
+use crate::{Outcome, files, note};
+use sartor_ir::{Error, Tensor, onnx};
+use sartor_passes::Registry;
+use sartor_runtime::data::npz;
+use sartor_runtime::{Key, Params, Session, SessionOptions};
+use std::path::PathBuf;
+
+/// Runs a model on the arrays of an .npz file
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  sartor run model.onnx --inputs x.npz --outputs y.npz
+  sartor run model.onnx --inputs x.npz --outputs y.npz --threads 2
+
+The arrays are named as the model's inputs; others are left alone. The outputs are named as the model's outputs.")]
+pub struct Args {
+    /// The model
+    model: PathBuf,
+    /// The inputs
+    #[arg(long, value_name = "X.npz")]
+    inputs: PathBuf,
+    /// Where the outputs go
+    #[arg(long, value_name = "Y.npz")]
+    outputs: PathBuf,
+    /// Threads to compute with; the results do not depend on it
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    threads: Option<u16>,
+}
+
+/// The options of a session with so many threads.
+pub fn session_options(threads: Option<u16>) -> SessionOptions {
+    threads.map_or_else(SessionOptions::default, |n| SessionOptions { threads: usize::from(n) })
+}
+
+/// Runs it.
+pub fn run(args: Args, registry: &Registry) -> Outcome {
+    let mut model = onnx::load(&args.model)?;
+    let inputs = files::read_inputs(&args.inputs, &model.graph)?;
+    files::prepare(&mut model, registry).map_err(|e| e.at(format!("file {}", args.model.display())))?;
+    let mut session = Session::new(&model, session_options(args.threads))?;
+    let outputs = session.run(&mut Params::of(&model), &inputs, Key::default()).running()?;
+    let mut arrays: Vec<(&str, &Tensor)> = Vec::new();
+    for output in &model.graph.outputs {
+        match outputs.get(&output.name) {
+            Some(tensor) => arrays.push((&output.name, tensor)),
+            None => return Err(Error::msg(format!("the run gave no output \"{}\"", output.name))).running(),
+        }
+    }
+    npz::write(&args.outputs, arrays.iter().copied()).running()?;
+    for (name, tensor) in arrays {
+        note!("{name}: {}{:?}", tensor.dtype(), tensor.shape());
+    }
+    Ok(())
+}

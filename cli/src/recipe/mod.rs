@@ -1,0 +1,236 @@
+//! A recipe: the TOML file that says what is trained on what, and how. Its tables reuse the options of the passes and of
+//! the trainer, so that what a pass can do, a recipe can say.
+//!
+//! Reading: parse → `--set` overrides → keys checked against the JSON schema, all unknown ones at once with near misses →
+//! deserialize. Relative paths are relative to the recipe's folder; those of `--set` to the working directory.
+
+mod both;
+mod keys;
+mod set;
+
+pub use both::Both;
+
+use sartor_ir::{Context, Error, Result, bail};
+use sartor_passes::accumulate::Accumulate;
+use sartor_passes::clip::Clip;
+use sartor_passes::cola::Cola;
+use sartor_passes::freeze::Freeze;
+use sartor_passes::head::{Head, HeadKind};
+use sartor_passes::loss::{Loss, LossKind};
+use sartor_passes::optimizer::Optimizer;
+use sartor_runtime::data::DataConfig;
+use sartor_runtime::train::{OptimizerSchedule, Span, TrainConfig};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use std::path::{Path, PathBuf};
+
+/// The tables of a recipe. Unknown keys are errors.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(title = "Recipe of sartor train")]
+pub struct Tables {
+    /// The model to train: an ONNX file.
+    pub model: PathBuf,
+    /// The folder for everything that the run writes. It must not be there yet, or be empty.
+    #[serde(default = "default_output")]
+    pub output: PathBuf,
+    /// The examples.
+    #[serde(default)]
+    pub data: DataConfig,
+    /// Which of the model's own parameters are trained; without this table, none.
+    pub freeze: Option<Freeze>,
+    /// A new classifier or regressor on a value of the model.
+    pub head: Option<Head>,
+    /// What is minimised. Default: cross-entropy; for a regressor, the squared error.
+    pub loss: Option<Loss>,
+    /// Chains of low-rank adapters.
+    pub cola: Option<Both<Cola, Chain>>,
+    /// The update rule, and the learning rate over the run.
+    #[serde(default)]
+    pub optimizer: Both<Optimizer, OptimizerSchedule>,
+    /// A limit on the gradient's norm.
+    pub clip: Option<Clip>,
+    /// Several batches per update.
+    pub accumulate: Option<Accumulate>,
+    /// How long, how often, how many.
+    #[serde(default)]
+    pub train: TrainConfig,
+    /// How the result is written.
+    #[serde(default)]
+    pub export: Export,
+}
+
+/// What the table `[cola]` says about the run, besides what is inserted.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Chain {
+    /// One learning-rate schedule over the run, or one for each link.
+    pub schedule: Option<Span>,
+    /// The shares of the links in the steps. Default: equal ones.
+    pub split: Vec<f64>,
+}
+
+/// How the result is written.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Export {
+    /// What the module paths of the file begin with and those of the PyTorch model do not.
+    pub strip_prefix: String,
+    /// Large weights go into a second file, beside the model.
+    pub external_data: bool,
+}
+
+fn default_output() -> PathBuf {
+    "out".into()
+}
+
+/// See the [module](self).
+#[derive(Clone, Debug)]
+pub struct Recipe {
+    /// What it says, paths resolved.
+    pub tables: Tables,
+    /// The TOML that it comes to, overrides applied, paths resolved.
+    pub effective: String,
+    /// What a run resumes only under: the TOML without the keys that change no result (the output folder, threads).
+    pub identity: String,
+}
+
+impl Recipe {
+    /// Reads a file and applies `key=value` overrides. `model` replaces the recipe's model.
+    pub fn read(path: &Path, overrides: &[String], model: Option<&Path>) -> Result<Recipe> {
+        let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+        let place = || format!("recipe {}", path.display());
+        let mut table = parse(&text).context(place)?;
+        overrides.iter().try_for_each(|text| set::apply(&mut table, text))?;
+        if let Some(model) = model {
+            let here = set::absolute(model)?.to_string_lossy().into_owned();
+            table.insert("model".to_string(), here.into());
+        }
+        let folder = path.parent().unwrap_or(Path::new(""));
+        Recipe::of(table, folder).context(place)
+    }
+    /// From a table whose relative paths are relative to `folder`.
+    pub fn of(mut table: toml::Table, folder: &Path) -> Result<Recipe> {
+        keys::check(&table)?;
+        hand_down_seed(&mut table);
+        let identity = identity(&table)?;
+        set::resolve_paths(&mut table, folder)?;
+        let effective = to_text(&table)?;
+        let tables: Result<Tables, _> = toml::Value::Table(table).try_into();
+        let tables = tables.map_err(|e: toml::de::Error| Error::msg(one_line(&e.to_string())))?;
+        Ok(Recipe { tables, effective, identity })
+    }
+    /// The loss: as the recipe says, or as fits its head.
+    pub fn loss(&self) -> Loss {
+        let regressor = self.tables.head.as_ref().is_some_and(|head| head.kind == HeadKind::Regressor);
+        let kind = if regressor { LossKind::Mse } else { LossKind::CrossEntropy };
+        self.tables.loss.clone().unwrap_or(Loss { kind, ..Loss::default() })
+    }
+    /// The learning rate over the run.
+    pub fn schedule(&self) -> OptimizerSchedule {
+        let mut schedule = self.tables.optimizer.second.clone();
+        if let Some(span) = self.tables.cola.as_ref().and_then(|cola| cola.second.schedule) {
+            schedule.span = span;
+        }
+        schedule
+    }
+}
+
+/// The JSON schema of recipes.
+pub fn schema() -> serde_json::Value {
+    schemars::schema_for!(Tables).into()
+}
+
+fn parse(text: &str) -> Result<toml::Table> {
+    match toml::from_str::<toml::Table>(text) {
+        Ok(table) => Ok(table),
+        Err(error) => {
+            let line = error.span().map_or(1, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+            bail!("line {line}: {}", one_line(error.message()))
+        }
+    }
+}
+
+fn one_line(text: &str) -> String {
+    text.lines().map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join(", ")
+}
+
+/// `train.seed` is the seed of everything random: also of what the passes draw, unless their tables say otherwise.
+fn hand_down_seed(table: &mut toml::Table) {
+    let Some(seed) = table.get("train").and_then(|train| train.get("seed")).cloned() else { return };
+    for name in ["head", "cola"] {
+        if let Some(section) = table.get_mut(name).and_then(toml::Value::as_table_mut) {
+            section.entry("seed").or_insert_with(|| seed.clone());
+        }
+    }
+}
+
+fn identity(table: &toml::Table) -> Result<String> {
+    let mut table = table.clone();
+    table.remove("output");
+    if let Some(train) = table.get_mut("train").and_then(toml::Value::as_table_mut) {
+        train.remove("threads");
+    }
+    to_text(&table)
+}
+
+fn to_text(table: &toml::Table) -> Result<String> {
+    toml::to_string(table).map_err(|e| Error::msg(e.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RECIPE: &str = "model = \"m.onnx\"\n[head]\ninput = \"461\"\nclasses = 2\n\
+        [cola]\nrank = 8\nalpha = 16\nlinks = 3\ntargets = [\"query\"]\nschedule = \"link\"\nsplit = [1, 2, 1]\n\
+        [optimizer]\nkind = \"adamw\"\nlearning_rate = 1e-3\nweight_decay = 0.01\nschedule = \"linear\"\nwarmup_ratio = 0.0\n\
+        [train]\nepochs = 6\nseed = 7\nthreads = 2\n";
+
+    fn read(overrides: &[&str]) -> Result<Recipe> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("R.toml");
+        std::fs::write(&path, RECIPE).unwrap();
+        let overrides: Vec<String> = overrides.iter().map(|s| s.to_string()).collect();
+        Recipe::read(&path, &overrides, None)
+    }
+
+    #[test]
+    fn tables_reach_their_owners() {
+        let recipe = read(&["cola.rank=16", "optimizer.schedule=cosine", "data.train=[\"a.npz\"]"]).unwrap();
+        let tables = &recipe.tables;
+        let cola = tables.cola.as_ref().unwrap();
+        assert_eq!((cola.first.rank, cola.first.links, cola.first.seed), (16, 3, 7));
+        assert_eq!((cola.second.split.as_slice(), recipe.schedule().span), (&[1.0, 2.0, 1.0][..], Span::Link));
+        assert_eq!(tables.head.as_ref().unwrap().seed, 7);
+        assert_eq!(tables.optimizer.first.weight_decay, 0.01);
+        assert_eq!(recipe.schedule().schedule, sartor_runtime::train::Decay::Cosine);
+        assert!(tables.model.is_absolute() && tables.model.ends_with("m.onnx"));
+        assert!(!recipe.identity.contains("threads") && recipe.effective.contains("threads = 2"));
+    }
+
+    #[test]
+    fn mistakes_are_sentences() {
+        let error = |overrides: &[&str]| {
+            let text = read(overrides).map(drop).unwrap_err().to_string();
+            text.split_once("R.toml: ").map_or(text.clone(), |(_, rest)| rest.to_string())
+        };
+        let unknown = error(&["cola.rnk=16", "trian.epochs=1"]);
+        assert!(unknown.contains("there is no key `cola.rnk` (did you mean \"rank\""), "{unknown}");
+        assert!(unknown.contains("there is no key `trian` (did you mean \"train\"?)"), "{unknown}");
+        assert!(error(&["cola.rank=big"]).contains("cola"), "{}", error(&["cola.rank=big"]));
+        assert_eq!(error(&["cola"]), "--set cola: expected key=value, such as cola.rank=16");
+        assert_eq!(error(&["model.x=1"]), "--set model.x=1: `model` is not a table");
+    }
+
+    #[test]
+    fn the_schema_lists_every_key() {
+        let schema = schema();
+        let keys: Vec<&str> = schema["properties"].as_object().unwrap().keys().map(String::as_str).collect();
+        for key in ["model", "output", "data", "head", "loss", "cola", "optimizer", "clip", "accumulate", "train"] {
+            assert!(keys.contains(&key), "{key}");
+        }
+        let text = schema.to_string();
+        assert!(text.contains("learning_rate") && text.contains("\"split\"") && text.contains("weight_decay"));
+    }
+}

@@ -1,0 +1,125 @@
+//! Every command once, from outside.
+
+mod common;
+
+use common::*;
+use sartor_ir::{Tensor, onnx};
+use sartor_runtime::data::npz;
+use serde_json::Value;
+
+#[test]
+fn every_command_has_help_with_examples() {
+    let folder = Folder::new();
+    let all = "demo inspect transform optimize train eval run verify merge adapter passes schema";
+    for command in all.split(' ') {
+        let help = folder.ok(&[command, "--help"]);
+        assert!(help.contains("Examples:") && help.contains(&format!("sartor {command}")), "{help}");
+    }
+    let help = folder.ok(&["--help"]);
+    all.split(' ').for_each(|command| assert!(help.contains(command), "{command}"));
+}
+
+#[test]
+fn usage_errors_exit_with_2() {
+    let folder = Folder::new();
+    folder.fails(2, &["transfrom", "x"]);
+    folder.fails(2, &["transform", "x.onnx"]);
+    folder.fails(2, &[]);
+    let error = folder.fails(2, &["inspect", "absent.onnx"]);
+    assert_eq!(error, "error: absent.onnx: No such file or directory (os error 2)\n");
+    let error = folder.fails(2, &["passes", "fld"]);
+    assert!(error.contains("there is no pass \"fld\" (did you mean \"fold\""), "{error}");
+}
+
+#[test]
+fn transform_without_passes_is_the_identity() {
+    let folder = Folder::with_task();
+    folder.ok(&["transform", "model.onnx", "-o", "same.onnx"]);
+    assert_eq!(folder.read("same.onnx"), folder.read("model.onnx"));
+    assert_eq!(onnx::load(&folder.path("same.onnx")).unwrap(), onnx::load(&folder.path("model.onnx")).unwrap());
+}
+
+#[test]
+fn transform_applies_passes_from_both_places_and_dumps() {
+    let folder = Folder::with_task();
+    folder.write("P.toml", "[[pass]]\nname = \"head\"\ninput = \"features\"\nclasses = 3\n");
+    let cola = "cola(rank=2, targets=[*/query/MatMul])";
+    let args =
+        ["transform", "model.onnx", "--pipeline", "P.toml", "-p", cola, "--dump-after", "all", "dumps", "-o", "c.onnx"];
+    folder.ok(&args);
+    let dumps = folder.names("dumps");
+    assert!(dumps.len() == 2 && dumps[0].contains("head") && dumps[1].contains("cola"), "{dumps:?}");
+    let json: Value = serde_json::from_str(&folder.ok(&["inspect", "c.onnx", "--json"])).unwrap();
+    assert_eq!(json["outputs"][0]["type"], "float[batch, 3]");
+    assert_eq!(json["parameters"]["trainable"]["elements"], 6 * 3 + 3 + 2 * (4 + 6));
+    // The adapters start at zero: the head's model and the one with adapters compute the same.
+    folder.ok(&["transform", "model.onnx", "--pipeline", "P.toml", "-o", "h.onnx", "--quiet"]);
+    assert!(folder.ok(&["verify", "h.onnx", "c.onnx"]).contains("output \"logits\" float[2, 3]: equal"));
+    folder.ok(&["merge", "c.onnx", "-o", "m.onnx"]);
+    folder.ok(&["verify", "h.onnx", "m.onnx", "--tolerance", "0"]);
+    folder.ok(&["adapter", "c.onnx", "-o", "adapter"]);
+    assert_eq!(folder.names("adapter"), ["adapter_config.json", "adapter_model.safetensors", "head.safetensors"]);
+    assert!(folder.fails(2, &["adapter", "c.onnx", "-o", "adapter"]).contains("is not empty"));
+    assert!(folder.fails(2, &["merge", "h.onnx", "-o", "x.onnx"]).contains("no adapters to merge"));
+}
+
+#[test]
+fn optimize_keeps_the_outputs() {
+    let folder = Folder::with_task();
+    folder.ok(&["optimize", "model.onnx", "-o", "o.onnx"]);
+    folder.ok(&["verify", "model.onnx", "o.onnx"]);
+}
+
+#[test]
+fn inspect_counts() {
+    let folder = Folder::with_task();
+    let json: Value =
+        serde_json::from_str(&folder.ok(&["inspect", "model.onnx", "--json", "--dim", "batch=5"])).unwrap();
+    assert_eq!(json["total_parameters"], 24 + 36);
+    assert_eq!(json["operators"][0]["operator"], "MatMul");
+    assert_eq!(json["operators"][0]["count"], 2);
+    assert_eq!(json["operators"][0]["flops"], 2 * 5 * (4 * 6 + 6 * 6));
+    assert_eq!(json["dynamic_axes"]["batch"][0], "x[0]");
+    assert_eq!(json["modules"][0]["name"], "enc");
+    assert_eq!(json["modules"][0]["parameters"], 60);
+    let text = folder.ok(&["inspect", "model.onnx"]);
+    for part in ["x: float[batch, 4]", "frozen", "MatMul", "with batch = 1", "query"] {
+        assert!(text.contains(part), "{part}\n{text}");
+    }
+}
+
+#[test]
+fn run_computes_the_outputs() {
+    let folder = Folder::with_task();
+    folder.ok(&["run", "model.onnx", "--inputs", "test.npz", "--outputs", "y.npz", "--threads", "1"]);
+    let outputs = npz::read(&folder.path("y.npz")).unwrap();
+    let x = npz::read(&folder.path("test.npz")).unwrap()["x"].clone();
+    let model = onnx::load(&folder.path("model.onnx")).unwrap();
+    let expected = &sartor_ir::eval::run(&model, &[("x".to_string(), x)].into()).unwrap()[0];
+    let (found, expected) = (outputs["features"].to_f64s().unwrap(), expected.to_f64s().unwrap());
+    assert_eq!(found.len(), 40 * 6);
+    assert!(found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-5));
+    folder.ok(&["run", "model.onnx", "--inputs", "test.npz", "--outputs", "y2.npz", "--threads", "2"]);
+    assert_eq!(npz::read(&folder.path("y2.npz")).unwrap(), outputs);
+}
+
+#[test]
+fn verify_names_the_first_tensor_that_differs() {
+    let folder = Folder::with_task();
+    let mut other = mlp();
+    let weight = other.params.get_mut("enc.query.weight").unwrap();
+    let mut numbers = weight.tensor.to_vec::<f32>().unwrap();
+    numbers[0] += 1.0;
+    weight.tensor = Tensor::from_vec([4, 6], numbers);
+    save(&other, &folder.path("other.onnx"));
+    let done = folder.run(&["verify", "model.onnx", "other.onnx", "--inputs", "test.npz"]);
+    assert_eq!(done.code, Some(1), "{}{}", done.out, done.err);
+    assert!(done.out.starts_with("the first tensor that differs is \"/enc/query/MatMul"), "{}", done.out);
+    assert!(done.out.contains("output \"features\" differs: by "), "{}", done.out);
+}
+
+#[test]
+fn schema_is_json() {
+    let schema: Value = serde_json::from_str(&Folder::new().ok(&["schema"])).unwrap();
+    assert!(schema["properties"]["cola"].is_object() && schema["additionalProperties"] == false);
+}

@@ -1,0 +1,105 @@
+//! Whole runs: trained, evaluated, killed and resumed.
+
+mod common;
+
+use common::*;
+use sartor_ir::rng::Stream;
+use sartor_ir::{Role, onnx};
+use serde_json::Value;
+use std::process::Stdio;
+use std::time::Duration;
+
+fn summary(folder: &Folder, out: &str) -> Value {
+    serde_json::from_slice(&folder.read(&format!("{out}/summary.json"))).unwrap()
+}
+
+#[test]
+fn a_chain_learns_and_everything_is_written() {
+    let folder = Folder::with_task();
+    let printed = folder.ok(&["train", "--recipe", "R.toml"]);
+    let trained = 6 * 2 + 2 + 2 * 2 * (4 + 6);
+    let line = format!("trainable params: {trained} || all params: ");
+    assert!(printed.contains(&line) && printed.contains("2 link(s) of rank 2, 2"), "{printed}");
+    let names = folder.names("out");
+    for name in ["adapter", "chain.onnx", "checkpoints", "merged.onnx", "metrics.jsonl", "recipe.toml", "summary.json"]
+    {
+        assert!(names.iter().any(|n| n == name), "{name} is not among {names:?}");
+    }
+    let found = summary(&folder, "out");
+    assert!(found["test.accuracy"].as_f64().unwrap() > 0.85, "{found}");
+    assert_eq!(found["trainable_parameters"], trained);
+    for key in ["test.loss", "samples_per_second", "peak_rss_mib", "all_parameters"] {
+        assert!(found[key].is_number(), "{key} is missing: {found}");
+    }
+    // The frozen weights of the chain are those of the file; the merged model computes what the chain computes.
+    let (base, chain) =
+        (onnx::load(&folder.path("model.onnx")).unwrap(), onnx::load(&folder.path("out/chain.onnx")).unwrap());
+    base.params.iter().for_each(|(name, p)| assert_eq!(chain.params[name].tensor, p.tensor, "{name}"));
+    let merged = onnx::load(&folder.path("out/merged.onnx")).unwrap();
+    assert!(merged.programs.is_empty() && merged.params.values().all(|p| p.role == Role::Frozen));
+    folder.ok(&["verify", "out/chain.onnx", "out/merged.onnx", "--inputs", "test.npz", "--tolerance", "1e-5"]);
+    // Evaluation gives what the run gave.
+    let printed = folder.ok(&["eval", "--recipe", "R.toml", "--json"]);
+    let metrics: Value = serde_json::from_str(&printed).unwrap();
+    assert_eq!(metrics["accuracy"], found["test.accuracy"]);
+    // The effective recipe is a recipe.
+    folder.ok(&["train", "--recipe", "out/recipe.toml", "--set", "output=again", "--max-steps", "3"]);
+    assert_eq!(summary(&folder, "again")["steps"], 3);
+}
+
+#[test]
+fn a_file_with_programs_goes_on_to_train_alike() {
+    let folder = Folder::with_task();
+    folder.ok(&["train", "--recipe", "R.toml"]);
+    let passes = [
+        "head(input=features, classes=2)",
+        "loss(kind=cross-entropy)",
+        "cola(rank=2, alpha=4, links=2, targets=[*/query/MatMul])",
+        "autodiff",
+        "optimizer(kind=adamw, weight_decay=0.01)",
+    ];
+    let mut args = vec!["transform", "model.onnx", "-o", "step.onnx", "--quiet"];
+    passes.iter().for_each(|pass| args.extend(["-p", pass]));
+    folder.ok(&args);
+    folder.ok(&["train", "step.onnx", "--recipe", "R.toml", "--set", "output=out2"]);
+    assert_eq!(folder.read("out2/merged.onnx"), folder.read("out/merged.onnx"));
+}
+
+#[test]
+fn threads_change_no_bit() {
+    let folder = Folder::with_task();
+    folder.ok(&["train", "--recipe", "R.toml", "--max-steps", "20"]);
+    folder.ok(&[
+        "train",
+        "--recipe",
+        "R.toml",
+        "--max-steps",
+        "20",
+        "--set",
+        "train.threads=2",
+        "--set",
+        "output=out2",
+    ]);
+    assert_eq!(folder.read("out2/merged.onnx"), folder.read("out/merged.onnx"));
+}
+
+#[test]
+fn killed_at_random_moments_and_resumed_it_ends_with_the_same_bits() {
+    let folder = Folder::with_task();
+    let long = ["--set", "train.epochs=40", "--set", "train.checkpoint_every=5"];
+    let whole = [&["train", "--recipe", "R.toml", "--set", "output=whole"], &long[..]].concat();
+    folder.ok(&whole);
+    let resume = [&["train", "--recipe", "R.toml", "--resume"], &long[..]].concat();
+    let moments = Stream::new(3, 0, "kill");
+    let mut killed = 0;
+    for i in 0..10 {
+        let mut child = folder.command(&resume).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(30 + moments.below(i, 400)));
+        child.kill().unwrap();
+        killed += usize::from(child.wait().unwrap().code().is_none());
+    }
+    folder.ok(&resume);
+    assert!(killed >= 3, "only {killed} runs were still going when they were killed");
+    assert_eq!(folder.read("out/merged.onnx"), folder.read("whole/merged.onnx"));
+    assert_eq!(folder.read("out/chain.onnx"), folder.read("whole/chain.onnx"));
+}
