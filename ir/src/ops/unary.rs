@@ -218,14 +218,14 @@ fn sign(x: f64) -> f64 {
     }
 }
 
-/// The error function `2/√π ∫₀ˣ exp(-t²) dt`, to a few units in the last place: the series
-/// `2/√π exp(-x²) Σ 2ⁿ x²ⁿ⁺¹ / (2n+1)!!`, whose terms all have one sign. Beyond 6 it is 1 in `f64`.
+/// The error function `2/√π ∫₀ˣ exp(-t²) dt`, to 1e-15. Up to 2 by the series
+/// `2/√π exp(-x²) Σ 2ⁿ x²ⁿ⁺¹ / (2n+1)!!`, whose terms all have one sign; beyond by its complement.
 pub(super) fn erf(x: f64) -> f64 {
     if x.is_nan() {
         return x;
     }
-    if x.abs() > 6.0 {
-        return x.signum();
+    if x.abs() > 2.0 {
+        return (1.0 - erfc_beyond_two(x.abs())).copysign(x);
     }
     let (mut term, mut sum, mut n) = (x, x, 0.0);
     while term.abs() > sum.abs() * 1e-17 {
@@ -234,6 +234,12 @@ pub(super) fn erf(x: f64) -> f64 {
         sum += term;
     }
     2.0 / PI.sqrt() * (-x * x).exp() * sum
+}
+
+/// `1 - erf(x)` for x > 2 by the continued fraction `exp(-x²) / √π / (x + ½/(x + 1/(x + 3/2/(x + …))))`.
+fn erfc_beyond_two(x: f64) -> f64 {
+    let fraction = (1..=120).rev().fold(x, |rest, k| x + f64::from(k) / 2.0 / rest);
+    (-x * x).exp() / (PI.sqrt() * fraction)
 }
 
 #[cfg(test)]
