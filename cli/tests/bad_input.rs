@@ -80,13 +80,13 @@ fn an_empty_split() {
     assert_has(&train_fails(&folder, 2, &[]), &["data.eval", "test.npz", "the split is empty"]);
 }
 
-/// `input_ids int64[batch, seq] → embedding of 5 rows → mean → features`
-fn text_folder() -> Folder {
+/// `input_ids int64[batch, seq] → embedding [rows, 6] → mean → features`
+fn text_folder(rows: usize) -> Folder {
     let folder = Folder::with_task();
     let mut model = sartor_ir::Model::new(sartor_ir::Graph::new("text"));
     let shape = [Dim::symbol("batch"), Dim::symbol("seq")];
     let ids = model.graph.add_input("input_ids", Type::tensor(DType::I64, shape));
-    let table = param(&mut model, "embedding.weight", &[5, 6]);
+    let table = param(&mut model, "embedding.weight", &[rows, 6]);
     let mut emit = sartor_ir::ops::Emit::new(&mut model.graph, 20);
     emit.prefix = "/enc/".into();
     let rows = emit.op("Gather", &[table, ids], none()).unwrap();
@@ -109,7 +109,7 @@ const TOKENIZER: &str = r#"{"version":"1.0","truncation":null,"padding":null,"no
 
 #[test]
 fn a_tokenizer_with_more_tokens_than_the_embedding_has_rows() {
-    let error = train_fails(&text_folder(), 2, &[]);
+    let error = train_fails(&text_folder(5), 2, &[]);
     assert_has(
         &error,
         &["tokenizer.json: the tokenizer has 6 tokens, the model's embedding \"embedding.weight\" has 5 rows"],
@@ -118,7 +118,7 @@ fn a_tokenizer_with_more_tokens_than_the_embedding_has_rows() {
 
 #[test]
 fn a_missing_column() {
-    let folder = text_folder();
+    let folder = text_folder(6);
     let error = train_fails(&folder, 2, &["--set", "data.label=score"]);
     assert_has(&error, &["train.tsv", "no column \"score\" for the label", "the columns are \"text\" and \"label\""]);
 }

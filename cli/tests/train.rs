@@ -86,7 +86,7 @@ fn threads_change_no_bit() {
 #[test]
 fn killed_at_random_moments_and_resumed_it_ends_with_the_same_bits() {
     let folder = Folder::with_task();
-    let long = ["--set", "train.epochs=40", "--set", "train.checkpoint_every=5"];
+    let long = ["--set", "train.epochs=400", "--set", "train.checkpoint_every=100"];
     let whole = [&["train", "--recipe", "R.toml", "--set", "output=whole"], &long[..]].concat();
     folder.ok(&whole);
     let resume = [&["train", "--recipe", "R.toml", "--resume"], &long[..]].concat();

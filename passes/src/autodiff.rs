@@ -116,7 +116,7 @@ fn refuse_missing_rules(graph: &Graph, needed: &HashSet<Value>) -> Result<()> {
         }
         let rule = node.op().and_then(ops::of).map(|def| def.grad);
         if matches!(rule, None | Some(Gradient::Missing)) {
-            let why = if rule.is_none() { "is not known" } else { "has no gradient rule" };
+            let why = if rule.is_none() { "is not known, so it has no gradient rule" } else { "has no gradient rule" };
             let text = format!("its operator {why}, and it stands between a trainable parameter and the loss");
             errors.push(Error::msg(text).at(node.label()));
         }

@@ -1,9 +1,7 @@
 //! The training passes on a small network, through the reference evaluator: gradients against finite differences,
 //! updates against the formulas, chains against the merged model.
 
-use sartor_ir::{
-    Attributes, DType, Dim, Graph, GraphOutput, Model, Parameter, Role, Tensor, Type, eval, rng::Draw,
-};
+use sartor_ir::{Attributes, DType, Dim, Graph, GraphOutput, Model, Parameter, Role, Tensor, Type, eval, rng::Draw};
 use sartor_passes::{Driver, Registry, options};
 use std::collections::HashMap;
 

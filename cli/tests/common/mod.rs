@@ -98,11 +98,11 @@ links = 2
 targets = ["*/query/MatMul"]
 [optimizer]
 kind = "adamw"
-learning_rate = 1e-2
+learning_rate = 5e-2
 weight_decay = 0.01
 schedule = "linear"
 [train]
-epochs = 8
+epochs = 12
 batch = 8
 seed = 0
 threads = 1
