@@ -49,9 +49,10 @@ pub fn dims(shapes: &[&[Dim]]) -> Result<Vec<Dim>> {
 
 /// Row-major strides of a dense shape, in elements.
 pub fn strides(shape: &[usize]) -> Vec<usize> {
-    let mut strides = vec![1; shape.len()];
+    let mut strides = vec![1usize; shape.len()];
     for i in (1..shape.len()).rev() {
-        strides[i - 1] = strides[i] * shape[i].max(1);
+        // An empty tensor may have axes whose product does not fit; its strides are not used.
+        strides[i - 1] = strides[i].saturating_mul(shape[i].max(1));
     }
     strides
 }

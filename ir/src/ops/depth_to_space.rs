@@ -2,8 +2,8 @@
 //! other way round.
 //!
 //! Spec: <https://onnx.ai/onnx/operators/onnx__DepthToSpace.html>. In mode DCR the block stands before the channel
-//! (`c = (by, bx, c')`), in CRD behind it (`c = (c', by, bx)`); `SpaceToDepth` is DCR. Both decompose into
-//! `Reshape`, `Transpose`, `Reshape`.
+//! (`c = (by, bx, c')`), in CRD behind it (`c = (c', by, bx)`). Both decompose into `Reshape`, `Transpose`,
+//! `Reshape`.
 
 use super::emit::Length;
 use super::{Emit, Gradient, InferCx, OpDef, Sample};
@@ -73,35 +73,37 @@ fn infer_to_depth(cx: &mut InferCx) -> Result<()> {
     Ok(())
 }
 
+/// Whether the block stands before the channel (DCR) or behind it (CRD).
+fn block_first(op: &Operator) -> Result<bool> {
+    match op.attrs.str("mode", "DCR")? {
+        "DCR" => Ok(true),
+        "CRD" => Ok(false),
+        other => bail!("attribute `mode` is \"{other}\", expected DCR or CRD"),
+    }
+}
+
 fn to_space(emit: &mut Emit, id: NodeId) -> Result<Vec<Value>> {
     let (x, op) = source(emit, id)?;
     let s = block(&op)?;
-    let Some(c) = image(&emit.shape(x)?)?[1].known() else { bail!("its number of channels is unknown") };
-    let (size, channels) = (Length::Number(s), Length::Number(c / (s * s)));
+    let (batch, size, channels) = (Length::Axis(x, 0), Length::Number(s), Length::Quotient(x, 1, s * s));
     let (h, w) = (Length::Axis(x, 2), Length::Axis(x, 3));
-    let (blocks, perm) = match op.attrs.str("mode", "DCR")? {
-        "DCR" => ([size, size, channels], [0, 3, 4, 1, 5, 2]),
-        "CRD" => ([channels, size, size], [0, 1, 4, 2, 5, 3]),
-        other => bail!("attribute `mode` is \"{other}\", expected DCR or CRD"),
+    let (split, perm) = match block_first(&op)? {
+        true => ([batch, size, size, channels, h, w], [0, 3, 4, 1, 5, 2]),
+        false => ([batch, channels, size, size, h, w], [0, 1, 4, 2, 5, 3]),
     };
-    let [p, q, r] = blocks;
-    let split = [Length::Axis(x, 0), p, q, r, h, w];
-    let joined = [Length::Axis(x, 0), channels, Length::Multiple(x, 2, s), Length::Multiple(x, 3, s)];
+    let joined = [batch, channels, Length::Multiple(x, 2, s), Length::Multiple(x, 3, s)];
     rearranged(emit, id, x, &split, &perm, &joined)
 }
 
 fn to_depth(emit: &mut Emit, id: NodeId) -> Result<Vec<Value>> {
     let (x, op) = source(emit, id)?;
     let s = block(&op)?;
-    let [_, c, h, w] = image(&emit.shape(x)?)?;
-    let (Some(c), Some(h), Some(w)) = (c.known(), h.known(), w.known()) else {
-        bail!("it needs a known number of channels, height and width");
-    };
-    let [batch, size] = [Length::Axis(x, 0), Length::Number(s)];
-    let [channels, rows, cols] = [c, h / s, w / s].map(Length::Number);
+    let (batch, size, channels) = (Length::Axis(x, 0), Length::Number(s), Length::Axis(x, 1));
+    let (rows, cols) = (Length::Quotient(x, 2, s), Length::Quotient(x, 3, s));
     let split = [batch, channels, rows, size, cols, size];
-    let joined = [batch, Length::Number(c * s * s), rows, cols];
-    rearranged(emit, id, x, &split, &[0, 3, 5, 1, 2, 4], &joined)
+    let perm = if block_first(&op)? { [0, 3, 5, 1, 2, 4] } else { [0, 1, 3, 5, 2, 4] };
+    let joined = [batch, Length::Multiple(x, 1, s * s), rows, cols];
+    rearranged(emit, id, x, &split, &perm, &joined)
 }
 
 fn source(emit: &Emit, id: NodeId) -> Result<(Value, Operator)> {
@@ -135,7 +137,7 @@ fn sample_to_space(draw: &mut Draw) -> Sample {
 }
 
 fn sample_to_depth(draw: &mut Draw) -> Sample {
-    let attrs = Attributes::new().with("blocksize", 2i64);
+    let attrs = Attributes::new().with("blocksize", 2i64).with("mode", *draw.pick(&["DCR", "CRD"]));
     Sample::new(Operator::onnx("SpaceToDepth", attrs), vec![draw.tensor(&[2, 3, 4, 2], -1.0, 1.0)])
 }
 

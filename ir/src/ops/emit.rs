@@ -18,6 +18,8 @@ pub enum Length {
     Axis(Value, usize),
     /// A multiple of the length of an axis.
     Multiple(Value, usize, i64),
+    /// The length of an axis divided by a number (rounded down).
+    Quotient(Value, usize, i64),
 }
 
 /// See the [module](self).
@@ -213,27 +215,37 @@ impl<'g> Emit<'g> {
     }
     /// The length as a number, if it is known.
     fn known_length(&self, length: Length) -> Length {
-        let (value, axis, factor) = match length {
-            Length::Number(_) => return length,
-            Length::Axis(value, axis) => (value, axis, 1),
-            Length::Multiple(value, axis, factor) => (value, axis, factor),
+        let dim = |value: Value, axis: usize| {
+            self.shape(value).ok().and_then(|s| s.get(axis).cloned()).unwrap_or(Dim::Unknown)
         };
-        let dim = self.shape(value).ok().and_then(|s| s.get(axis).cloned()).unwrap_or(Dim::Unknown);
-        dim.mul(&Dim::Known(factor)).known().map_or(length, Length::Number)
+        let found = match length {
+            Length::Number(n) => Dim::Known(n),
+            Length::Axis(value, axis) => dim(value, axis),
+            Length::Multiple(value, axis, factor) => dim(value, axis).mul(&factor.into()),
+            Length::Quotient(value, axis, divisor) => dim(value, axis).div_floor(&divisor.into()),
+        };
+        found.known().map_or(length, Length::Number)
     }
     /// An `int64` vector of one element that is computed when the program runs.
     fn open_length(&mut self, length: Length) -> Result<Value> {
-        let (value, axis, factor) = match length {
+        let (value, axis) = match length {
             Length::Number(n) => return Ok(self.ints(&[n])),
-            Length::Axis(value, axis) => (value, axis as i64, 1),
-            Length::Multiple(value, axis, factor) => (value, axis as i64, factor),
+            Length::Axis(value, axis) | Length::Multiple(value, axis, _) | Length::Quotient(value, axis, _) => {
+                (value, axis as i64)
+            }
         };
         let dim = self.op("Shape", &[value], Attributes::new().with("start", axis).with("end", axis + 1))?;
-        if factor == 1 {
-            return Ok(dim);
+        match length {
+            Length::Multiple(_, _, factor) => {
+                let factor = self.ints(&[factor]);
+                self.mul(dim, factor)
+            }
+            Length::Quotient(_, _, divisor) => {
+                let divisor = self.ints(&[divisor]);
+                self.div(dim, divisor)
+            }
+            _ => Ok(dim),
         }
-        let factor = self.ints(&[factor]);
-        self.mul(dim, factor)
     }
     /// Zeros in the shape of a value, of another element type.
     pub fn zeros_like(&mut self, like: Value, dtype: DType) -> Result<Value> {

@@ -58,6 +58,10 @@ fn infer_expand(cx: &mut InferCx) -> Result<()> {
 /// A tensor of any type under the common shape of its own and `target`.
 pub fn expanded(x: &Tensor, target: &[usize]) -> Result<Tensor> {
     let shape = broadcast::shapes(&[x.shape(), target])?;
+    if shape.contains(&0) {
+        return Tensor::zeros(x.dtype(), shape);
+    }
+    index::room(&shape)?;
     let strides = broadcast::broadcast_strides(x.shape(), &shape);
     let tables: Vec<Vec<usize>> = shape.iter().zip(strides).map(|(&len, stride)| index::steps(len, stride)).collect();
     index::pick(&[x], shape, &index::outer_sum(&tables))
@@ -90,6 +94,9 @@ fn infer_sum_to(cx: &mut InferCx) -> Result<()> {
 fn sum_to(x: &Tensor, shape: &[usize]) -> Result<Tensor> {
     let common = broadcast::shapes(&[x.shape(), shape])?;
     ensure!(common == x.shape(), "shape {shape:?} does not broadcast to {:?}", x.shape());
+    if x.is_empty() {
+        return Tensor::zeros(x.dtype(), shape);
+    }
     let strides = broadcast::broadcast_strides(shape, &common);
     let tables: Vec<Vec<usize>> = common.iter().zip(strides).map(|(&len, stride)| index::steps(len, stride)).collect();
     index::accumulate(x, shape, &index::outer_sum(&tables))

@@ -73,6 +73,10 @@ fn eval(cx: &EvalCx, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>> {
     let (x, indices) = (index::input(inputs, 0)?, index::input(inputs, 1)?);
     let axis = normal_axis(cx.op.attrs.int("axis", 0)?, x.rank())?;
     let shape = [&x.shape()[..axis], indices.shape(), &x.shape()[axis + 1..]].concat();
+    if shape.contains(&0) {
+        return Ok(vec![Tensor::zeros(x.dtype(), shape)?]);
+    }
+    index::room(&shape)?;
     Ok(vec![index::pick(&[x], shape, &places(x.shape(), indices, axis)?)?])
 }
 
@@ -95,6 +99,9 @@ fn infer_grad(cx: &mut InferCx) -> Result<()> {
 fn eval_grad(cx: &EvalCx, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>> {
     let (dy, indices, shape) = (index::input(inputs, 0)?, index::input(inputs, 1)?, index::shape_input(inputs, 2)?);
     let axis = normal_axis(cx.op.attrs.int("axis", 0)?, shape.len())?;
+    if dy.is_empty() {
+        return Ok(vec![Tensor::zeros(dy.dtype(), shape)?]);
+    }
     Ok(vec![index::accumulate(dy, &shape, &places(&shape, indices, axis)?)?])
 }
 

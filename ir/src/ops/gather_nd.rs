@@ -130,10 +130,14 @@ pub fn nd_places(data: &[usize], indices: &Tensor, batch: usize) -> Result<(Vec<
     let shape = index::static_dims(&dims.unwrap_or_default())?;
     let tuple = indices.shape().last().copied().unwrap_or(0);
     ensure!(indices.shape()[..batch] == data[..batch], "the batch axes of data and indices differ");
+    if shape.contains(&0) {
+        return Ok((Vec::new(), shape));
+    }
+    index::room(&shape)?;
     let strides = index::strides(data);
-    let lead: usize = indices.shape()[..indices.rank() - 1].iter().product();
-    let batches: usize = data[..batch].iter().product();
-    let (per_batch, batch_size) = (lead / batches.max(1), data[batch..].iter().product::<usize>());
+    let lead = index::count(&indices.shape()[..indices.rank() - 1]);
+    let batches = index::count(&data[..batch]);
+    let (per_batch, batch_size) = (lead / batches.max(1), index::count(&data[batch..]));
     let flat = indices.to_i64s()?;
     let mut bases = Vec::with_capacity(lead);
     for row in 0..lead {
@@ -143,7 +147,7 @@ pub fn nd_places(data: &[usize], indices: &Tensor, batch: usize) -> Result<(Vec<
         }
         bases.push(base);
     }
-    let inner: usize = data[batch + tuple..].iter().product();
+    let inner = index::count(&data[batch + tuple..]);
     Ok((index::outer_sum(&[bases, index::steps(inner, 1)]), shape))
 }
 

@@ -81,7 +81,8 @@ pub fn accumulate(dy: &Tensor, shape: &[usize], places: &[usize]) -> Result<Tens
         // Half precision accumulates in single precision, as kernels do.
         return accumulate(&dy.cast(DType::F32)?, shape, places)?.cast(dy.dtype());
     }
-    let count = element_count(shape).ok_or_else(|| Error::msg(format!("shape {shape:?} is too large")))?;
+    room(shape)?;
+    let count = shape.iter().product();
     dispatch!(dy.dtype(), number T => {
         let mut out = vec![T::default(); count];
         for (&x, &place) in dy.as_slice::<T>()?.iter().zip(places).filter(|(_, p)| **p != OUTSIDE) {
@@ -106,13 +107,25 @@ pub fn outer_sum(tables: &[Vec<usize>]) -> Vec<usize> {
 
 /// The offsets 0, stride, 2·stride, … of the `len` entries of an axis.
 pub fn steps(len: usize, stride: usize) -> Vec<usize> {
-    (0..len).map(|i| i * stride).collect()
+    (0..len).map(|i| i.saturating_mul(stride)).collect()
+}
+
+/// Errors unless the places of a tensor of this shape fit into the address space. Asked before places are made.
+pub fn room(shape: &[usize]) -> Result<()> {
+    let bytes = element_count(shape).and_then(|n| n.checked_mul(8));
+    ensure!(bytes.is_some_and(|n| n <= isize::MAX as usize), "shape {shape:?} is too large");
+    Ok(())
+}
+
+/// The product of some axes of a tensor. Saturated, since an empty tensor may have axes whose product does not fit.
+pub fn count(lengths: &[usize]) -> usize {
+    lengths.iter().fold(1, |n: usize, &d| n.saturating_mul(d))
 }
 
 /// How many elements lie before an axis, on it, and behind it: element `(o, i, n)` of a dense tensor stands at
 /// `(o * len + i) * inner + n`.
 pub fn lanes(shape: &[usize], axis: usize) -> (usize, usize, usize) {
-    (shape[..axis].iter().product(), shape[axis], shape[axis + 1..].iter().product())
+    (count(&shape[..axis]), shape[axis], count(&shape[axis + 1..]))
 }
 
 /// The strides of a dense shape.
@@ -197,11 +210,6 @@ pub fn elements(cx: &InferCx, slot: usize) -> Option<Vec<Dim>> {
 /// The elements of the integer input that names axes, counted from the front; `None` if they are not known.
 pub fn axes_input(cx: &InferCx, slot: usize, rank: usize) -> Result<Option<Vec<usize>>> {
     cx.ints(slot).map(|axes| normal_axes(&axes, rank)).transpose()
-}
-
-/// Whether an optional input is connected. In `infer` an input of unknown type looks as if it were left out.
-pub fn given(inputs: &[Option<&Tensor>], slot: usize) -> bool {
-    inputs.get(slot).is_some_and(Option::is_some)
 }
 
 #[cfg(test)]

@@ -45,9 +45,9 @@ fn eval(cx: &EvalCx, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>> {
     let axis = normal_axis(cx.op.attrs.int("axis", -1)?, indices.rank() + 1)?;
     let mut shape = indices.shape().to_vec();
     shape.insert(axis, count);
-    ensure!(crate::tensor::element_count(&shape).is_some(), "shape {shape:?} is too large");
+    index::room(&shape)?;
     let flat: Vec<i64> = indices.cast(DType::I64)?.to_vec()?;
-    let inner: usize = indices.shape()[axis..].iter().product();
+    let inner = index::count(&indices.shape()[axis..]);
     let mut places = Vec::with_capacity(flat.len() * count);
     for row in flat.chunks(inner.max(1)) {
         for at in 0..depth {

@@ -127,12 +127,23 @@ fn places(op: &Operator, shape: &[usize], pads: &[i64], axes: Option<Vec<i64>>) 
     let axes = axes.unwrap_or_else(|| (0..shape.len() as i64).collect());
     let axes = index::normal_axes(&axes, shape.len())?;
     check_pads(pads.len(), axes.len())?;
-    let mut tables: Vec<Vec<usize>> = shape.iter().map(|&len| (0..len).collect()).collect();
+    let mut padded = shape.to_vec();
+    for (i, &axis) in axes.iter().enumerate() {
+        let (before, after) = (pads[i], pads[axes.len() + i]);
+        let total = (shape[axis] as i64).checked_add(before).and_then(|n| n.checked_add(after));
+        let total = total.and_then(|n| usize::try_from(n).ok());
+        padded[axis] = total.ok_or_else(|| {
+            Error::msg(format!("axis {axis} of length {} cannot be padded by {before} and {after}", shape[axis]))
+        })?;
+    }
+    if padded.contains(&0) {
+        return Ok((Vec::new(), padded));
+    }
+    index::room(&padded)?;
+    let mut tables: Vec<Vec<usize>> = padded.iter().map(|&len| (0..len).collect()).collect();
     for (i, &axis) in axes.iter().enumerate() {
         tables[axis] = sources(mode(op)?, shape[axis], pads[i], pads[axes.len() + i])?;
     }
-    let padded: Vec<usize> = tables.iter().map(Vec::len).collect();
-    crate::tensor::element_count(&padded).ok_or_else(|| Error::msg(format!("shape {padded:?} is too large")))?;
     for (table, stride) in tables.iter_mut().zip(index::strides(shape)) {
         table.iter_mut().filter(|at| **at != index::OUTSIDE).for_each(|at| *at *= stride);
     }

@@ -41,6 +41,9 @@ fn eval(cx: &EvalCx, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>> {
     let (batches, steps) = (x.shape()[batch], x.shape()[time]);
     ensure!(lens.len() == batches, "{} lengths for {batches} batch entries", lens.len());
     ensure!(lens.iter().all(|len| *len <= steps), "lengths {lens:?} beyond the {steps} steps of the time axis");
+    if x.is_empty() {
+        return Ok(vec![x.clone()]);
+    }
     let strides = index::strides(x.shape());
     let source = |b: usize, t: usize| {
         let t = if t < lens[b] { lens[b] - 1 - t } else { t };
@@ -49,7 +52,7 @@ fn eval(cx: &EvalCx, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>> {
     let pairs =
         (0..x.shape()[0]).flat_map(|i| (0..x.shape()[1]).map(move |j| if batch == 0 { (i, j) } else { (j, i) }));
     let bases: Vec<usize> = pairs.map(|(b, t)| source(b, t)).collect();
-    let inner: usize = x.shape()[2..].iter().product();
+    let inner = index::count(&x.shape()[2..]);
     Ok(vec![index::pick(&[x], x.shape().to_vec(), &index::outer_sum(&[bases, index::steps(inner, 1)]))?])
 }
 

@@ -58,8 +58,8 @@ fn infer(cx: &mut InferCx) -> Result<()> {
         if let (Some(starts), Some(ends), Some(steps)) = bounds {
             let step = steps.first().copied().unwrap_or(1);
             if let ([start], [end]) = (&starts[..], &ends[..]) {
-                let picked = entries(dims.len(), *start, *end, step)?;
-                cx.set_dims(0, picked.into_iter().map(|i| dims[i].clone()).collect());
+                let picked = Entries::of(dims.len(), *start, *end, step)?;
+                cx.set_dims(0, picked.list().into_iter().map(|i| dims[i].clone()).collect());
             }
         }
     }
@@ -106,7 +106,7 @@ fn named_axes(axes: &[i64], count: usize, rank: usize) -> Result<Vec<usize>> {
 fn length(dim: &Dim, start: &Dim, end: &Dim, step: i64) -> Result<Dim> {
     ensure!(step != 0, "a step is 0");
     if let (Some(len), Some(start), Some(end)) = (dim.known(), start.known(), end.known()) {
-        return Ok(Dim::Known(entries(index::sizes(&[len])?[0], start, end, step)?.len() as i64));
+        return Ok(Dim::Known(Entries::of(index::sizes(&[len])?[0], start, end, step)?.count as i64));
     }
     let (from, to) = if step > 0 { (position(dim, start), position(dim, end)) } else { turned(dim, start, end) };
     let (near, far) = if step > 0 { (&from, &to) } else { (&to, &from) };
@@ -169,44 +169,61 @@ fn is_negative(bound: &Dim) -> Option<bool> {
     signs.iter().all(|&s| s == signs[0]).then_some(signs[0])
 }
 
-/// The entries of an axis that a slice takes, in order.
-pub fn entries(len: usize, start: i64, end: i64, step: i64) -> Result<Vec<usize>> {
-    ensure!(step != 0, "a step is 0");
-    let len = len as i64;
-    let place = |bound: i64| if bound < 0 { bound.saturating_add(len) } else { bound };
-    if step > 0 {
-        let (from, to) = (place(start).clamp(0, len), place(end).clamp(0, len));
-        return Ok((from..to).step_by(usize::try_from(step).unwrap_or(usize::MAX)).map(|i| i as usize).collect());
+/// The entries of an axis that a slice takes: `first`, `first + step`, … .
+#[derive(Clone, Copy)]
+struct Entries {
+    first: i64,
+    step: i64,
+    count: usize,
+}
+
+impl Entries {
+    fn all(len: usize) -> Entries {
+        Entries { first: 0, step: 1, count: len }
     }
-    let (from, to) = (place(start).clamp(-1, len - 1), place(end).clamp(-1, len - 1));
-    let size = usize::try_from(step.unsigned_abs()).unwrap_or(usize::MAX);
-    Ok((to + 1..=from).rev().step_by(size).map(|i| i as usize).collect())
+    fn of(len: usize, start: i64, end: i64, step: i64) -> Result<Entries> {
+        ensure!(step != 0, "a step is 0");
+        let len = len as i64;
+        let place = |bound: i64| if bound < 0 { bound.saturating_add(len) } else { bound };
+        let (low, high) = if step > 0 { (0, len) } else { (-1, len - 1) };
+        let (first, end) = (place(start).clamp(low, high), place(end).clamp(low, high));
+        let distance = if step > 0 { end - first } else { first - end };
+        let count = distance.max(0).unsigned_abs().div_ceil(step.unsigned_abs());
+        Ok(Entries { first, step, count: count as usize })
+    }
+    fn list(self) -> Vec<usize> {
+        (0..self.count).map(|i| (self.first + i as i64 * self.step) as usize).collect()
+    }
 }
 
 /// The entries taken on every axis of a shape; `first` is the slot of `starts`.
-fn tables(shape: &[usize], inputs: &[Option<&Tensor>], first: usize) -> Result<Vec<Vec<usize>>> {
+fn taken(shape: &[usize], inputs: &[Option<&Tensor>], first: usize) -> Result<Vec<Entries>> {
     let (starts, ends) = (index::input(inputs, first)?.to_i64s()?, index::input(inputs, first + 1)?.to_i64s()?);
     let axes = index::ints(inputs, first + 2)?.unwrap_or_default();
     let steps = index::ints(inputs, first + 3)?.unwrap_or_else(|| vec![1; starts.len()]);
     ensure!(starts.len() == ends.len() && starts.len() == steps.len(), "starts, ends and steps differ in number");
-    let mut tables: Vec<Vec<usize>> = shape.iter().map(|&len| (0..len).collect()).collect();
+    let mut taken: Vec<Entries> = shape.iter().map(|&len| Entries::all(len)).collect();
     for (i, axis) in named_axes(&axes, starts.len(), shape.len())?.into_iter().enumerate() {
-        tables[axis] = entries(shape[axis], starts[i], ends[i], steps[i])?;
+        taken[axis] = Entries::of(shape[axis], starts[i], ends[i], steps[i])?;
     }
-    Ok(tables)
+    Ok(taken)
 }
 
-fn places(shape: &[usize], tables: &[Vec<usize>]) -> Vec<usize> {
-    let scale = |(table, stride): (&Vec<usize>, usize)| table.iter().map(|i| i * stride).collect();
-    let offsets: Vec<Vec<usize>> = tables.iter().zip(index::strides(shape)).map(scale).collect();
-    index::outer_sum(&offsets)
+/// Where the elements of the slice stand in a tensor of this shape, and the slice's shape.
+fn places(shape: &[usize], taken: &[Entries]) -> (Vec<usize>, Vec<usize>) {
+    let sliced: Vec<usize> = taken.iter().map(|t| t.count).collect();
+    if sliced.contains(&0) {
+        return (Vec::new(), sliced);
+    }
+    let scale = |(entries, stride): (&Entries, usize)| entries.list().into_iter().map(|i| i * stride).collect();
+    let offsets: Vec<Vec<usize>> = taken.iter().zip(index::strides(shape)).map(scale).collect();
+    (index::outer_sum(&offsets), sliced)
 }
 
 fn eval(_: &EvalCx, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>> {
     let x = index::input(inputs, 0)?;
-    let tables = tables(x.shape(), inputs, 1)?;
-    let shape = tables.iter().map(Vec::len).collect();
-    Ok(vec![index::pick(&[x], shape, &places(x.shape(), &tables))?])
+    let (places, shape) = places(x.shape(), &taken(x.shape(), inputs, 1)?);
+    Ok(vec![index::pick(&[x], shape, &places)?])
 }
 
 fn grad(cx: &mut GradCx) -> Result<Vec<Option<Value>>> {
@@ -223,8 +240,8 @@ fn grad(cx: &mut GradCx) -> Result<Vec<Option<Value>>> {
 
 fn eval_grad(_: &EvalCx, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>> {
     let (dy, shape) = (index::input(inputs, 0)?, index::shape_input(inputs, 1)?);
-    let tables = tables(&shape, inputs, 2)?;
-    Ok(vec![index::accumulate(dy, &shape, &places(&shape, &tables))?])
+    let (places, _) = places(&shape, &taken(&shape, inputs, 2)?);
+    Ok(vec![index::accumulate(dy, &shape, &places)?])
 }
 
 fn grad_of_grad(cx: &mut GradCx) -> Result<Vec<Option<Value>>> {
@@ -256,7 +273,7 @@ fn sample(draw: &mut Draw) -> Sample {
 fn sample_grad(draw: &mut Draw) -> Sample {
     let bounds = case(draw);
     let slots: Vec<Option<&Tensor>> = bounds.iter().map(Some).collect();
-    let shape = tables(&[4, 3, 5], &slots, 0).map(|t| t.iter().map(Vec::len).collect::<Vec<_>>()).unwrap_or_default();
+    let shape = taken(&[4, 3, 5], &slots, 0).map(|t| t.iter().map(|t| t.count).collect::<Vec<_>>()).unwrap_or_default();
     let inputs = [vec![draw.tensor(&shape, -1.0, 1.0), Tensor::from_i64s(&[4, 3, 5])], bounds].concat();
     Sample::new(Operator::sartor("SliceGrad", Attributes::new()), inputs)
 }
@@ -308,10 +325,12 @@ mod tests {
 
     #[test]
     fn entries_are_clamped() {
-        assert_eq!(entries(5, -100, 3, 2).unwrap(), [0, 2]);
-        assert_eq!(entries(5, 100, -100, -2).unwrap(), [4, 2, 0]);
-        assert_eq!(entries(5, 0, 5, i64::MIN).unwrap(), [0; 0]);
-        assert_eq!(entries(0, -1, i64::MIN, -1).unwrap(), [0; 0]);
-        assert!(entries(5, 0, 1, 0).is_err());
+        let list = |len, start, end, step| Entries::of(len, start, end, step).unwrap().list();
+        assert_eq!(list(5, -100, 3, 2), [0, 2]);
+        assert_eq!(list(5, 100, -100, -2), [4, 2, 0]);
+        assert_eq!(list(5, 0, 5, i64::MIN), [0; 0]);
+        assert_eq!(list(0, -1, i64::MIN, -1), [0; 0]);
+        assert!(Entries::of(5, 0, 1, 0).is_err());
+        assert_eq!(Entries::of(1 << 50, 1, i64::MAX, 2).unwrap().count, 1 << 49);
     }
 }

@@ -113,6 +113,9 @@ fn section(x: &Tensor, axis: usize, start: usize, len: usize) -> Result<Tensor> 
     let (outer, size, inner) = index::lanes(x.shape(), axis);
     let mut shape = x.shape().to_vec();
     shape[axis] = len;
+    if shape.contains(&0) {
+        return Tensor::zeros(x.dtype(), shape);
+    }
     let rows = index::steps(outer, size * inner);
     let places = index::outer_sum(&[rows, (start * inner..(start + len) * inner).collect()]);
     index::pick(&[x], shape, &places)

@@ -49,6 +49,10 @@ fn eval(_: &EvalCx, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>> {
     let shape: Option<Vec<usize>> = lengths.clone().map(|(&len, &times)| len.checked_mul(times)).collect();
     let shape = shape.filter(|s| crate::tensor::element_count(s).is_some());
     let shape = shape.ok_or_else(|| Error::msg(format!("{:?} times {repeats:?} is too large", x.shape())))?;
+    if shape.contains(&0) {
+        return Ok(vec![Tensor::zeros(x.dtype(), shape)?]);
+    }
+    index::room(&shape)?;
     let table = |((&len, &times), stride): ((&usize, &usize), usize)| index::steps(len, stride).repeat(times);
     let tables: Vec<Vec<usize>> = lengths.zip(index::strides(x.shape())).map(table).collect();
     Ok(vec![index::pick(&[x], shape, &index::outer_sum(&tables))?])

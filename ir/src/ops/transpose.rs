@@ -47,9 +47,13 @@ fn eval(cx: &EvalCx, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>> {
 
 /// A tensor with its axes permuted.
 pub fn permuted(x: &Tensor, perm: &[usize]) -> Result<Tensor> {
+    let shape: Vec<usize> = perm.iter().map(|&p| x.shape()[p]).collect();
+    if x.is_empty() {
+        return Tensor::zeros(x.dtype(), shape);
+    }
     let strides = index::strides(x.shape());
     let tables: Vec<Vec<usize>> = perm.iter().map(|&p| index::steps(x.shape()[p], strides[p])).collect();
-    index::pick(&[x], perm.iter().map(|&p| x.shape()[p]).collect(), &index::outer_sum(&tables))
+    index::pick(&[x], shape, &index::outer_sum(&tables))
 }
 
 /// The inverse permutation of `dy`.

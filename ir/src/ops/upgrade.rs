@@ -69,3 +69,57 @@ pub fn rename(graph: &mut Graph, id: NodeId, name: &str) {
         op.name = name.to_string();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::Operator;
+    use crate::{DType, ops};
+
+    /// A node of an old opset lifted by all rewrites of its row: its operator and its constant inputs.
+    fn lifted(name: &str, attrs: Attributes) -> (Operator, Vec<Option<Tensor>>) {
+        let mut graph = Graph::new("g");
+        let x = graph.add_input("x", Type::tensor(DType::F64, [4i64]));
+        let id = graph.add_op(name, Operator::onnx(name, attrs), &[Some(x)], 2);
+        for (_, rewrite) in ops::lookup("", name).unwrap().upgrades {
+            rewrite(&mut graph, id).unwrap();
+        }
+        let inputs = graph.node_inputs(id);
+        let constants = inputs[1..].iter().map(|v| v.and_then(|v| graph.constant(v).cloned())).collect();
+        (graph.node(id).op().cloned().unwrap(), constants)
+    }
+
+    #[test]
+    fn attributes_become_inputs() {
+        let ints = |values: &[i64]| Some(Tensor::from_i64s(values));
+        let (op, inputs) = lifted("Squeeze", Attributes::new().with("axes", [1]));
+        assert_eq!((op.attrs, inputs), (Attributes::new(), vec![ints(&[1])]));
+        let slice = Attributes::new().with("axes", [2]).with("starts", [0]).with("ends", [5]);
+        assert_eq!(lifted("Slice", slice).1, [ints(&[0]), ints(&[5]), ints(&[2])]);
+        assert_eq!(lifted("Reshape", Attributes::new().with("shape", [0, -1])).1, [ints(&[0, -1])]);
+        assert_eq!(lifted("TopK", Attributes::new().with("k", 3i64)).1, [ints(&[3])]);
+        let pad = Attributes::new().with("mode", "constant").with("pads", [1, 2]).with("value", 0.5f32);
+        assert_eq!(lifted("Pad", pad).1, [ints(&[1, 2]), Some(Tensor::scalar(0.5f64))]);
+        assert_eq!(lifted("Split", Attributes::new().with("split", [1, 3])).1, [ints(&[1, 3])]);
+    }
+
+    #[test]
+    fn names_and_defaults_change() {
+        assert_eq!(lifted("Split", Attributes::new()).0.attrs, Attributes::new().with("num_outputs", 2i64));
+        assert_eq!(lifted("Concat", Attributes::new()).0.attrs, Attributes::new().with("axis", 1i64));
+        assert_eq!(lifted("Scatter", Attributes::new()).0.name, "ScatterElements");
+        assert!(ops::lookup("", "Squeeze").unwrap().upgrades[0].1(&mut broken(), node_of(&broken())).is_err());
+    }
+
+    /// A `Squeeze` whose axes are no list.
+    fn broken() -> Graph {
+        let mut graph = Graph::new("g");
+        let x = graph.add_input("x", Type::tensor(DType::F64, [4i64]));
+        graph.add_op("s", Operator::onnx("Squeeze", Attributes::new().with("axes", 1i64)), &[Some(x)], 1);
+        graph
+    }
+
+    fn node_of(graph: &Graph) -> NodeId {
+        graph.topo_ops()[0]
+    }
+}
