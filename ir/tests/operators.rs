@@ -14,11 +14,7 @@ const NO_SAMPLE: &[(&str, &str)] =
     &[("Scatter", "stands for older models only: its upgrade renames it ScatterElements")];
 
 /// Rows that need some axes as numbers, and why. Exporters give them as numbers.
-const NEEDS_NUMBERS: &[(&str, &str)] = &[
-    ("DepthToSpace", "the number of channels is split into blocks"),
-    ("SpaceToDepth", "channels, height and width are split into blocks"),
-    ("ConvTranspose", "its gradient needs the size of the kernel"),
-];
+const NEEDS_NUMBERS: &[(&str, &str)] = &[("ConvTranspose", "its gradient needs the size of the kernel")];
 
 /// Rows that have neither an evaluation with a gradient nor a decomposition, and why.
 const LAW_EXCEPTIONS: &[(&str, &str)] = &[];

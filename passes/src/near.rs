@@ -11,8 +11,7 @@ pub fn near_misses<S: AsRef<str>>(wanted: &str, candidates: impl IntoIterator<It
     if wanted.is_empty() {
         return Vec::new();
     }
-    // Two for five letters, so that a swap of neighbours passes.
-    let budget = ((wanted.len() + 1) / 3).max(1);
+    let budget = (wanted.len() / 3).max(1);
     let mut ranked: Vec<(usize, usize, String)> = Vec::new();
     for candidate in candidates {
         let candidate = candidate.as_ref();

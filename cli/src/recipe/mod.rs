@@ -215,9 +215,9 @@ mod tests {
             let text = read(overrides).map(drop).unwrap_err().to_string();
             text.split_once("R.toml: ").map_or(text.clone(), |(_, rest)| rest.to_string())
         };
-        let unknown = error(&["cola.rnk=16", "trian.epochs=1"]);
+        let unknown = error(&["cola.rnk=16", "trai.epochs=1"]);
         assert!(unknown.contains("there is no key `cola.rnk` (did you mean \"rank\""), "{unknown}");
-        assert!(unknown.contains("there is no key `trian` (did you mean \"train\"?)"), "{unknown}");
+        assert!(unknown.contains("there is no key `trai` (did you mean \"train\"?)"), "{unknown}");
         assert!(error(&["cola.rank=big"]).contains("cola"), "{}", error(&["cola.rank=big"]));
         assert_eq!(error(&["cola"]), "--set cola: expected key=value, such as cola.rank=16");
         assert_eq!(error(&["model.x=1"]), "--set model.x=1: `model` is not a table");

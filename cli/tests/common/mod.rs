@@ -98,7 +98,7 @@ links = 2
 targets = ["*/query/MatMul"]
 [optimizer]
 kind = "adamw"
-learning_rate = 5e-2
+learning_rate = 3e-2
 weight_decay = 0.01
 schedule = "linear"
 [train]
