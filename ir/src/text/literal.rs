@@ -99,7 +99,7 @@ pub fn elements<S: AsRef<str>>(dtype: DType, words: &[S]) -> Option<Vec<u8>> {
 
 /// The bytes behind hexadecimal digits.
 pub fn unhex(digits: &[u8]) -> Option<Vec<u8>> {
-    if digits.len() % 2 != 0 {
+    if !digits.len().is_multiple_of(2) {
         return None;
     }
     let digit = |c: u8| (c as char).to_digit(16).map(|d| d as u8);
