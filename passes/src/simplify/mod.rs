@@ -6,12 +6,12 @@
 //! ```
 //! (executed: `tests/cases/simplify/`)
 //!
-//! *Needs* the internal opset; better after `infer` and `fold`. *Leaves* a graph to which no row of [`rules`] applies.
+//! *Needs* the internal opset; better after `infer` and `fold`. *Leaves* a graph to which no row of `rules` applies.
 //! The same numbers (but `x + 0` turns −0 into 0). Idempotent.
 //!
 //! Rules are directional and look at one node and what makes its inputs. Only constants count as known: a parameter of
 //! any role keeps its name and its reader, so an adapter that starts at zero is not simplified away. The one exception must be
-//! asked for: `fuse_batch_norm` computes new `Frozen` convolution weights ([`batch_norm`]), in the inference graph of a
+//! asked for: `fuse_batch_norm` computes new `Frozen` convolution weights (`batch_norm`), in the inference graph of a
 //! model without programs. Nothing looks into random operators or loops; dropout goes only where it is off.
 
 mod batch_norm;
