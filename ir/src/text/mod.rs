@@ -24,7 +24,7 @@
 //! * Tensors are decimal where that is exact, otherwise (and above 64 elements) hexadecimal bytes. With
 //!   [`PrintOptions::max_elements`] larger ones are elided, `… 93 elements, fnv 0x1f…`, and such a text is not read back.
 //!
-//! [`parse`]`(`[`print`]`(m)) == m` for every model that verifies, if nothing is elided.
+//! [`parse`]`(`[`print()`]`(m)) == m` for every model that verifies, if nothing is elided.
 
 mod lex;
 mod literal;
