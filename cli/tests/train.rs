@@ -7,7 +7,7 @@ use sartor_ir::rng::Stream;
 use sartor_ir::{Role, onnx};
 use serde_json::Value;
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 fn summary(folder: &Folder, out: &str) -> Value {
     serde_json::from_slice(&folder.read(&format!("{out}/summary.json"))).unwrap()
@@ -88,13 +88,15 @@ fn killed_at_random_moments_and_resumed_it_ends_with_the_same_bits() {
     let folder = Folder::with_task();
     let long = ["--set", "train.epochs=400", "--set", "train.checkpoint_every=100"];
     let whole = [&["train", "--recipe", "R.toml", "--set", "output=whole"], &long[..]].concat();
+    let start = Instant::now();
     folder.ok(&whole);
+    let time = start.elapsed().as_millis() as u64;
     let resume = [&["train", "--recipe", "R.toml", "--resume"], &long[..]].concat();
     let moments = Stream::new(3, 0, "kill");
     let mut killed = 0;
     for i in 0..10 {
         let mut child = folder.command(&resume).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        std::thread::sleep(Duration::from_millis(30 + moments.below(i, 400)));
+        std::thread::sleep(Duration::from_millis(time / 50 + moments.below(i, time / 6 + 1)));
         child.kill().unwrap();
         killed += usize::from(child.wait().unwrap().code().is_none());
     }

@@ -136,10 +136,11 @@ impl Node {
     pub fn is(&self, name: &str) -> bool {
         self.op().is_some_and(|op| op.is(name))
     }
-    /// The constant, if it is one.
-    pub fn constant(&self) -> Option<&Tensor> {
+    /// The tensor, if it is a constant: one of the graph's own, or ONNX's operator `Constant`.
+    pub fn constant(&self) -> Option<Tensor> {
         match &self.kind {
-            NodeKind::Const(tensor) => Some(tensor),
+            NodeKind::Const(tensor) => Some(tensor.clone()),
+            NodeKind::Op(op) if op.is("Constant") => crate::ops::constant::constant(op).ok().flatten(),
             _ => None,
         }
     }
@@ -415,8 +416,8 @@ impl Graph {
     pub fn ty(&self, value: Value) -> Option<&Type> {
         self.slot(value).ty.as_ref()
     }
-    /// The constant behind a value, if its node is one.
-    pub fn constant(&self, value: Value) -> Option<&Tensor> {
+    /// The constant behind a value, if its node is one: see [`Node::constant`].
+    pub fn constant(&self, value: Value) -> Option<Tensor> {
         self.node(value.node).constant()
     }
     /// The parameter's name behind a value, if its node is one.

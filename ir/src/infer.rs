@@ -113,7 +113,7 @@ fn stored_facts(graph: &Graph, id: NodeId, opset: i64, depth: usize) -> Vec<Opti
 /// is computed from, so that emitted reshapes know their target.
 fn stored_fact(graph: &Graph, value: Value, opset: i64, depth: usize) -> Option<Fact> {
     if let Some(tensor) = graph.constant(value) {
-        return Some(Fact::of(tensor));
+        return Some(Fact::of(&tensor));
     }
     let ty = graph.ty(value)?;
     let arithmetic = ty.rank().is_some_and(|r| r <= 1) && ty.dtype().is_some_and(DType::is_int);

@@ -4,7 +4,7 @@
 //! before   a = Exp (x)   b = Exp (x)   y = Add (a, b)
 //! after    a = Exp (x)                 y = Add (a, a)
 //! ```
-//! (an illustration: no text case executes it yet)
+//! (executed, with what stands beside it, by `tests/cases/cse/equal.txt`)
 //!
 //! *Needs* nothing. *Leaves*, in each graph, no two equal constants and no two operators with equal attributes that read
 //! the same values. The same numbers. Idempotent.

@@ -4,7 +4,7 @@
 //! before   a = Relu (x)   b = Exp (x)   y = Neg (a)
 //! after    a = Relu (x)                 y = Neg (a)
 //! ```
-//! (an illustration: no text case executes it yet)
+//! (executed, with what stands beside it, by `tests/cases/dce/dead.txt`)
 //!
 //! *Needs* nothing. *Leaves* in every graph only inputs and what outputs depend on, and no `Constant` or `Frozen` parameter
 //! that nothing reads or writes. The same numbers. Idempotent.

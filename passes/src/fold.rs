@@ -4,7 +4,7 @@
 //! before   <frozen float[2, 3] W>  Wt = Transpose (W)   y = MatMul (x, Wt)
 //! after    <frozen float[3, 2] "W.Transpose">           y = MatMul (x, "W.Transpose")
 //! ```
-//! (an illustration: no text case executes it yet)
+//! (executed, with what stands beside it, by `tests/cases/fold/frozen.txt`)
 //!
 //! *Needs* the internal opset. *Leaves* no operator whose inputs are all constants or `Constant`/`Frozen` parameters, unless
 //! its outputs are larger than `max_bytes` (1 MiB: nine official models expand from kilobytes to half a gigabyte), it is

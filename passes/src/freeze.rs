@@ -4,7 +4,7 @@
 //! before   frozen float[2, 3] "fc.weight", frozen float[3] "fc.bias"      freeze(trainable=[*.bias])
 //! after    frozen float[2, 3] "fc.weight", trainable float[3] "fc.bias"
 //! ```
-//! (an illustration: no text case executes it yet)
+//! (executed, with what stands beside it, by `tests/cases/freeze/name.txt`)
 //!
 //! *Needs* nothing. *Leaves* every floating-point parameter that a pattern of `trainable` matches `Trainable`, and every
 //! other one that a pattern of `frozen` matches `Frozen`; the rest as it was. Changes no graph. Idempotent.

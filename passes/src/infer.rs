@@ -4,7 +4,7 @@
 //! before   y = MatMul (x, W)                     x: float[batch, 2], W: float[2, 3]
 //! after    float[batch, 3] y = MatMul (x, W)
 //! ```
-//! (an illustration: no text case executes it yet)
+//! (executed, with what stands beside it, by `tests/cases/infer/symbols.txt`)
 //!
 //! *Needs* the internal opset. *Leaves* every value with the most precise type that declarations and operators' rules give
 //! together. Symbolic axes stay symbolic; what the file declares is never weakened, and a contradiction is an error, all

@@ -4,7 +4,7 @@
 //! before   function local::Double (a) => (b) { b = Add (a, a) }      y = local::Double (x)
 //! after    y = Add (x, x)
 //! ```
-//! (an illustration: no text case executes it yet)
+//! (executed, with what stands beside it, by `tests/cases/inline/nested.txt`)
 //!
 //! *Needs* functions in the model's own opset (`upgrade` lifts both). *Leaves* a model without functions and calls. The
 //! same numbers. Idempotent.

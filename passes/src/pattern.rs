@@ -94,7 +94,10 @@ fn no_match<S: AsRef<str>>(pattern: &str, things: &[Vec<S>], what: &str) -> Erro
     }
     let (lead, shown): (&str, Vec<String>) = match near.is_empty() {
         false => ("near misses", near),
-        true => ("there are, for example,", names().take(5).map(str::to_string).collect()),
+        true => ("there are, for example,", {
+            let mut seen = std::collections::HashSet::new();
+            names().filter(|name| seen.insert(*name)).take(5).map(str::to_string).collect()
+        }),
     };
     let list: Vec<String> = shown.iter().map(|n| format!("\"{n}\"")).collect();
     let rest = if list.is_empty() { "there are none".to_string() } else { format!("{lead} {}", list.join(", ")) };

@@ -4,7 +4,7 @@
 //! before   <opset_import: ["": 12]>   y = ReduceSum <axes = [1]> (x)
 //! after    <opset_import: ["": 20]>   y = ReduceSum (x, axes)            axes = {1}
 //! ```
-//! (an illustration: no text case executes it yet)
+//! (executed, with what stands beside it, by `tests/cases/upgrade/reduce_sum.txt`)
 //!
 //! *Needs* nothing. *Leaves* every node of ONNX's own domain, in every graph, subgraph and function, in the form of opset 20,
 //! and says so in the opset import; a model that is newer already is left alone. The same numbers. Idempotent.

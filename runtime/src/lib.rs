@@ -4,10 +4,15 @@
 //! Parameters live in [`Params`], shared by the sessions of a run. This crate never rewrites a model.
 
 pub mod checkpoint;
+pub mod cpu;
 pub mod data;
+pub mod execute;
+pub mod lower;
 pub mod params;
+pub mod plan;
+pub mod profile;
 pub mod session;
 pub mod train;
 
 pub use params::Params;
-pub use session::{Key, Session, SessionOptions};
+pub use session::{Key, Report, Session, SessionOptions};

@@ -1,8 +1,15 @@
 //! A session: one graph of a model (the inference graph or a program), made ready to run.
+//!
+//! For every combination of input shapes the graph is [lowered](crate::lower) and its memory [planned](crate::plan)
+//! once. A graph with shapes that depend on data runs by the reference evaluator instead; [`Session::report`] says so.
 
+use crate::execute::{self, Memory};
+use crate::lower::{self, Step};
 use crate::params::Params;
-use sartor_ir::{Binding, Graph, Model, Result, Tensor, bail, eval};
-use std::collections::HashMap;
+use crate::plan::Plan;
+use sartor_ir::{Binding, DType, Graph, Model, Result, Tensor, Type, bail, ensure, eval, infer, ops};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 /// What keys the random numbers of a run: its seed and the number of the step.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -26,26 +33,125 @@ impl Default for SessionOptions {
     }
 }
 
+/// Element types and shapes of the inputs, in order.
+type Signature = Vec<(DType, Vec<usize>)>;
+
+/// A plan, or why there is none.
+type Planned = std::result::Result<Arc<Plan>, String>;
+
+/// What the last plan of a session is made of.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Report {
+    /// How many steps there are of each kernel.
+    pub kernels: BTreeMap<&'static str, usize>,
+    /// The operators that run by the reference evaluator, and how often.
+    pub reference: BTreeMap<String, usize>,
+    /// Bytes that a run needs besides parameters and inputs.
+    pub bytes: usize,
+    /// Why the whole graph runs by the reference evaluator, if it does.
+    pub unplanned: Option<String>,
+}
+
 /// See the [module](self).
 pub struct Session {
     graph: Graph,
     bindings: Vec<Binding>,
     opset: i64,
+    threads: usize,
+    limit: Option<usize>,
+    plans: HashMap<Signature, Planned>,
+    last: Option<Planned>,
+    memory: Memory,
 }
+
+/// Plans are forgotten beyond this many.
+const MAX_PLANS: usize = 256;
 
 impl Session {
     /// For the inference graph.
-    pub fn new(model: &Model, _options: SessionOptions) -> Result<Session> {
-        Ok(Session { graph: model.graph.clone(), bindings: Vec::new(), opset: model.opset() })
+    pub fn new(model: &Model, options: SessionOptions) -> Result<Session> {
+        Ok(Session::of(model.graph.clone(), Vec::new(), model.opset(), options))
     }
     /// For a program.
-    pub fn program(model: &Model, name: &str, _options: SessionOptions) -> Result<Session> {
+    pub fn program(model: &Model, name: &str, options: SessionOptions) -> Result<Session> {
         let Some(program) = model.programs.get(name) else { bail!("the model has no program \"{name}\"") };
-        Ok(Session { graph: program.graph.clone(), bindings: program.bindings.clone(), opset: model.opset() })
+        Ok(Session::of(program.graph.clone(), program.bindings.clone(), model.opset(), options))
+    }
+    fn of(mut graph: Graph, bindings: Vec<Binding>, opset: i64, options: SessionOptions) -> Session {
+        decompose(&mut graph, opset);
+        let (plans, memory) = (HashMap::new(), Memory::default());
+        let threads = options.threads.max(1);
+        Session { graph, bindings, opset, threads, limit: None, plans, last: None, memory }
     }
     /// The names of the inputs, in order.
     pub fn input_names(&self) -> Vec<&str> {
         self.graph.inputs().map(|v| self.graph.value_name(v)).collect()
+    }
+    /// From now on plans that need more than this many bytes (besides parameters and inputs) are refused.
+    pub fn limit_memory(&mut self, bytes: Option<usize>) {
+        self.limit = bytes;
+    }
+    /// The bytes that a run on inputs of these shapes needs besides parameters and inputs; `None` if the graph cannot
+    /// be planned.
+    pub fn planned_bytes(&mut self, inputs: &HashMap<String, Tensor>) -> Result<Option<usize>> {
+        Ok(self.plan(inputs)?.ok().map(|plan| plan.bytes()))
+    }
+    /// What the last plan is made of.
+    pub fn report(&self) -> Report {
+        match &self.last {
+            None => Report::default(),
+            Some(Err(reason)) => Report { unplanned: Some(reason.clone()), ..Report::default() },
+            Some(Ok(plan)) => {
+                let mut reference = BTreeMap::new();
+                for planned in &plan.lowered.steps {
+                    if let Step::Reference(id, ..) = &planned.step {
+                        let name = self.graph.node(*id).op().map_or_else(String::new, |op| op.full_name());
+                        *reference.entry(name).or_insert(0) += 1;
+                    }
+                }
+                Report { kernels: plan.kinds(), reference, bytes: plan.bytes(), unplanned: None }
+            }
+        }
+    }
+    /// The plan for inputs of these shapes, made at the first call.
+    pub fn plan(&mut self, inputs: &HashMap<String, Tensor>) -> Result<Planned> {
+        let signature = self.signature(inputs)?;
+        if !self.plans.contains_key(&signature) {
+            let types = inputs.iter().map(|(name, tensor)| (name.clone(), Type::of(tensor))).collect();
+            let plan = lower::lower(&self.graph, self.opset, &types);
+            let plan = plan.map(|lowered| Arc::new(Plan::new(lowered))).map_err(|e| e.to_string());
+            if self.plans.len() >= MAX_PLANS {
+                self.plans.clear();
+            }
+            self.plans.insert(signature.clone(), plan);
+        }
+        let plan = self.plans[&signature].clone();
+        if let (Ok(plan), Some(limit)) = (&plan, self.limit) {
+            ensure!(plan.bytes() <= limit, "a run needs {} bytes, the limit is {limit}", plan.bytes());
+        }
+        self.last = Some(plan.clone());
+        Ok(plan)
+    }
+    /// Runs once without writing parameters and says where the time went: a line per kernel, then the slowest steps.
+    pub fn profile(&mut self, params: &Params, inputs: &HashMap<String, Tensor>) -> Result<Vec<String>> {
+        let Ok(plan) = self.plan(inputs)? else { bail!("the graph runs by the reference evaluator") };
+        let (mut times, key) = (Vec::new(), Key::default());
+        let (graph, memory) = (&self.graph, &mut self.memory);
+        execute::execute(&plan, graph, self.opset, key, memory, params, inputs, self.threads, Some(&mut times))?;
+        Ok(crate::profile::lines(&plan, graph, &times))
+    }
+    fn signature(&self, inputs: &HashMap<String, Tensor>) -> Result<Signature> {
+        let mut signature = Vec::new();
+        for value in self.graph.inputs() {
+            let name = self.graph.value_name(value);
+            let Some(tensor) = inputs.get(name) else { bail!("input \"{name}\" is missing") };
+            let (found, declared) = (Type::of(tensor), self.graph.ty(value));
+            if let Some(declared) = declared {
+                ensure!(declared.merge(&found).is_some(), "input \"{name}\" is {found}, expected {declared}");
+            }
+            signature.push((tensor.dtype(), tensor.shape().to_vec()));
+        }
+        Ok(signature)
     }
     /// Runs once. Outputs that are bound to parameters are written there; the others are returned by name.
     pub fn run(
@@ -54,9 +160,17 @@ impl Session {
         inputs: &HashMap<String, Tensor>,
         key: Key,
     ) -> Result<HashMap<String, Tensor>> {
-        let lookup = |name: &str| params.get(name).cloned();
-        let env = eval::Environment { opset: self.opset, seed: key.seed, step: key.step, params: &lookup };
-        let outputs = eval::run_graph(&self.graph, &env, inputs)?;
+        let outputs = match self.plan(inputs)? {
+            Ok(plan) => {
+                let (graph, memory) = (&self.graph, &mut self.memory);
+                execute::execute(&plan, graph, self.opset, key, memory, params, inputs, self.threads, None)?
+            }
+            Err(_) => {
+                let lookup = |name: &str| params.get(name).cloned();
+                let env = eval::Environment { opset: self.opset, seed: key.seed, step: key.step, params: &lookup };
+                eval::run_graph(&self.graph, &env, inputs)?
+            }
+        };
         let mut named: HashMap<String, Tensor> =
             self.graph.outputs.iter().map(|o| o.name.clone()).zip(outputs).collect();
         for binding in &self.bindings {
@@ -65,5 +179,26 @@ impl Session {
             }
         }
         Ok(named)
+    }
+}
+
+/// Replaces operators that have no kernel but a decomposition. One that cannot be decomposed here stays.
+fn decompose(graph: &mut Graph, opset: i64) {
+    for _ in 0..4 {
+        let composite = |graph: &Graph, id| {
+            let Some(op) = graph.node(id).op() else { return false };
+            let known = lower::expr::class(op).is_some() || lower::nodes::has_kernel(op);
+            !known && ops::is_pure(op) && ops::of(op).is_some_and(|def| def.decompose.is_some())
+        };
+        let found: Vec<_> = graph.topo_ops().into_iter().filter(|&id| composite(graph, id)).collect();
+        if found.is_empty() || infer::infer_graph(graph, opset).is_err() {
+            return;
+        }
+        for id in found {
+            let before = graph.clone();
+            if ops::decompose(graph, id, opset).is_err() {
+                *graph = before;
+            }
+        }
     }
 }

@@ -1,1 +1,101 @@
-//! Placeholder, filled next.
+//! What the whole-tool tests share: where the assets lie, inputs for real models, and how two tensors are compared.
+
+use sartor_ir::rng::Draw;
+use sartor_ir::{DType, Graph, Model, Result, Tensor, Type, onnx};
+use sartor_passes::{Driver, Registry, options};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+/// Tensors by name.
+pub type Named = HashMap<String, Tensor>;
+
+/// Real models that `tests/assets/fetch.sh` brings and that fit every test.
+pub const REAL_MODELS: &[&str] = &[
+    "paraphrase-MiniLM-L3-v2.onnx",
+    "ppocr_cls.onnx",
+    "minilm-l6-ts17.onnx",
+    "minilm-l6-dynamo20.onnx",
+    "mobilenetv2-ts17.onnx",
+    "mobilenetv2-dynamo20.onnx",
+];
+
+/// The folder of the assets and of the peers' Python environment.
+pub fn cache() -> PathBuf {
+    let home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
+    std::env::var_os("SARTOR_CACHE").map_or(home.join(".cache/sartor"), PathBuf::from)
+}
+
+/// The path of an asset. Panics with the command that fetches it if it is missing.
+pub fn asset(name: &str) -> PathBuf {
+    let path = cache().join("assets").join(name);
+    assert!(path.exists(), "{} is missing: run tests/assets/fetch.sh", path.display());
+    path
+}
+
+/// A model as every run sees it: functions inlined, in the internal opset, types inferred, and then through a pipeline
+/// (TOML).
+pub fn prepared(path: &Path, pipeline: &str) -> Result<Model> {
+    let mut model = onnx::load(path)?;
+    run_passes(&mut model, "[[pass]]\nname = \"inline\"\n[[pass]]\nname = \"upgrade\"\n[[pass]]\nname = \"infer\"")?;
+    run_passes(&mut model, pipeline)?;
+    Ok(model)
+}
+
+/// Runs the passes of a pipeline (TOML).
+pub fn run_passes(model: &mut Model, pipeline: &str) -> Result<()> {
+    let passes = Registry::builtin().build_all(options::parse_pipeline(pipeline)?)?;
+    Driver::new().run(&passes, model).map(drop)
+}
+
+/// Inputs for a graph, open dimensions bound by `dim` (name of the input, number of the axis). Integers are tokens below `tokens`,
+/// except masks, which are 1 up to a length that differs from row to row.
+pub fn draw_inputs(graph: &Graph, seed: u64, tokens: i64, dim: &dyn Fn(&str, usize) -> usize) -> Named {
+    let mut inputs = Named::new();
+    for value in graph.inputs() {
+        let name = graph.value_name(value).to_string();
+        let ty: Option<&Type> = graph.ty(value);
+        let axes = ty.and_then(Type::shape).unwrap_or_default();
+        let size = |(i, d): (usize, &sartor_ir::Dim)| d.known().map_or_else(|| dim(&name, i), |n| n as usize);
+        let shape: Vec<usize> = axes.iter().enumerate().map(size).collect();
+        let mut draw = Draw::new(seed, &name);
+        let tensor = match ty.and_then(Type::dtype) {
+            Some(DType::I64) if name.contains("mask") => mask(&shape),
+            Some(DType::I64) if name.contains("type") => {
+                Tensor::from_vec(shape.clone(), vec![0i64; shape.iter().product()])
+            }
+            Some(DType::I64) => draw.ints(&shape, 0, tokens - 1),
+            _ if shape.is_empty() => Tensor::scalar(1e-3f32),
+            _ => f32s(&mut draw, &shape),
+        };
+        inputs.insert(name, tensor);
+    }
+    inputs
+}
+
+fn f32s(draw: &mut Draw, shape: &[usize]) -> Tensor {
+    let wide = draw.tensor(shape, -1.0, 1.0);
+    wide.cast(DType::F32).unwrap_or(wide)
+}
+
+fn mask(shape: &[usize]) -> Tensor {
+    let (rows, cols) = (shape[0], shape[1..].iter().product::<usize>());
+    let ones = |row: usize| cols - (row * 3 % cols.max(1)).min(cols - 1);
+    let numbers = (0..rows).flat_map(|r| (0..cols).map(move |c| i64::from(c < ones(r)))).collect::<Vec<i64>>();
+    Tensor::from_vec(shape.to_vec(), numbers)
+}
+
+/// The largest difference of two tensors, relative to the largest magnitude in the second; infinite if type, shape or
+/// finiteness differ.
+pub fn distance(found: &Tensor, wanted: &Tensor) -> f64 {
+    if (found.dtype(), found.shape()) != (wanted.dtype(), wanted.shape()) {
+        return f64::INFINITY;
+    }
+    let (Ok(a), Ok(b)) = (found.to_f64s(), wanted.to_f64s()) else {
+        return if found == wanted { 0.0 } else { f64::INFINITY };
+    };
+    let scale = b.iter().filter(|x| x.is_finite()).fold(1e-6, |m: f64, x| m.max(x.abs()));
+    let apart = |x: f64, y: f64| if x == y || (x.is_nan() && y.is_nan()) { 0.0 } else { (x - y).abs() / scale };
+    let worst =
+        a.iter().zip(&b).map(|(&x, &y)| apart(x, y)).fold(0.0, |w: f64, d| if d.is_nan() { d } else { w.max(d) });
+    if worst.is_nan() { f64::INFINITY } else { worst }
+}

@@ -5,13 +5,9 @@
 use onnx_protobuf::Message;
 use sartor_ir::onnx::{self, ExternalData, SaveOptions};
 use sartor_ir::{Model, Program, Role};
+use sartor_tests::{REAL_MODELS, asset, cache};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-
-fn cache() -> PathBuf {
-    let home = std::env::var_os("HOME").map(PathBuf::from).expect("HOME is set");
-    std::env::var_os("SARTOR_CACHE").map_or(home.join(".cache/sartor"), PathBuf::from)
-}
 
 /// All models of a folder of the assets, those in its folders included, sorted.
 fn models_in(folder: &str) -> Vec<PathBuf> {
@@ -33,20 +29,7 @@ fn models_in(folder: &str) -> Vec<PathBuf> {
 }
 
 fn real_models() -> Vec<PathBuf> {
-    let names = [
-        "paraphrase-MiniLM-L3-v2.onnx",
-        "ppocr_cls.onnx",
-        "minilm-l6-ts17.onnx",
-        "minilm-l6-dynamo20.onnx",
-        "mobilenetv2-ts17.onnx",
-        "mobilenetv2-dynamo20.onnx",
-        "bert-base.onnx",
-    ];
-    let paths = names.map(|name| cache().join("assets").join(name));
-    for path in &paths {
-        assert!(path.exists(), "{} is missing: run tests/assets/fetch.sh", path.display());
-    }
-    paths.to_vec()
+    REAL_MODELS.iter().chain(&["bert-base.onnx"]).map(|name| asset(name)).collect()
 }
 
 #[track_caller]
@@ -145,6 +128,24 @@ fn the_checker_accepts_the_suite() {
         onnx::save(&onnx::load(&path).unwrap(), &written[i], &SaveOptions::default()).unwrap();
     }
     succeeds(python("check_onnx.py").args(&written));
+}
+
+/// The nine `light` models and those that PyTorch once exported: the same bits from what we wrote as from the original.
+#[test]
+fn onnx_runtime_computes_the_same_bits_on_the_suite() {
+    let dir = tempfile::tempdir().unwrap();
+    let folders = ["onnx/light", "onnx/pytorch-converted", "onnx/pytorch-operator"];
+    let mut pairs = String::new();
+    for (i, path) in folders.into_iter().flat_map(models_in).enumerate() {
+        let written = dir.path().join(format!("{i}.onnx"));
+        onnx::save(&onnx::load(&path).unwrap(), &written, &SaveOptions::default()).unwrap();
+        let inputs = path.with_file_name("io.npz");
+        pairs += &format!("{}\t{}\t{}\n", path.display(), written.display(), inputs.display());
+    }
+    assert_eq!(pairs.lines().count(), 126);
+    let list = dir.path().join("pairs.txt");
+    std::fs::write(&list, pairs).unwrap();
+    succeeds(python("compare_many_ort.py").arg(&list));
 }
 
 #[test]

@@ -191,7 +191,7 @@ fn parameter_rows(model: &Model) -> IndexMap<&'static str, ParameterRow> {
     let mut graphs = vec![&model.graph];
     while let Some(graph) = graphs.pop() {
         for node in graph.node_ids().map(|id| graph.node(id)) {
-            node.constant().into_iter().for_each(|tensor| add(Role::Constant, tensor));
+            node.constant().into_iter().for_each(|tensor| add(Role::Constant, &tensor));
             graphs.extend(node.op().into_iter().flat_map(|op| op.attrs.graphs().map(|(_, g)| g)));
         }
     }

@@ -63,7 +63,10 @@ fn outside(proto: &GraphProto, graph: &Graph) -> Outside {
     defined_names(proto, &mut names);
     let constant = |id| {
         let value = Value { node: id, slot: 0 };
-        Some((graph.value_name(value).to_string(), graph.constant(value)?.clone()))
+        match &graph.node(id).kind {
+            NodeKind::Const(tensor) => Some((graph.value_name(value).to_string(), tensor.clone())),
+            _ => None,
+        }
     };
     let inputs = graph.inputs().map(|v| (graph.value_name(v).to_string(), graph.ty(v).cloned()));
     let initializers: HashSet<&str> = proto.initializer.iter().map(|t| t.name.as_str()).collect();

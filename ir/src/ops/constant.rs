@@ -1,7 +1,7 @@
 //! `Constant`: a tensor in an attribute. `ConstantOfShape`: one value in a given shape. `EyeLike`: ones on a diagonal.
 //!
-//! Spec: <https://onnx.ai/onnx/operators/onnx__Constant.html>. Import turns `Constant` nodes into constants; the row is
-//! for graphs that still have one. Sparse constants are carried through, not computed.
+//! Spec: <https://onnx.ai/onnx/operators/onnx__Constant.html>. Passes see such a node as a
+//! constant ([`Node::constant`](crate::Node::constant)); it stays a node, so that a file keeps its form. Sparse constants are carried through, not computed.
 
 use super::{EvalCx, Gradient, InferCx, MAX_FACT_DIMS, OpDef, Sample, index};
 use crate::error::{Error, Result};

@@ -86,7 +86,7 @@ fn grad(cx: &mut GradCx) -> Result<Vec<Option<Value>>> {
     let masked = cx.emit.mul(dy, kept)?;
     let known = match cx.optional_input(1) {
         None => Some(DEFAULT_RATIO),
-        Some(value) => cx.emit.graph.constant(value).map(|t| ratio(Some(t))).transpose()?,
+        Some(value) => cx.emit.graph.constant(value).map(|t| ratio(Some(&t))).transpose()?,
     };
     let scaled = match (known, constant, cx.optional_input(1)) {
         (Some(ratio), Some(true), _) => cx.emit.mul_scalar(masked, 1.0 / (1.0 - ratio))?,

@@ -189,7 +189,7 @@ fn grad(cx: &mut GradCx) -> Result<Vec<Option<Value>>> {
 /// The pads with the other sign.
 fn negated(cx: &mut GradCx) -> Result<Value> {
     let pads = cx.input(1)?;
-    match cx.emit.graph.constant(pads).map(Tensor::to_i64s) {
+    match cx.emit.graph.constant(pads).map(|t| t.to_i64s()) {
         Some(pads) => {
             let back: Vec<i64> = pads?.into_iter().map(i64::wrapping_neg).collect();
             Ok(cx.emit.ints(&back))

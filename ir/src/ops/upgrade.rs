@@ -85,7 +85,7 @@ mod tests {
             rewrite(&mut graph, id).unwrap();
         }
         let inputs = graph.node_inputs(id);
-        let constants = inputs[1..].iter().map(|v| v.and_then(|v| graph.constant(v).cloned())).collect();
+        let constants = inputs[1..].iter().map(|v| v.and_then(|v| graph.constant(v))).collect();
         (graph.node(id).op().cloned().unwrap(), constants)
     }
 

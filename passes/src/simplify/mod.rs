@@ -4,7 +4,7 @@
 //! before   a = Identity (x)   b = Transpose <perm = [1, 0]> (a)   c = Transpose <perm = [1, 0]> (b)   y = Mul (c, one)
 //! after    y = x                                                                   one = {1.0}
 //! ```
-//! (an illustration: no text case executes it yet)
+//! (executed, with what stands beside it, by `tests/cases/simplify/nothing.txt`)
 //!
 //! *Needs* the internal opset; better after `infer` and `fold`. *Leaves* a graph to which no row of `rules` applies.
 //! The same numbers (but `x + 0` turns −0 into 0). Idempotent.

@@ -1,0 +1,236 @@
+//! Matrix products with few columns (`n ≤ 16`) or a short inner dimension (`k ≤ 16`): what adapters are made of, and
+//! what GEMM libraries, which pack their operands, are slow at.
+//!
+//! * **Short inner dimension**, rows of `B` and of the result contiguous: each row of the result is a sum of `k` scaled rows of `B`.
+//! * **Few columns**, rows of `A` contiguous: `B` is copied to `n` contiguous columns once, and each result is a dot product.
+//! * **Few columns or rows, inner dimension across rows** (`Aᵀ·B`, gradients of adapters): a sum of outer products.
+
+use crate::multiversion;
+use std::cell::RefCell;
+
+/// The extents of a product.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    /// Rows of the result.
+    pub m: usize,
+    /// Columns of the result.
+    pub n: usize,
+    /// The inner dimension.
+    pub k: usize,
+}
+
+/// Start, row stride and column stride.
+type Source = (*const f32, usize, usize);
+type Target = (*mut f32, usize, usize);
+
+/// The largest extent that counts as skinny.
+const SKINNY: usize = 16;
+
+/// `out (+)= α · A · B` if the product is skinny in a way that is treated here; returns whether it was.
+///
+/// # Safety
+/// Operands and result must cover their extents; the result must not overlap with an operand.
+pub unsafe fn product(s: Shape, a: Source, b: Source, out: Target, alpha: f32, add: bool) -> bool {
+    if s.m == 0 || s.n == 0 || s.k == 0 {
+        return false;
+    }
+    // SAFETY: the caller's contract.
+    unsafe {
+        if s.k <= SKINNY && s.n > SKINNY && b.2 == 1 && out.2 == 1 {
+            short(s, a, b, out, alpha, add);
+        } else if s.n <= SKINNY && s.m > SKINNY && s.k > SKINNY && a.2 == 1 {
+            narrow(s, a, b, out, alpha, add);
+        } else if s.n <= SKINNY && s.m > SKINNY && s.k > SKINNY && a.1 == 1 {
+            outer(s, a, b, out, alpha, add);
+        } else if s.m <= SKINNY && s.n > SKINNY && s.k > SKINNY && b.2 == 1 {
+            // (A · B)ᵀ = Bᵀ · Aᵀ
+            let flipped = Shape { m: s.n, n: s.m, k: s.k };
+            outer(flipped, (b.0, b.2, b.1), (a.0, a.2, a.1), (out.0, out.2, out.1), alpha, add);
+        } else {
+            return false;
+        }
+    }
+    true
+}
+
+multiversion!(fn short(s: Shape, a: Source, b: Source, out: Target, alpha: f32, add: bool) = short_inner);
+multiversion!(fn narrow(s: Shape, a: Source, b: Source, out: Target, alpha: f32, add: bool) = narrow_inner);
+multiversion!(fn outer(s: Shape, a: Source, b: Source, out: Target, alpha: f32, add: bool) = outer_inner);
+
+#[inline(always)]
+fn fma<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
+    super::simd::fma::<FMA>(a, b, c)
+}
+
+#[inline(always)]
+unsafe fn short_inner<const FMA: bool>(s: Shape, a: Source, b: Source, out: Target, alpha: f32, add: bool) {
+    const CHUNK: usize = 64;
+    let mut j = 0;
+    while j < s.n {
+        let wide = CHUNK.min(s.n - j);
+        for i in 0..s.m {
+            let mut sums = [0f32; CHUNK];
+            // SAFETY: the caller's contract.
+            unsafe {
+                for p in 0..s.k {
+                    let x = alpha * *a.0.add(i * a.1 + p * a.2);
+                    let row = std::slice::from_raw_parts(b.0.add(p * b.1 + j), wide);
+                    if let Ok(row) = <&[f32; CHUNK]>::try_from(row) {
+                        for c in 0..CHUNK {
+                            sums[c] = fma::<FMA>(x, row[c], sums[c]);
+                        }
+                    } else {
+                        for (o, &y) in sums.iter_mut().zip(row) {
+                            *o = fma::<FMA>(x, y, *o);
+                        }
+                    }
+                }
+                let target = std::slice::from_raw_parts_mut(out.0.add(i * out.1 + j), wide);
+                if add {
+                    target.iter_mut().zip(&sums).for_each(|(o, &x)| *o += x);
+                } else {
+                    target.copy_from_slice(&sums[..wide]);
+                }
+            }
+        }
+        j += wide;
+    }
+}
+
+const LANES: usize = 8;
+
+thread_local! {
+    static COLUMNS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+#[inline(always)]
+unsafe fn narrow_inner<const FMA: bool>(s: Shape, a: Source, b: Source, out: Target, alpha: f32, add: bool) {
+    // Taken out of its cell rather than borrowed in a closure: a closure would be compiled without the instruction
+    // set of the function that this is inlined into, and every multiply-add would become a call.
+    let mut columns = COLUMNS.take();
+    columns.clear();
+    for j in 0..s.n {
+        for p in 0..s.k {
+            // SAFETY: the caller's contract.
+            columns.push(unsafe { *b.0.add(p * b.1 + j * b.2) });
+        }
+    }
+    for i in 0..s.m {
+        // SAFETY: rows of A are contiguous.
+        let row = unsafe { std::slice::from_raw_parts(a.0.add(i * a.1), s.k) };
+        let mut j = 0;
+        while j < s.n {
+            let group = 4.min(s.n - j);
+            let mut dots = [0f32; 4];
+            if group == 4 {
+                dots = dot4::<FMA>(row, &columns[j * s.k..(j + 4) * s.k]);
+            } else {
+                for (c, dot) in dots.iter_mut().enumerate().take(group) {
+                    *dot = dot1::<FMA>(row, &columns[(j + c) * s.k..(j + c + 1) * s.k]);
+                }
+            }
+            for (c, dot) in dots.iter().enumerate().take(group) {
+                // SAFETY: inside the result.
+                unsafe { put(out, i, j + c, alpha * dot, add) };
+            }
+            j += group;
+        }
+    }
+    COLUMNS.set(columns);
+}
+
+#[inline(always)]
+unsafe fn put(out: Target, i: usize, j: usize, x: f32, add: bool) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let place = out.0.add(i * out.1 + j * out.2);
+        *place = if add { *place + x } else { x };
+    }
+}
+
+#[inline(always)]
+fn dot4<const FMA: bool>(row: &[f32], columns: &[f32]) -> [f32; 4] {
+    let k = row.len();
+    let (c0, rest) = columns.split_at(k);
+    let (c1, rest) = rest.split_at(k);
+    let (c2, c3) = rest.split_at(k);
+    let mut sums = [[0f32; LANES]; 4];
+    let whole = k / LANES * LANES;
+    for p in (0..whole).step_by(LANES) {
+        let x: &[f32; LANES] = row[p..p + LANES].try_into().unwrap_or(&[0.0; LANES]);
+        for (sum, column) in sums.iter_mut().zip([c0, c1, c2, c3]) {
+            let y: &[f32; LANES] = column[p..p + LANES].try_into().unwrap_or(&[0.0; LANES]);
+            for l in 0..LANES {
+                sum[l] = fma::<FMA>(x[l], y[l], sum[l]);
+            }
+        }
+    }
+    for p in whole..k {
+        for (sum, column) in sums.iter_mut().zip([c0, c1, c2, c3]) {
+            sum[p - whole] = fma::<FMA>(row[p], column[p], sum[p - whole]);
+        }
+    }
+    sums.map(|s| tree(&s))
+}
+
+#[inline(always)]
+fn dot1<const FMA: bool>(row: &[f32], column: &[f32]) -> f32 {
+    let mut sums = [0f32; LANES];
+    for (x, y) in row.chunks(LANES).zip(column.chunks(LANES)) {
+        for ((sum, &x), &y) in sums.iter_mut().zip(x).zip(y) {
+            *sum = fma::<FMA>(x, y, *sum);
+        }
+    }
+    tree(&sums)
+}
+
+#[inline(always)]
+fn tree(s: &[f32; LANES]) -> f32 {
+    ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]))
+}
+
+/// Columns of `A` (its rows here run through memory) are contiguous: strips of `LANES` results by up to 8 columns stay
+/// in registers over the whole inner dimension.
+#[inline(always)]
+unsafe fn outer_inner<const FMA: bool>(s: Shape, a: Source, b: Source, out: Target, alpha: f32, add: bool) {
+    const STRIP: usize = 8;
+    let mut j = 0;
+    while j < s.n {
+        let group = STRIP.min(s.n - j);
+        let mut i = 0;
+        while i < s.m {
+            let wide = LANES.min(s.m - i);
+            let mut sums = [[0f32; LANES]; STRIP];
+            for p in 0..s.k {
+                // SAFETY: the caller's contract.
+                unsafe {
+                    let strip = std::slice::from_raw_parts(a.0.add(i + p * a.2), wide);
+                    let from = b.0.add(p * b.1 + j * b.2);
+                    if let (Ok(x), true) = (<&[f32; LANES]>::try_from(strip), group == STRIP) {
+                        for (c, sum) in sums.iter_mut().enumerate() {
+                            let y = *from.add(c * b.2);
+                            for l in 0..LANES {
+                                sum[l] = fma::<FMA>(x[l], y, sum[l]);
+                            }
+                        }
+                    } else {
+                        for (c, sum) in sums.iter_mut().enumerate().take(group) {
+                            let y = *from.add(c * b.2);
+                            for (o, &x) in sum.iter_mut().zip(strip) {
+                                *o = fma::<FMA>(x, y, *o);
+                            }
+                        }
+                    }
+                }
+            }
+            for (c, sum) in sums.iter().enumerate().take(group) {
+                for (l, &x) in sum.iter().enumerate().take(wide) {
+                    // SAFETY: inside the result.
+                    unsafe { put(out, i + l, j + c, alpha * x, add) };
+                }
+            }
+            i += wide;
+        }
+        j += group;
+    }
+}

@@ -1,0 +1,253 @@
+//! Running a plan: buffers get addresses, steps run one after the other, outputs become tensors.
+
+use crate::cpu::{self, Shared};
+use crate::lower::view::{View, Walk};
+use crate::lower::{Home, Origin, Planned, Slot, Step};
+use crate::params::Params;
+use crate::plan::Plan;
+use crate::session::Key;
+use bytes::Bytes;
+use sartor_ir::ops::EvalCx;
+use sartor_ir::rng::Stream;
+use sartor_ir::{Context, DType, Error, Graph, NodeId, Result, Tensor, bail, ensure};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Memory that a session keeps between runs.
+#[derive(Debug, Default)]
+pub struct Memory {
+    arena: Vec<f32>,
+    /// Aligned copies of tensors whose bytes are not, with the bytes they were made from.
+    aligned: HashMap<(usize, usize), (Bytes, Tensor)>,
+    /// Buffers of outputs that nobody holds any more.
+    spare: Arc<Mutex<Vec<Vec<f32>>>>,
+}
+
+/// An output's memory; goes back to its session when the last tensor on it is dropped.
+struct Lent {
+    data: Vec<f32>,
+    home: Arc<Mutex<Vec<Vec<f32>>>>,
+}
+
+impl AsRef<[u8]> for Lent {
+    fn as_ref(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.data)
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        const KEPT: usize = 1024;
+        let mut spare = self.home.lock().unwrap_or_else(PoisonError::into_inner);
+        if spare.len() < KEPT {
+            spare.push(std::mem::take(&mut self.data));
+        }
+    }
+}
+
+impl Memory {
+    fn take(&self, len: usize) -> Vec<f32> {
+        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        match spare.iter().position(|v| v.len() == len) {
+            Some(found) => spare.swap_remove(found),
+            None => vec![0.0; len],
+        }
+    }
+    /// The tensor on aligned memory.
+    fn aligned(&mut self, tensor: &Tensor) -> Tensor {
+        let bytes = tensor.bytes();
+        if bytes.as_ptr().align_offset(align_of::<f32>()) == 0 {
+            return tensor.clone();
+        }
+        let key = (bytes.as_ptr() as usize, bytes.len());
+        let (_, copy) = self.aligned.entry(key).or_insert_with(|| (bytes.clone(), tensor.detached()));
+        copy.clone()
+    }
+}
+
+/// One run of a plan.
+struct Run<'a> {
+    plan: &'a Plan,
+    graph: &'a Graph,
+    opset: i64,
+    key: Key,
+    bases: Vec<*mut f32>,
+    host: Vec<Option<Tensor>>,
+}
+
+// SAFETY: the addresses point to memory that `execute` owns or borrows for the whole run.
+unsafe impl Send for Run<'_> {}
+
+/// Runs a plan; returns the outputs in order, and on request the seconds of every step.
+pub fn execute(
+    plan: &Plan,
+    graph: &Graph,
+    opset: i64,
+    key: Key,
+    memory: &mut Memory,
+    params: &Params,
+    inputs: &HashMap<String, Tensor>,
+    threads: usize,
+    times: Option<&mut Vec<f64>>,
+) -> Result<Vec<Tensor>> {
+    let lowered = &plan.lowered;
+    if memory.arena.len() < plan.arena {
+        memory.arena = Vec::new();
+        memory.arena = vec![0.0; plan.arena];
+    }
+    let mut own: Vec<Option<Vec<f32>>> = vec![None; lowered.outputs.len()];
+    let mut bases = vec![std::ptr::null_mut(); lowered.buffers.len()];
+    for (b, buffer) in lowered.buffers.iter().enumerate() {
+        match buffer.home {
+            Home::Arena => bases[b] = memory.arena.as_mut_ptr().wrapping_add(plan.offsets[b]),
+            Home::Output(i) => {
+                let mut data = memory.take(buffer.len);
+                bases[b] = data.as_mut_ptr();
+                own[i] = Some(data);
+            }
+            Home::Host(_) => {}
+        }
+    }
+    let mut run = Run { plan, graph, opset, key, bases, host: vec![None; lowered.slots.len()] };
+    for (i, slot) in lowered.slots.iter().enumerate() {
+        if let Some(tensor) = leaf(slot, params, inputs)? {
+            run.fill(i, memory.aligned(&tensor))?;
+        }
+    }
+    let pool = cpu::pool(threads)?;
+    pool.install(|| run.steps(times))?;
+    let mut outputs = Vec::with_capacity(lowered.outputs.len());
+    for (i, output) in lowered.outputs.iter().enumerate() {
+        outputs.push(match (output.slot, own[i].take()) {
+            (Some(slot), _) => match run.host[slot].take() {
+                Some(tensor) => {
+                    run.host[slot] = Some(tensor.clone());
+                    tensor
+                }
+                None => bail!("output \"{}\" was not computed", output.name),
+            },
+            (None, Some(data)) => {
+                let bytes = Bytes::from_owner(Lent { data, home: memory.spare.clone() });
+                Tensor::from_bytes(DType::F32, output.shape.clone(), bytes)?
+            }
+            (None, None) => bail!("output \"{}\" has no memory", output.name),
+        });
+    }
+    Ok(outputs)
+}
+
+/// What a slot holds before the first step.
+fn leaf(slot: &Slot, params: &Params, inputs: &HashMap<String, Tensor>) -> Result<Option<Tensor>> {
+    let (found, what, name) = match &slot.origin {
+        Origin::Step => return Ok(None),
+        Origin::Const(tensor) => return Ok(Some(tensor.clone())),
+        Origin::Input(name) => (inputs.get(name), "input", name),
+        Origin::Param(name) => (params.get(name), "parameter", name),
+    };
+    match found {
+        Some(tensor) => {
+            let fits = tensor.dtype() == slot.dtype && tensor.shape() == slot.shape;
+            ensure!(fits, "{what} \"{name}\" is {tensor:?}, the plan expects {}{:?}", slot.dtype, slot.shape);
+            Ok(Some(tensor.clone()))
+        }
+        None => bail!("{what} \"{name}\" is missing"),
+    }
+}
+
+impl Run<'_> {
+    fn fill(&mut self, slot: usize, tensor: Tensor) -> Result<()> {
+        let info = &self.plan.lowered.slots[slot];
+        if info.dtype == DType::F32 {
+            // Kernels never write to host tensors.
+            self.bases[info.buf.index()] = tensor.bytes().as_ptr().cast::<f32>().cast_mut();
+            let aligned = tensor.bytes().as_ptr().align_offset(align_of::<f32>()) == 0;
+            ensure!(aligned || tensor.is_empty(), "a tensor is not aligned");
+        }
+        self.host[slot] = Some(tensor);
+        Ok(())
+    }
+    fn steps(&mut self, mut times: Option<&mut Vec<f64>>) -> Result<()> {
+        let plan = self.plan;
+        for (planned, drops) in plan.lowered.steps.iter().zip(&plan.drops) {
+            let start = std::time::Instant::now();
+            self.step(planned)?;
+            if let Some(times) = &mut times {
+                times.push(start.elapsed().as_secs_f64());
+            }
+            drops.iter().for_each(|&slot| self.host[slot] = None);
+        }
+        Ok(())
+    }
+    fn step(&mut self, planned: &Planned) -> Result<()> {
+        // SAFETY (all blocks below): the plan keeps every walk inside its buffer, and gives what a step writes
+        // memory that nothing else alive uses.
+        match &planned.step {
+            Step::Program(program) => unsafe { cpu::run_program(program, &self.bases) },
+            Step::Copies(programs) => {
+                programs.iter().for_each(|program| unsafe { cpu::run_program(program, &self.bases) });
+            }
+            Step::Contract(contract) => {
+                let shared = Shared(&self.bases);
+                cpu::each(contract.tasks(), |task| unsafe { contract.run(task, shared.get()) });
+            }
+            Step::Reduce(reduce) => unsafe { reduce.run(&self.bases) },
+            Step::Gather(gather) => {
+                let indices = self.tensor(gather.indices)?.to_i64s()?;
+                unsafe { gather.run(&indices, &self.bases)? };
+            }
+            Step::Import(slot, out) => {
+                let numbers = self.tensor(*slot)?.cast(DType::F32)?;
+                let numbers = numbers.as_slice::<f32>()?;
+                let to = self.bases[out.buf.index()];
+                unsafe { std::ptr::copy_nonoverlapping(numbers.as_ptr(), to, numbers.len()) };
+            }
+            Step::Export(view, slot) => {
+                let tensor = self.export(view, &self.plan.lowered.slots[*slot])?;
+                self.fill(*slot, tensor)?;
+            }
+            Step::Reference(id, inputs, outputs) => {
+                self.reference(*id, inputs, outputs).context(|| self.graph.node(*id).label())?;
+            }
+        }
+        Ok(())
+    }
+    fn tensor(&self, slot: usize) -> Result<&Tensor> {
+        self.host[slot].as_ref().ok_or_else(|| Error::msg("a host tensor is missing"))
+    }
+    fn export(&self, view: &View, slot: &Slot) -> Result<Tensor> {
+        let cols = view.shape.last().copied().unwrap_or(1);
+        let mut numbers = Vec::with_capacity(view.len());
+        if let Some(walk) = Walk::new(view, cols)
+            && !view.shape.contains(&0)
+        {
+            let base = self.bases[view.buf.index()].cast_const();
+            for row in 0..view.len() / cols {
+                let start = walk.row(row);
+                // SAFETY: the view stays inside its buffer.
+                numbers.extend((0..cols).map(|c| unsafe { *base.add(start + c * walk.col) }));
+            }
+        }
+        Tensor::from_vec(slot.shape.clone(), numbers).cast(slot.dtype)
+    }
+    fn reference(&mut self, id: NodeId, inputs: &[Option<usize>], outputs: &[Option<usize>]) -> Result<()> {
+        let node = self.graph.node(id);
+        let Some(op) = node.op() else { bail!("it is no operator") };
+        let name = if node.name.is_empty() { node.outputs.first().map_or("", |o| &o.name) } else { &node.name };
+        let stream = Stream::new(self.key.seed, self.key.step, name);
+        let wanted = node.outputs.iter().map(|o| !o.name.is_empty()).collect();
+        let cx = EvalCx { op, opset: self.opset, wanted, stream };
+        let mut tensors = Vec::with_capacity(inputs.len());
+        for input in inputs {
+            tensors.push(input.map(|slot| self.tensor(slot)).transpose()?);
+        }
+        let results = sartor_ir::eval::eval_op(&cx, &tensors)?;
+        for (slot, tensor) in outputs.iter().zip(results) {
+            let Some(slot) = *slot else { continue };
+            let info = &self.plan.lowered.slots[slot];
+            let fits = tensor.dtype() == info.dtype && tensor.shape() == info.shape;
+            ensure!(fits, "it gave {tensor:?}, inferred was {}{:?}", info.dtype, info.shape);
+            self.fill(slot, tensor)?;
+        }
+        Ok(())
+    }
+}

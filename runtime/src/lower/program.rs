@@ -1,0 +1,280 @@
+//! Register programs: what a fused kernel does with one block of rows.
+//!
+//! Registers are single-assignment. A *full* register holds the block (`rows × cols`), a *row* register one number per
+//! row (a reduction, or an operand broadcast along the row). Booleans are 0 and 1.
+
+use super::view::Walk;
+
+/// A register.
+pub type Reg = u16;
+
+/// What an instruction reads.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Src {
+    /// A register.
+    Reg(Reg),
+    /// A number.
+    Const(f32),
+}
+
+/// How much a register holds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Width {
+    /// One number per element.
+    Full,
+    /// One number per row.
+    Row,
+}
+
+/// Functions of one number.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[allow(missing_docs)]
+pub enum Un {
+    Copy,
+    Neg,
+    Abs,
+    Exp,
+    Log,
+    Sqrt,
+    Recip,
+    Erf,
+    Tanh,
+    Sigmoid,
+    Relu,
+    Floor,
+    Ceil,
+    Round,
+    Sign,
+    Not,
+    IsNan,
+    Sin,
+    Cos,
+}
+
+/// Functions of two numbers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[allow(missing_docs)]
+pub enum Bin {
+    Add,
+    Sub,
+    Mul,
+    Div,
+    Max,
+    Min,
+    Pow,
+    Less,
+    LessEqual,
+    Equal,
+}
+
+/// Reductions of a row.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[allow(missing_docs)]
+pub enum Fold {
+    Sum,
+    Max,
+    Min,
+}
+
+/// One instruction.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Ins {
+    /// Reads memory: a full register, or a row register if the walk does not move along the row.
+    Load(Reg, Walk),
+    /// The tile that the products of a `Contract` were summed in.
+    Tile(Reg),
+    /// `dst = f(a)`
+    Un(Un, Reg, Src),
+    /// `dst = f(a, b)`
+    Bin(Bin, Reg, Src, Src),
+    /// `dst = condition ≠ 0 ? a : b`
+    Select(Reg, Src, Src, Src),
+    /// `dst[row] = fold of a along the row`
+    Fold(Fold, Reg, Src),
+    /// Writes memory.
+    Store(Src, Walk),
+}
+
+/// A program over a domain of `rows × cols`.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Program {
+    /// The number of rows.
+    pub rows: usize,
+    /// The length of a row.
+    pub cols: usize,
+    /// The instructions in order.
+    pub code: Vec<Ins>,
+    /// What each register holds.
+    pub width: Vec<Width>,
+    /// The scratch block of each register, reused once its last reader is done.
+    pub block: Vec<u16>,
+    /// The number of scratch blocks.
+    pub blocks: usize,
+    /// Whether a block must span whole rows.
+    pub whole_rows: bool,
+    /// Whether a store writes where a load of the same step reads: then results go through scratch.
+    pub in_place: bool,
+}
+
+/// Builds a program.
+#[derive(Debug, Default)]
+pub struct Builder {
+    code: Vec<Ins>,
+    width: Vec<Width>,
+}
+
+impl Builder {
+    fn fresh(&mut self, width: Width) -> Reg {
+        self.width.push(width);
+        (self.width.len() - 1) as Reg
+    }
+    /// The width of an operand; `None` for a number.
+    pub fn width_of(&self, src: Src) -> Option<Width> {
+        match src {
+            Src::Reg(reg) => Some(self.width[reg as usize]),
+            Src::Const(_) => None,
+        }
+    }
+    fn common(&self, args: &[Src]) -> Width {
+        let full = args.iter().any(|&a| self.width_of(a) == Some(Width::Full));
+        if full { Width::Full } else { Width::Row }
+    }
+    /// Reads memory.
+    pub fn load(&mut self, walk: Walk) -> Src {
+        let dst = self.fresh(if walk.col == 0 { Width::Row } else { Width::Full });
+        self.code.push(Ins::Load(dst, walk));
+        Src::Reg(dst)
+    }
+    /// Reads the tile of products.
+    pub fn tile(&mut self) -> Src {
+        let dst = self.fresh(Width::Full);
+        self.code.push(Ins::Tile(dst));
+        Src::Reg(dst)
+    }
+    /// `f(a)`
+    pub fn un(&mut self, f: Un, a: Src) -> Src {
+        let dst = self.fresh(self.common(&[a]));
+        self.code.push(Ins::Un(f, dst, a));
+        Src::Reg(dst)
+    }
+    /// `f(a, b)`
+    pub fn bin(&mut self, f: Bin, a: Src, b: Src) -> Src {
+        let dst = self.fresh(self.common(&[a, b]));
+        self.code.push(Ins::Bin(f, dst, a, b));
+        Src::Reg(dst)
+    }
+    /// `f(a, number)`
+    pub fn with(&mut self, f: Bin, a: Src, number: f32) -> Src {
+        self.bin(f, a, Src::Const(number))
+    }
+    /// `condition ? a : b`
+    pub fn select(&mut self, condition: Src, a: Src, b: Src) -> Src {
+        let dst = self.fresh(self.common(&[condition, a, b]));
+        self.code.push(Ins::Select(dst, condition, a, b));
+        Src::Reg(dst)
+    }
+    /// A reduction of rows of `cols` elements; an operand that is equal along the row is spread first.
+    pub fn fold(&mut self, f: Fold, a: Src) -> Src {
+        let a = self.spread(a);
+        let dst = self.fresh(Width::Row);
+        self.code.push(Ins::Fold(f, dst, a));
+        Src::Reg(dst)
+    }
+    /// The operand as a full register.
+    pub fn spread(&mut self, a: Src) -> Src {
+        if self.width_of(a) == Some(Width::Full) {
+            return a;
+        }
+        let dst = self.fresh(Width::Full);
+        self.code.push(Ins::Un(Un::Copy, dst, a));
+        Src::Reg(dst)
+    }
+    /// Writes memory.
+    pub fn store(&mut self, src: Src, walk: Walk) {
+        let src = if walk.col == 0 && self.width_of(src).is_some() { src } else { self.spread(src) };
+        self.code.push(Ins::Store(src, walk));
+    }
+    /// Drops what no store needs, orders loads before their first reader, and assigns scratch blocks.
+    pub fn finish(self, rows: usize, cols: usize) -> Program {
+        let code = lazy_loads(live(self.code, self.width.len()));
+        let (block, blocks) = assign_blocks(&code, self.width.len());
+        let whole_rows = code.iter().any(|ins| matches!(ins, Ins::Fold(..)));
+        Program { rows, cols, code, width: self.width, block, blocks, whole_rows, in_place: false }
+    }
+}
+
+impl Ins {
+    /// The register it writes.
+    pub fn dst(&self) -> Option<Reg> {
+        match self {
+            Ins::Load(d, _) | Ins::Tile(d) | Ins::Un(_, d, _) | Ins::Bin(_, d, ..) => Some(*d),
+            Ins::Select(d, ..) | Ins::Fold(_, d, _) => Some(*d),
+            Ins::Store(..) => None,
+        }
+    }
+    /// The registers it reads.
+    pub fn reads(&self) -> impl Iterator<Item = Reg> {
+        let args: [Option<Src>; 3] = match self {
+            Ins::Load(..) | Ins::Tile(_) => [None; 3],
+            Ins::Un(_, _, a) | Ins::Fold(_, _, a) | Ins::Store(a, _) => [Some(*a), None, None],
+            Ins::Bin(_, _, a, b) => [Some(*a), Some(*b), None],
+            Ins::Select(_, a, b, c) => [Some(*a), Some(*b), Some(*c)],
+        };
+        args.into_iter().flatten().filter_map(|src| match src {
+            Src::Reg(reg) => Some(reg),
+            Src::Const(_) => None,
+        })
+    }
+}
+
+fn live(code: Vec<Ins>, regs: usize) -> Vec<Ins> {
+    let mut needed = vec![false; regs];
+    let mut kept: Vec<Ins> = Vec::with_capacity(code.len());
+    for ins in code.into_iter().rev() {
+        if ins.dst().is_none_or(|d| needed[d as usize]) {
+            ins.reads().for_each(|r| needed[r as usize] = true);
+            kept.push(ins);
+        }
+    }
+    kept.reverse();
+    kept
+}
+
+/// Moves every load in front of its first reader, so that few registers are alive at a time.
+fn lazy_loads(code: Vec<Ins>) -> Vec<Ins> {
+    let mut waiting: std::collections::HashMap<Reg, Ins> = std::collections::HashMap::new();
+    let mut out = Vec::with_capacity(code.len());
+    for ins in code {
+        if let Ins::Load(dst, _) = &ins {
+            waiting.insert(*dst, ins);
+            continue;
+        }
+        for reg in ins.reads() {
+            out.extend(waiting.remove(&reg));
+        }
+        out.push(ins);
+    }
+    out
+}
+
+/// Linear scan. A result never shares a block with an operand of its own instruction.
+fn assign_blocks(code: &[Ins], regs: usize) -> (Vec<u16>, usize) {
+    let mut last = vec![0; regs];
+    for (i, ins) in code.iter().enumerate() {
+        ins.reads().for_each(|r| last[r as usize] = i);
+    }
+    let (mut block, mut free, mut blocks) = (vec![0u16; regs], Vec::new(), 0);
+    for (i, ins) in code.iter().enumerate() {
+        if let Some(dst) = ins.dst() {
+            block[dst as usize] = free.pop().unwrap_or_else(|| {
+                blocks += 1;
+                blocks - 1
+            });
+        }
+        let mut done: Vec<Reg> = ins.reads().filter(|&r| last[r as usize] == i).collect();
+        done.sort();
+        done.dedup();
+        free.extend(done.into_iter().map(|r| block[r as usize]));
+    }
+    (block, blocks as usize)
+}

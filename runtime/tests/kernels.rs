@@ -1,0 +1,300 @@
+//! Fast kernels against the reference evaluator: every operator's samples in `f32`, chains that fuse, odd shapes, and
+//! bit-equal results for 1, 2 and 4 threads.
+
+use sartor_ir::rng::Draw;
+use sartor_ir::{Attributes, DType, Graph, GraphOutput, Model, OutputSlot, Tensor, Type, Value, eval, ops};
+use sartor_runtime::{Key, Params, Session, SessionOptions};
+use std::collections::HashMap;
+
+type Inputs = HashMap<String, Tensor>;
+
+fn output(graph: &mut Graph, name: &str, value: Value) {
+    graph.outputs.push(GraphOutput { name: name.to_string(), value });
+}
+
+fn input(graph: &mut Graph, inputs: &mut Inputs, draw: &mut Draw, name: &str, shape: &[usize]) -> Value {
+    let tensor = draw.tensor(shape, -1.0, 1.0).cast(DType::F32).unwrap();
+    let value = graph.add_input(name, Type::of(&tensor));
+    inputs.insert(name.to_string(), tensor);
+    value
+}
+
+fn reference(model: &Model, inputs: &Inputs) -> HashMap<String, Tensor> {
+    let outputs = eval::run(model, inputs).unwrap();
+    model.graph.outputs.iter().map(|o| o.name.clone()).zip(outputs).collect()
+}
+
+fn run(model: &Model, inputs: &Inputs, threads: usize) -> (HashMap<String, Tensor>, sartor_runtime::Report) {
+    let mut session = Session::new(model, SessionOptions { threads }).unwrap();
+    let mut params = Params::of(model);
+    session.run(&mut params, inputs, Key::default()).unwrap();
+    // The second run finds the plan and dirty memory.
+    let outputs = session.run(&mut params, inputs, Key::default()).unwrap();
+    (outputs, session.report())
+}
+
+fn assert_close(found: &Tensor, wanted: &Tensor, what: &str) {
+    assert_eq!((found.dtype(), found.shape()), (wanted.dtype(), wanted.shape()), "{what}");
+    if found.dtype() == DType::String {
+        return assert_eq!(found, wanted, "{what}");
+    }
+    let (a, b) = (found.to_f64s().unwrap(), wanted.to_f64s().unwrap());
+    let scale = b.iter().filter(|x| x.is_finite()).fold(0.0, |m: f64, x| m.max(x.abs()));
+    for (i, (x, y)) in a.iter().zip(&b).enumerate() {
+        let near = x == y || (x.is_nan() && y.is_nan()) || (x - y).abs() <= 2e-5 * y.abs() + 4e-6 * scale.max(0.01);
+        assert!(near, "{what}: element {i} is {x}, the reference says {y}");
+    }
+}
+
+/// Runs with 1, 2 and 4 threads, compares bits between them and numbers with the reference.
+fn check(graph: Graph, inputs: &Inputs, what: &str) -> sartor_runtime::Report {
+    let model = Model::new(graph);
+    let wanted = reference(&model, inputs);
+    let (one, report) = run(&model, inputs, 1);
+    assert_eq!(report.unplanned, None, "{what}");
+    for (name, tensor) in &wanted {
+        assert_close(&one[name], tensor, &format!("{what}, output {name}"));
+    }
+    for threads in [2, 4] {
+        let (many, _) = run(&model, inputs, threads);
+        for (name, tensor) in &one {
+            assert_eq!(many[name].bytes(), tensor.bytes(), "{what}, output {name} with {threads} threads");
+        }
+    }
+    report
+}
+
+fn sample_model(sample: &ops::Sample) -> (Model, Inputs) {
+    let (mut graph, mut inputs) = (Graph::new("sample"), Inputs::new());
+    let mut values = Vec::new();
+    for (i, tensor) in sample.inputs.iter().enumerate() {
+        values.push(tensor.as_ref().map(|tensor| {
+            if tensor.dtype().is_int() && tensor.len() <= 64 {
+                return graph.add_const("const", tensor.clone());
+            }
+            let tensor = if tensor.dtype() == DType::F64 { tensor.cast(DType::F32).unwrap() } else { tensor.clone() };
+            let name = format!("x{i}");
+            inputs.insert(name.clone(), tensor.clone());
+            graph.add_input(&name, Type::of(&tensor))
+        }));
+    }
+    let slots: Vec<OutputSlot> = (0..sample.outputs).map(|i| OutputSlot { name: format!("y{i}"), ty: None }).collect();
+    let node = graph.add_node("node", sample.op.clone(), &values, slots);
+    for i in 0..sample.outputs as u32 {
+        output(&mut graph, &format!("y{i}"), Value { node, slot: i });
+    }
+    (Model::new(graph), inputs)
+}
+
+#[test]
+fn every_operator_runs_as_the_reference_does() {
+    let mut failures = Vec::new();
+    let mut compared = 0;
+    for def in ops::all() {
+        let Some(sample) = def.sample else { continue };
+        for seed in 0..6 {
+            let mut draw = Draw::new(seed, def.name);
+            let sample = sample(&mut draw);
+            let (model, inputs) = sample_model(&sample);
+            let Ok(wanted) = eval::run(&model, &inputs) else { continue };
+            let outcome = std::panic::catch_unwind(|| {
+                let (found, report) = run(&model, &inputs, 2);
+                let data = report.unplanned.as_ref().is_none_or(|reason| reason.contains("depends on data"));
+                assert!(data, "{}: not planned: {:?}", def.name, report.unplanned);
+                for (o, tensor) in model.graph.outputs.iter().zip(&wanted) {
+                    assert_close(&found[&o.name], tensor, &format!("{}, seed {seed}, {:?}", def.name, sample.op.attrs));
+                }
+            });
+            compared += 1;
+            if outcome.is_err() {
+                failures.push(format!("{} seed {seed}", def.name));
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{failures:?}");
+    assert!(compared > 300, "only {compared} samples were compared");
+}
+
+#[test]
+fn products_with_epilogues_of_odd_shapes() {
+    for (seed, &(b, m, k, n)) in [
+        (1, 1, 1, 1),
+        (2, 3, 5, 7),
+        (1, 17, 384, 8),
+        (3, 33, 8, 129),
+        (2, 130, 67, 1030),
+        (5, 128, 32, 128),
+        (1, 700, 40, 24),
+    ]
+    .iter()
+    .enumerate()
+    {
+        let (mut g, mut inputs, mut draw) = (Graph::new("g"), Inputs::new(), Draw::new(seed as u64, "products"));
+        let x = input(&mut g, &mut inputs, &mut draw, "x", &[b, m, k]);
+        let w = input(&mut g, &mut inputs, &mut draw, "w", &[k, n]);
+        let v = input(&mut g, &mut inputs, &mut draw, "v", &[b, n, k]);
+        let bias = input(&mut g, &mut inputs, &mut draw, "bias", &[n]);
+        let c = g.add_const("c", Tensor::scalar(0.5f32));
+        let none = Attributes::new;
+        let y = g.op("MatMul", &[x, w], none());
+        let y = g.op("Add", &[y, bias], none());
+        let vt = g.op("Transpose", &[v], none().with("perm", [0i64, 2, 1]));
+        let z = g.op("MatMul", &[x, vt], none());
+        let z = g.op("Mul", &[z, c], none());
+        let sum = g.op("Add", &[y, z], none());
+        let r = g.op("Relu", &[sum], none());
+        let s = g.op("Softmax", &[sum], none().with("axis", -1i64));
+        let t = g.op("Transpose", &[s], none().with("perm", [1i64, 0, 2]));
+        output(&mut g, "r", r);
+        output(&mut g, "t", t);
+        let report = check(g, &inputs, &format!("{b}×{m}×{k}×{n}"));
+        assert!(report.reference.is_empty(), "{report:?}");
+        assert_eq!(report.kernels.get("Contract"), Some(&1), "one contract with two products: {report:?}");
+    }
+}
+
+#[test]
+fn layer_normalisation_and_its_parts_fuse() {
+    for &(rows, cols) in &[(1usize, 1usize), (3, 17), (37, 384), (5, 3001)] {
+        let (mut g, mut inputs, mut draw) = (Graph::new("g"), Inputs::new(), Draw::new(1, "norm"));
+        let x = input(&mut g, &mut inputs, &mut draw, "x", &[2, rows, cols]);
+        let scale = input(&mut g, &mut inputs, &mut draw, "scale", &[cols]);
+        let two = g.add_const("two", Tensor::scalar(2.0f32));
+        let eps = g.add_const("eps", Tensor::scalar(1e-5f32));
+        let axes = g.add_const("axes", Tensor::from_i64s(&[-1]));
+        let none = Attributes::new;
+        let mean = g.op("ReduceMean", &[x, axes], none());
+        let d = g.op("Sub", &[x, mean], none());
+        let sq = g.op("Pow", &[d, two], none());
+        let var = g.op("ReduceMean", &[sq, axes], none());
+        let var = g.op("Add", &[var, eps], none());
+        let sd = g.op("Sqrt", &[var], none());
+        let y = g.op("Div", &[d, sd], none());
+        let y = g.op("Mul", &[y, scale], none());
+        output(&mut g, "y", y);
+        output(&mut g, "sd", sd);
+        let report = check(g, &inputs, &format!("{rows}×{cols}"));
+        if cols > 1 {
+            assert_eq!(report.kernels.into_iter().collect::<Vec<_>>(), [("Row", 1)]);
+        }
+    }
+}
+
+#[test]
+fn heads_are_split_and_joined_without_copies() {
+    let (mut g, mut inputs, mut draw) = (Graph::new("g"), Inputs::new(), Draw::new(3, "heads"));
+    let (b, s, h, d) = (3i64, 19i64, 4i64, 8i64);
+    let x = input(&mut g, &mut inputs, &mut draw, "x", &[3, 19, 32]);
+    let mask = input(&mut g, &mut inputs, &mut draw, "mask", &[3, 1, 1, 19]);
+    let split = g.add_const("split", Tensor::from_i64s(&[b, s, h, d]));
+    let join = g.add_const("join", Tensor::from_i64s(&[b, s, h * d]));
+    let scale = g.add_const("scale", Tensor::scalar(8f32.sqrt()));
+    let none = Attributes::new;
+    let mut project = |g: &mut Graph, name: &str, perm: [i64; 4]| {
+        let w = input(g, &mut inputs, &mut draw, name, &[32, 32]);
+        let y = g.op("MatMul", &[x, w], none());
+        let y = g.op("Reshape", &[y, split], none());
+        g.op("Transpose", &[y], none().with("perm", perm))
+    };
+    let q = project(&mut g, "q", [0, 2, 1, 3]);
+    let k = project(&mut g, "k", [0, 2, 3, 1]);
+    let v = project(&mut g, "v", [0, 2, 1, 3]);
+    let scores = g.op("MatMul", &[q, k], none());
+    let scores = g.op("Div", &[scores, scale], none());
+    let scores = g.op("Add", &[scores, mask], none());
+    let p = g.op("Softmax", &[scores], none().with("axis", -1i64));
+    let y = g.op("MatMul", &[p, v], none());
+    let y = g.op("Transpose", &[y], none().with("perm", [0i64, 2, 1, 3]));
+    let y = g.op("Reshape", &[y, join], none());
+    let o = input(&mut g, &mut inputs, &mut draw, "o", &[32, 32]);
+    let y = g.op("MatMul", &[y, o], none());
+    output(&mut g, "y", y);
+    let report = check(g, &inputs, "attention");
+    assert_eq!(report.kernels.into_iter().collect::<Vec<_>>(), [("Contract", 6)]);
+}
+
+#[test]
+fn random_chains_fuse_without_changing_numbers() {
+    for seed in 0..40 {
+        let (mut g, mut inputs, mut draw) = (Graph::new("g"), Inputs::new(), Draw::new(seed, "chain"));
+        let shape = [draw.int(1, 4) as usize, draw.int(1, 9) as usize, *draw.pick(&[1, 3, 17, 64])];
+        let mut values = vec![
+            input(&mut g, &mut inputs, &mut draw, "a", &shape),
+            input(&mut g, &mut inputs, &mut draw, "b", &shape[1..]),
+            input(&mut g, &mut inputs, &mut draw, "c", &[shape[0], 1, shape[2]]),
+        ];
+        let axes = g.add_const("axes", Tensor::from_i64s(&[*draw.pick(&[0i64, 1, 2])]));
+        for _ in 0..draw.int(3, 25) {
+            let (x, y) = (*draw.pick(&values), *draw.pick(&values));
+            let none = Attributes::new();
+            let value = match draw.int(0, 9) {
+                0 => g.op("Tanh", &[x], none),
+                1 => g.op("Sigmoid", &[x], none),
+                2 => g.op("ReduceMean", &[x, axes], none),
+                3 => g.op("Sub", &[x, y], none),
+                4 => g.op("Mul", &[x, y], none),
+                5 => {
+                    let less = g.op("Less", &[x, y], none.clone());
+                    g.op("Where", &[less, x, y], none)
+                }
+                6 => g.op("Erf", &[x], none),
+                _ => g.op("Add", &[x, y], none),
+            };
+            values.push(if draw.chance(0.2) { g.op("Tanh", &[value], Attributes::new()) } else { value });
+            if g.ty(values[0]).is_none() {
+                break;
+            }
+        }
+        for (i, &value) in values.iter().enumerate().skip(3) {
+            if i + 1 == values.len() || draw.chance(0.2) {
+                output(&mut g, &format!("y{i}"), value);
+            }
+        }
+        // Ranks differ between operands; a reduction over a missing axis is no valid graph.
+        let model = Model::new(g.clone());
+        if eval::run(&model, &inputs).is_ok() {
+            check(g, &inputs, &format!("chain {seed}"));
+        }
+    }
+}
+
+#[test]
+fn bindings_update_parameters_and_old_values_stay() {
+    let mut g = Graph::new("step");
+    let w = g.param("w", Type::tensor(DType::F32, [1000i64]));
+    let r = g.add_input("r", Type::tensor(DType::F32, [1000i64]));
+    let y = g.op("Sub", &[w, r], Attributes::new());
+    output(&mut g, "w.next", y);
+    let mut model = Model::new(Graph::new("main"));
+    let tensor = Tensor::from_vec([1000], vec![1f32; 1000]);
+    model.params.insert("w".into(), sartor_ir::Parameter { tensor, role: sartor_ir::Role::Trainable });
+    let bindings = vec![sartor_ir::Binding { output: "w.next".into(), param: "w".into() }];
+    model.programs.insert("step".into(), sartor_ir::Program { graph: g, bindings });
+    let mut session = Session::program(&model, "step", SessionOptions { threads: 2 }).unwrap();
+    let mut params = Params::of(&model);
+    let inputs = Inputs::from([("r".to_string(), Tensor::from_vec([1000], vec![0.25f32; 1000]))]);
+    session.run(&mut params, &inputs, Key::default()).unwrap();
+    let held = params.get("w").unwrap().clone();
+    for _ in 0..3 {
+        session.run(&mut params, &inputs, Key::default()).unwrap();
+    }
+    assert_eq!(held.to_vec::<f32>().unwrap(), [0.75; 1000]);
+    assert_eq!(params.get("w").unwrap().to_vec::<f32>().unwrap(), [0.0; 1000]);
+    assert!(session.planned_bytes(&inputs).unwrap().unwrap() >= 4000);
+    session.limit_memory(Some(100));
+    let error = session.run(&mut params, &inputs, Key::default()).unwrap_err().to_string();
+    assert!(error.contains("the limit is 100"), "{error}");
+}
+
+#[test]
+fn shapes_that_depend_on_data_run_by_the_reference_and_say_so() {
+    let mut g = Graph::new("g");
+    let x = g.add_input("x", Type::tensor(DType::F32, [4i64]));
+    let y = g.op("NonZero", &[x], Attributes::new());
+    output(&mut g, "y", y);
+    let model = Model::new(g);
+    let inputs = Inputs::from([("x".to_string(), Tensor::from_vec([4], vec![0f32, 1.0, 0.0, 2.0]))]);
+    let (found, report) = run(&model, &inputs, 1);
+    assert_eq!(found["y"].to_vec::<i64>().unwrap(), [1, 3]);
+    assert!(report.unplanned.is_some_and(|reason| reason.contains("depends on data")));
+}

@@ -1,0 +1,163 @@
+//! Planned runs of real models against the reference evaluator: outputs, values from the middle of the graph (which
+//! changes what is fused and what is stored), and whole training programs over several steps.
+
+use sartor_ir::rng::Draw;
+use sartor_ir::{DType, GraphOutput, Model, Tensor, Value, eval};
+use sartor_runtime::{Key, Params, Session, SessionOptions};
+use sartor_tests::{Named, REAL_MODELS, asset, distance, draw_inputs, prepared};
+use std::collections::HashMap;
+
+/// Small open dimensions: batch 2, and an odd number of tokens or pixels.
+fn small(model: &Model, seed: u64) -> Named {
+    draw_inputs(&model.graph, seed, 1000, &|name, axis| match (name.contains("ids") || name.contains("mask"), axis) {
+        (_, 0) => 2,
+        (true, _) => 7,
+        _ => 64,
+    })
+}
+
+fn planned(model: &Model, inputs: &Named, threads: usize) -> Named {
+    let mut session = Session::new(model, SessionOptions { threads }).unwrap();
+    let mut params = Params::of(model);
+    session.run(&mut params, inputs, Key::default()).unwrap();
+    // Twice, so that the second run finds the plan and dirty memory.
+    let found = session.run(&mut params, inputs, Key::default()).unwrap();
+    assert_eq!(session.report().unplanned, None);
+    found
+}
+
+/// Compares all outputs; says which is furthest.
+fn compare(model: &Model, inputs: &Named, what: &str) {
+    let found = planned(model, inputs, 2);
+    let wanted = eval::run(model, inputs).unwrap();
+    for (output, wanted) in model.graph.outputs.iter().zip(wanted) {
+        let apart = distance(&found[&output.name], &wanted);
+        assert!(apart < 1e-4, "{what}: output {} differs by {apart:e}", output.name);
+    }
+}
+
+fn values_of(model: &Model) -> Vec<Value> {
+    let graph = &model.graph;
+    let known = |v: &Value| graph.ty(*v).is_some() && !graph.value_name(*v).is_empty();
+    graph.topo_ops().into_iter().flat_map(|id| graph.node_outputs(id)).filter(known).collect()
+}
+
+fn expose(model: &Model, values: &[Value]) -> Model {
+    let mut model = model.clone();
+    for (i, &value) in values.iter().enumerate() {
+        let name = format!("value{i}:{}", model.graph.value_name(value));
+        model.graph.outputs.push(GraphOutput { name, value });
+    }
+    model
+}
+
+#[test]
+fn real_models_run_planned_as_the_reference_does() {
+    for name in REAL_MODELS {
+        let model = prepared(&asset(name), "").unwrap();
+        compare(&model, &small(&model, 1), name);
+    }
+}
+
+#[test]
+fn every_value_of_real_models_is_what_the_reference_says() {
+    for name in ["paraphrase-MiniLM-L3-v2.onnx", "mobilenetv2-dynamo20.onnx", "ppocr_cls.onnx"] {
+        let model = prepared(&asset(name), "").unwrap();
+        let all = expose(&model, &values_of(&model));
+        compare(&all, &small(&model, 2), name);
+    }
+}
+
+#[test]
+fn what_is_looked_at_does_not_change_what_is_computed() {
+    let model = prepared(&asset("paraphrase-MiniLM-L3-v2.onnx"), "").unwrap();
+    let (values, inputs) = (values_of(&model), small(&model, 3));
+    for seed in 0..12 {
+        let mut draw = Draw::new(seed, "look");
+        let chosen: Vec<Value> = (0..draw.int(1, 20)).map(|_| *draw.pick(&values)).collect();
+        compare(&expose(&model, &chosen), &inputs, &format!("seed {seed}"));
+    }
+}
+
+/// A head on this value, adapters on these targets, cross-entropy, clipped gradients, this optimizer.
+fn training(input: &str, targets: &str, optimizer: &str) -> String {
+    format!(
+        "[[pass]]\nname = \"head\"\ninput = \"{input}\"\nclasses = 3\noutput = \"scores\"\n\
+         [[pass]]\nname = \"loss\"\n\
+         [[pass]]\nname = \"cola\"\nrank = 4\nlinks = 2\ntargets = [{targets}]\n\
+         [[pass]]\nname = \"autodiff\"\n\
+         [[pass]]\nname = \"clip\"\n\
+         [[pass]]\nname = \"optimizer\"\nkind = \"{optimizer}\"\n"
+    )
+}
+
+/// A step's own inputs: those of the graph, labels, a learning rate.
+fn step_inputs(model: &Model, program: &str, seed: u64) -> Named {
+    let mut inputs = small(model, seed);
+    let graph = &model.programs[program].graph;
+    for value in graph.inputs() {
+        let name = graph.value_name(value).to_string();
+        if name == "label" {
+            inputs.insert(name, Draw::new(seed, "label").ints(&[2], 0, 2));
+        } else if name == "learning_rate" {
+            inputs.insert(name, Tensor::scalar(1e-2f32));
+        }
+    }
+    inputs
+}
+
+/// Runs programs in order, planned and by the reference, each from the same parameters, and compares all that they write.
+/// `bound`: how far parameters may be apart, relative to the largest; rounding grows on the way back through many layers.
+fn follow(mut model: Model, programs: &[&str], bound: f64, what: &str) {
+    let mut sessions: HashMap<&str, Session> = HashMap::new();
+    for (i, program) in programs.iter().enumerate() {
+        let inputs = if program.starts_with("knot") { Named::new() } else { step_inputs(&model, program, i as u64) };
+        let session = sessions
+            .entry(program)
+            .or_insert_with(|| Session::program(&model, program, SessionOptions { threads: 2 }).unwrap());
+        let mut params = Params::of(&model);
+        let found = session.run(&mut params, &inputs, Key { seed: 1, step: i as u64 }).unwrap();
+        assert_eq!(session.report().unplanned, None, "{what}");
+        let wanted = eval::run_program(&mut model, program, &inputs, 1, i as u64).unwrap();
+        for (name, tensor) in &found {
+            let apart = distance(tensor, &wanted[name]);
+            assert!(apart < 2e-4, "{what}, {program}, run {i}: output {name} differs by {apart:e}");
+        }
+        for (name, tensor) in params.iter() {
+            let apart = distance(tensor, &model.params[name].tensor);
+            assert!(apart < bound, "{what}, {program}, run {i}: parameter {name} differs by {apart:e}");
+        }
+    }
+}
+
+#[test]
+fn chains_of_a_sentence_encoder_train_as_the_reference_does() {
+    // Plain steps: what Adam does where a gradient is nearly 0 depends on its sign, which is noise.
+    let pipeline = training("461", "\"*/query/MatMul\", \"*/value/MatMul\"", "sgd");
+    let model = prepared(&asset("paraphrase-MiniLM-L3-v2.onnx"), &pipeline).unwrap();
+    follow(model, &["step.0", "step.0", "step.0", "knot.1", "step.1", "step.1"], 1e-3, "MiniLM-L3");
+}
+
+#[test]
+fn adapters_on_convolutions_train_as_the_reference_does() {
+    for (name, input) in [("mobilenetv2-ts17.onnx", "logits"), ("ppocr_cls.onnx", "")] {
+        let plain = prepared(&asset(name), "").unwrap();
+        let output = plain.graph.outputs[0].name.clone();
+        let input = if plain.graph.find_output(input).is_some() { input } else { &output };
+        let model = prepared(&asset(name), &training(input, "\"/(?i)conv/\"", "sgd")).unwrap();
+        follow(model, &["step.0", "step.0", "knot.1", "step.1"], 1e-2, name);
+    }
+}
+
+#[test]
+fn threads_do_not_change_a_bit() {
+    let model = prepared(&asset("paraphrase-MiniLM-L3-v2.onnx"), "").unwrap();
+    let inputs = draw_inputs(&model.graph, 5, 1000, &|_, axis| if axis == 0 { 5 } else { 33 });
+    let one = planned(&model, &inputs, 1);
+    for threads in [2, 4] {
+        for (name, tensor) in planned(&model, &inputs, threads) {
+            assert_eq!(tensor.bytes(), one[&name].bytes(), "output {name} with {threads} threads");
+            assert_ne!(tensor.dtype(), DType::Bool);
+        }
+    }
+}
