@@ -1,17 +1,17 @@
-//! Where the time of a run goes: per kernel, and the slowest steps with their shapes and rates.
+//! Where the time of a run goes: per kernel, and per shape of a kernel, with rates.
 
 use crate::lower::Step;
 use crate::plan::Plan;
 use sartor_ir::Graph;
 use std::collections::BTreeMap;
 
-/// How many steps are listed one by one.
+/// How many shapes are listed.
 const LISTED: usize = 40;
 
 /// The lines of a profile, from the seconds of every step.
 pub fn lines(plan: &Plan, graph: &Graph, times: &[f64]) -> Vec<String> {
     let steps: Vec<(&Step, f64)> = plan.lowered.steps.iter().map(|p| &p.step).zip(times.iter().copied()).collect();
-    let mut kinds: BTreeMap<&str, (usize, f64, u64)> = BTreeMap::new();
+    let mut kinds: BTreeMap<&str, Sum> = BTreeMap::new();
     for (step, seconds) in &steps {
         let entry = kinds.entry(step.kind()).or_default();
         *entry = (entry.0 + 1, entry.1 + seconds, entry.2 + flops(step));
@@ -21,18 +21,26 @@ pub fn lines(plan: &Plan, graph: &Graph, times: &[f64]) -> Vec<String> {
         let rate = flops as f64 / seconds.max(1e-12) / 1e9;
         lines.push(format!("{kind:>10} {count:>6} {:>10.2} {rate:>9.1}", seconds * 1e3));
     }
-    let mut slowest = steps;
-    slowest.sort_by(|a, b| b.1.total_cmp(&a.1));
-    for (step, seconds) in slowest.iter().take(LISTED) {
-        let rate = flops(step) as f64 / seconds.max(1e-12) / 1e9;
-        lines.push(format!(
-            "{:>10} {:>8.3} ms {rate:>7.1} GFLOP/s  {}",
-            step.kind(),
-            seconds * 1e3,
-            describe(step, graph)
-        ));
+    for ((kind, what), (count, seconds, flops)) in heaviest(&steps, graph) {
+        let rate = flops as f64 / seconds.max(1e-12) / 1e9;
+        lines.push(format!("{kind:>10} {count:>6} {:>10.2} {rate:>9.1}  {what}", seconds * 1e3));
     }
     lines
+}
+
+type Sum = (usize, f64, u64);
+
+/// Steps of one kind and shape, added up, those that take longest first.
+fn heaviest<'a>(steps: &[(&'a Step, f64)], graph: &Graph) -> Vec<((&'a str, String), Sum)> {
+    let mut sums: BTreeMap<(&str, String), Sum> = BTreeMap::new();
+    for (step, seconds) in steps {
+        let entry = sums.entry((step.kind(), describe(step, graph))).or_default();
+        *entry = (entry.0 + 1, entry.1 + seconds, entry.2 + flops(step));
+    }
+    let mut sums: Vec<_> = sums.into_iter().collect();
+    sums.sort_by(|a, b| b.1.1.total_cmp(&a.1.1));
+    sums.truncate(LISTED);
+    sums
 }
 
 /// Floating-point operations of the products of a step.

@@ -45,6 +45,12 @@ fn main() -> Result<()> {
 fn prepare(mut model: Model) -> Result<Model> {
     let pipeline = r#"
         [[pass]]
+        name = "inline"
+        [[pass]]
+        name = "upgrade"
+        [[pass]]
+        name = "infer"
+        [[pass]]
         name = "head"
         input = "sentence_embedding"
         classes = 2
