@@ -2,7 +2,7 @@
 //! result written.
 //!
 //! ```text
-//! inline → upgrade → infer → freeze → head → loss → cola → autodiff → accumulate → clip → optimizer → train
+//! inline → upgrade → lift → infer → freeze → head → loss → cola → autodiff → accumulate → clip → optimizer → train
 //!        → chain.onnx (with the adapters), merged.onnx (without), adapter/ (for PEFT)
 //! ```
 

@@ -38,11 +38,11 @@ impl Pass for Freeze {
         let given = !self.frozen.is_empty() || !self.trainable.is_empty();
         ensure!(given, "give patterns, as in freeze(frozen=[*], trainable=[*.bias])");
         let (frozen, trainable) = (Patterns::parse(&self.frozen)?, Patterns::parse(&self.trainable)?);
+        let mut changed = crate::lift::lift(model);
         let names = param_names(model);
         let things: Vec<Vec<String>> = names.values().cloned().collect();
         frozen.check_all_match(&things, "parameter")?;
         trainable.check_all_match(&things, "parameter")?;
-        let mut changed = false;
         for (key, names) in names {
             let role = if trainable.matches(&names) {
                 Role::Trainable

@@ -16,6 +16,7 @@ pub mod freeze;
 pub mod head;
 pub mod infer;
 pub mod inline;
+pub mod lift;
 pub mod loss;
 pub mod merge;
 pub mod near;
@@ -87,7 +88,8 @@ const BUILTIN: &[fn() -> PassInfo] = &[
             "write the adapters as a folder that PEFT loads",
         )
     },
-    || PassInfo::of::<upgrade::Upgrade>("upgrade", "clean-up", "lift the model to the internal opset"),
+    || PassInfo::of::<upgrade::Upgrade>("upgrade", "clean-up", "bring the model to the internal opset"),
+    || PassInfo::of::<lift::Lift>("lift", "clean-up", "make parameters of weights in `Constant` operators"),
     || PassInfo::of::<inline::Inline>("inline", "clean-up", "replace calls of model-local functions by their bodies"),
     || PassInfo::of::<infer::Infer>("infer", "clean-up", "find the types and shapes of all values"),
     || PassInfo::of::<fold::Fold>("fold", "clean-up", "compute what does not depend on any input"),

@@ -62,7 +62,19 @@ pub struct Contract {
 }
 
 /// Elements of a tile: two of them fit the second-level cache beside packed operands.
-const TILE: usize = 64 * 1024;
+const TILE: usize = 96 * 1024;
+
+/// Columns of a tile.
+const WIDTH: usize = 768;
+
+/// Tiles that a result is cut into at least, if it is large enough.
+const TASKS: usize = 8;
+
+/// `len` cut into equal parts of at most `most`, rounded up to a multiple.
+fn even(len: usize, most: usize, multiple: usize) -> usize {
+    let parts = len.div_ceil(most.max(1)).max(1);
+    len.div_ceil(parts).next_multiple_of(multiple).min(len).max(1)
+}
 
 /// Elements of a tile of patches.
 const PATCHES: usize = 96 * 1024;
@@ -76,14 +88,18 @@ impl Contract {
             let tn = if whole { self.n } else { (PATCHES / longest.max(1)).next_multiple_of(16).clamp(16, 1024) };
             return (self.m.max(1), tn.clamp(1, self.n.max(1)));
         }
-        let tn =
-            if whole || self.n <= 768 { self.n } else { self.n.div_ceil(self.n.div_ceil(768)).next_multiple_of(16) };
-        let batches: usize = self.batch.iter().product();
-        let most = (TILE / tn.max(1)).clamp(24, 4096);
-        // At least eight tiles where the result is large enough.
-        let wanted = 8usize.div_ceil(batches.max(1) * self.n.div_ceil(tn.max(1)).max(1));
-        let tm = most.min(self.m.div_ceil(wanted).max(24)).min(self.m.max(1));
-        (self.m.div_ceil(self.m.div_ceil(tm).max(1)).next_multiple_of(8).min(self.m.max(1)).max(1), tn.max(1))
+        let batches: usize = self.batch.iter().product::<usize>().max(1);
+        let mut tn = if whole || self.n <= WIDTH { self.n } else { even(self.n, WIDTH, 16) };
+        let mut tm = even(self.m, (TILE / tn.max(1)).clamp(24, 4096), 8);
+        // Enough tiles for some threads where the result is small: first fewer rows each, then fewer columns.
+        let tiles = |tm: usize, tn: usize| batches * self.m.div_ceil(tm.max(1)) * self.n.div_ceil(tn.max(1));
+        if tiles(tm, tn) < TASKS {
+            tm = even(self.m, self.m.div_ceil(TASKS.div_ceil(tiles(self.m, tn))).max(24), 8);
+        }
+        if tiles(tm, tn) < TASKS && !whole {
+            tn = even(self.n, self.n.div_ceil(TASKS.div_ceil(tiles(tm, self.n))).max(48), 16);
+        }
+        (tm, tn)
     }
     /// The number of independent tasks.
     pub fn tasks(&self) -> usize {

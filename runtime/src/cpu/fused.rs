@@ -1,8 +1,8 @@
 //! Runs [register programs](crate::lower::program): block by block, every instruction one vectorised loop.
 //!
 //! A block is some rows, whole or in part, of at most about [`BLOCK`] numbers, so that its registers stay in
-//! the first-level cache. Operands that lie contiguously in memory are read where they are, and results are written where
-//! they belong.
+//! the first-level cache. Operands whose rows lie evenly spaced in memory are read where they are, and results are written
+//! where they belong.
 
 use super::simd;
 use crate::lower::program::{Bin, Fold, Ins, Program, Reg, Src, Un, Width};
@@ -27,7 +27,14 @@ pub type Bases<'a> = &'a [*mut f32];
 
 thread_local! {
     static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
-    static PLACES: RefCell<Vec<*mut f32>> = const { RefCell::new(Vec::new()) };
+    static PLACES: RefCell<Vec<Place>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Where a register is: its first number, and the distance of its rows (0 if all rows are the same).
+#[derive(Clone, Copy)]
+struct Place {
+    start: *mut f32,
+    stride: usize,
 }
 
 /// Runs a program on a rectangle of its domain.
@@ -47,8 +54,9 @@ pub unsafe fn run(program: &Program, bases: Bases, rows: Range<usize>, cols: Ran
         PLACES.with_borrow_mut(|places| {
             scratch.resize(scratch.len().max(size * program.blocks), 0.0);
             places.clear();
-            places.extend(program.block.iter().map(|&b| scratch.as_mut_ptr().wrapping_add(size * b as usize)));
-            let homes = places.clone();
+            let scratch = scratch.as_mut_ptr();
+            let home = |b: u16, stride: usize| Place { start: scratch.wrapping_add(size * b as usize), stride };
+            places.extend(program.block.iter().map(|&b| home(b, 0)));
             let mut row = rows.start;
             while row < rows.end {
                 let height = step_rows.min(rows.end - row);
@@ -59,7 +67,7 @@ pub unsafe fn run(program: &Program, bases: Bases, rows: Range<usize>, cols: Ran
                         start: t.start.wrapping_add((row - rows.start) * t.stride + col - cols.start),
                         ..t
                     });
-                    places.copy_from_slice(&homes);
+                    places.iter_mut().zip(&program.block).for_each(|(place, &b)| *place = home(b, wide));
                     let mut block = Block { program, bases, row, col, height, wide, tile, places };
                     // SAFETY: the caller's contract, restricted to a block.
                     unsafe { run_block(&mut block) };
@@ -80,7 +88,7 @@ struct Block<'a> {
     wide: usize,
     tile: Option<Tile>,
     /// Where each register is for this block.
-    places: &'a mut Vec<*mut f32>,
+    places: &'a mut Vec<Place>,
 }
 
 crate::multiversion!(fn run_block(block: &mut Block<'_>) = block_inner);
@@ -88,7 +96,7 @@ crate::multiversion!(fn run_block(block: &mut Block<'_>) = block_inner);
 /// An operand for one instruction.
 #[derive(Clone, Copy)]
 enum Arg {
-    Full(*const f32),
+    Full(Place),
     Row(*const f32),
     Splat(f32),
 }
@@ -99,22 +107,22 @@ impl Block<'_> {
             Src::Const(number) => Arg::Splat(number),
             Src::Reg(reg) => match self.program.width[reg as usize] {
                 Width::Full => Arg::Full(self.places[reg as usize]),
-                Width::Row => Arg::Row(self.places[reg as usize]),
+                Width::Row => Arg::Row(self.places[reg as usize].start),
             },
         }
     }
     /// An operand of an instruction whose result is a row register: row operands are vectors then.
     fn arg_in_rows(&self, src: Src) -> Arg {
         match self.arg(src) {
-            Arg::Row(p) => Arg::Full(p),
+            Arg::Row(p) => Arg::Full(Place { start: p.cast_mut(), stride: 0 }),
             other => other,
         }
     }
-    /// Where the block begins under a walk, if its numbers lie there without gaps.
-    fn direct(&self, walk: &Walk) -> Option<*mut f32> {
-        let whole = self.height == 1 || (self.wide == self.program.cols && walk.is_contiguous(self.wide));
+    /// The block under a walk, if its rows are contiguous and evenly spaced.
+    fn direct(&self, walk: &Walk) -> Option<Place> {
+        let stride = if self.height == 1 { 0 } else { walk.even(self.row, self.height)? };
         let base = self.bases[walk.buf.index()];
-        (walk.col == 1 && whole).then(|| base.wrapping_add(walk.row(self.row) + self.col))
+        (walk.col == 1).then(|| Place { start: base.wrapping_add(walk.row(self.row) + self.col), stride })
     }
     /// Lets results that are stored be computed in place.
     fn redirect_stores(&mut self) {
@@ -154,7 +162,7 @@ unsafe fn block_inner<const FMA: bool>(block: &mut Block) {
 
 /// One instruction on one block: where the result goes, the operands, and how many rows of how many numbers.
 struct Shape {
-    dst: *mut f32,
+    dst: Place,
     args: [Arg; 3],
     height: usize,
     wide: usize,
@@ -167,11 +175,21 @@ fn shape(block: &Block, dst: Reg, srcs: &[Src]) -> Shape {
     for (arg, &src) in args.iter_mut().zip(srcs) {
         *arg = if in_rows { block.arg_in_rows(src) } else { block.arg(src) };
     }
-    let wide = if in_rows { 1 } else { block.wide };
-    let any_row = args.iter().any(|a| matches!(a, Arg::Row(_)));
-    // Without row operands the block is one long row.
-    let (height, wide) = if any_row { (block.height, wide) } else { (1, block.height * wide) };
-    Shape { dst: block.places[dst as usize], args, height, wide }
+    let dst = block.places[dst as usize];
+    if in_rows {
+        return Shape { dst, args, height: 1, wide: block.height };
+    }
+    // Without gaps and row operands the block is one long row.
+    let gapless = |place: Place| place.stride == block.wide;
+    let flat = block.height == 1
+        || gapless(dst)
+            && args.iter().all(|arg| match arg {
+                Arg::Full(place) => gapless(*place),
+                Arg::Row(_) => false,
+                Arg::Splat(_) => true,
+            });
+    let (height, wide) = if flat { (1, block.height * block.wide) } else { (block.height, block.wide) };
+    Shape { dst, args, height, wide }
 }
 
 /// One row of an operand.
@@ -184,10 +202,10 @@ enum Line<'a> {
 impl Shape {
     #[inline(always)]
     unsafe fn line<'a>(&self, arg: usize, row: usize) -> Line<'a> {
-        // SAFETY: registers and direct operands hold `height` rows of `wide` numbers.
+        // SAFETY: registers and direct operands hold `height` rows of `wide` numbers at their strides.
         unsafe {
             match self.args[arg] {
-                Arg::Full(p) => Line::Many(std::slice::from_raw_parts(p.add(row * self.wide), self.wide)),
+                Arg::Full(p) => Line::Many(std::slice::from_raw_parts(p.start.add(row * p.stride), self.wide)),
                 Arg::Row(p) => Line::One(*p.add(row)),
                 Arg::Splat(number) => Line::One(number),
             }
@@ -196,7 +214,7 @@ impl Shape {
     #[inline(always)]
     unsafe fn out<'a>(&self, row: usize) -> &'a mut [f32] {
         // SAFETY: as for `line`; a result never shares memory with an operand of its instruction.
-        unsafe { std::slice::from_raw_parts_mut(self.dst.add(row * self.wide), self.wide) }
+        unsafe { std::slice::from_raw_parts_mut(self.dst.start.add(row * self.dst.stride), self.wide) }
     }
 }
 
@@ -371,8 +389,8 @@ unsafe fn fold(block: &Block, f: Fold, dst: Reg, src: Src) {
     for row in 0..block.height {
         // SAFETY: registers hold a block.
         unsafe {
-            let line = std::slice::from_raw_parts(a.add(row * block.wide), block.wide);
-            *block.places[dst as usize].add(row) = match f {
+            let line = std::slice::from_raw_parts(a.start.add(row * a.stride), block.wide);
+            *block.places[dst as usize].start.add(row) = match f {
                 Fold::Sum => fold_line(line, 0.0, |a, b| a + b),
                 Fold::Max => fold_line(line, f32::NEG_INFINITY, larger),
                 Fold::Min => fold_line(line, f32::INFINITY, smaller),
@@ -384,7 +402,7 @@ unsafe fn fold(block: &Block, f: Fold, dst: Reg, src: Src) {
 #[inline(always)]
 unsafe fn load(block: &mut Block, dst: Reg, walk: &Walk) {
     let base = block.bases[walk.buf.index()];
-    let place = block.places[dst as usize];
+    let place = block.places[dst as usize].start;
     // SAFETY: the walk stays inside its buffer.
     unsafe {
         if walk.col == 0 {
@@ -394,9 +412,11 @@ unsafe fn load(block: &mut Block, dst: Reg, walk: &Walk) {
         } else if let Some(direct) = block.direct(walk) {
             block.places[dst as usize] = direct;
         } else {
+            // A register that is stored may have been given another place, with other distances of its rows.
+            let stride = block.places[dst as usize].stride;
             for i in 0..block.height {
                 let from = base.add(walk.row(block.row + i) + block.col * walk.col);
-                let to = place.add(i * block.wide);
+                let to = place.add(i * stride);
                 if walk.col == 1 {
                     std::ptr::copy_nonoverlapping(from, to, block.wide);
                 } else {
@@ -408,19 +428,9 @@ unsafe fn load(block: &mut Block, dst: Reg, walk: &Walk) {
 }
 
 #[inline(always)]
-unsafe fn load_tile(block: &mut Block, dst: Reg) {
+fn load_tile(block: &mut Block, dst: Reg) {
     let Some(tile) = block.tile else { return };
-    if block.height == 1 || tile.stride == block.wide {
-        block.places[dst as usize] = tile.start.cast_mut();
-        return;
-    }
-    for i in 0..block.height {
-        // SAFETY: the tile holds the block.
-        unsafe {
-            let to = block.places[dst as usize].add(i * block.wide);
-            std::ptr::copy_nonoverlapping(tile.start.add(i * tile.stride), to, block.wide);
-        }
-    }
+    block.places[dst as usize] = Place { start: tile.start.cast_mut(), stride: tile.stride };
 }
 
 #[inline(always)]
@@ -435,12 +445,15 @@ unsafe fn store(block: &Block, src: Src, walk: &Walk) {
                 Arg::Row(p) => *to = *p.add(i),
                 Arg::Splat(x) => *to = x,
                 Arg::Full(p) if walk.col == 1 => {
-                    let from = p.add(i * block.wide);
+                    let from = p.start.add(i * p.stride);
                     if from != to {
                         std::ptr::copy(from, to, block.wide);
                     }
                 }
-                Arg::Full(p) => (0..block.wide).for_each(|c| *to.add(c * walk.col) = *p.add(i * block.wide + c)),
+                Arg::Full(p) => {
+                    let from = p.start.add(i * p.stride);
+                    (0..block.wide).for_each(|c| *to.add(c * walk.col) = *from.add(c));
+                }
             }
         }
     }

@@ -189,40 +189,25 @@ fn tree(s: &[f32; LANES]) -> f32 {
     ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]))
 }
 
-/// Columns of `A` (its rows here run through memory) are contiguous: strips of `LANES` results by up to 8 columns stay
-/// in registers over the whole inner dimension.
+/// Columns of `A` are contiguous: strips of `CHUNK` results by 8 columns stay in registers over the whole inner dimension.
 #[inline(always)]
 unsafe fn outer_inner<const FMA: bool>(s: Shape, a: Source, b: Source, out: Target, alpha: f32, add: bool) {
     const STRIP: usize = 8;
+    const CHUNK: usize = 16;
     let mut j = 0;
     while j < s.n {
         let group = STRIP.min(s.n - j);
         let mut i = 0;
         while i < s.m {
-            let wide = LANES.min(s.m - i);
-            let mut sums = [[0f32; LANES]; STRIP];
-            for p in 0..s.k {
-                // SAFETY: the caller's contract.
-                unsafe {
-                    let strip = std::slice::from_raw_parts(a.0.add(i + p * a.2), wide);
-                    let from = b.0.add(p * b.1 + j * b.2);
-                    if let (Ok(x), true) = (<&[f32; LANES]>::try_from(strip), group == STRIP) {
-                        for (c, sum) in sums.iter_mut().enumerate() {
-                            let y = *from.add(c * b.2);
-                            for l in 0..LANES {
-                                sum[l] = fma::<FMA>(x[l], y, sum[l]);
-                            }
-                        }
-                    } else {
-                        for (c, sum) in sums.iter_mut().enumerate().take(group) {
-                            let y = *from.add(c * b.2);
-                            for (o, &x) in sum.iter_mut().zip(strip) {
-                                *o = fma::<FMA>(x, y, *o);
-                            }
-                        }
-                    }
+            let wide = CHUNK.min(s.m - i);
+            // SAFETY: the caller's contract.
+            let sums = unsafe {
+                let (x, y) = (a.0.add(i), b.0.add(j * b.2));
+                match (wide, group) {
+                    (CHUNK, STRIP) => block::<FMA, CHUNK, STRIP>(s.k, x, a.2, y, b.1, b.2),
+                    _ => ragged::<FMA, CHUNK, STRIP>(s.k, (x, a.2, wide), (y, b.1, b.2, group)),
                 }
-            }
+            };
             for (c, sum) in sums.iter().enumerate().take(group) {
                 for (l, &x) in sum.iter().enumerate().take(wide) {
                     // SAFETY: inside the result.
@@ -233,4 +218,54 @@ unsafe fn outer_inner<const FMA: bool>(s: Shape, a: Source, b: Source, out: Targ
         }
         j += group;
     }
+}
+
+/// Sums of outer products of `M` contiguous numbers of `x` with `N` of `y`.
+#[inline(always)]
+unsafe fn block<const FMA: bool, const M: usize, const N: usize>(
+    k: usize,
+    x: *const f32,
+    x_step: usize,
+    y: *const f32,
+    y_step: usize,
+    y_next: usize,
+) -> [[f32; M]; N] {
+    let mut sums = [[0f32; M]; N];
+    for p in 0..k {
+        // SAFETY: the caller vouches for the extents.
+        unsafe {
+            let line = &*x.add(p * x_step).cast::<[f32; M]>();
+            let factors = y.add(p * y_step);
+            for (c, sum) in sums.iter_mut().enumerate() {
+                let factor = *factors.add(c * y_next);
+                for l in 0..M {
+                    sum[l] = fma::<FMA>(line[l], factor, sum[l]);
+                }
+            }
+        }
+    }
+    sums
+}
+
+/// The same for less than `M` by `N`.
+#[inline(always)]
+unsafe fn ragged<const FMA: bool, const M: usize, const N: usize>(
+    k: usize,
+    (x, x_step, wide): (*const f32, usize, usize),
+    (y, y_step, y_next, group): (*const f32, usize, usize, usize),
+) -> [[f32; M]; N] {
+    let mut sums = [[0f32; M]; N];
+    for p in 0..k {
+        // SAFETY: the caller vouches for the extents.
+        unsafe {
+            let line = std::slice::from_raw_parts(x.add(p * x_step), wide);
+            for (c, sum) in sums.iter_mut().enumerate().take(group) {
+                let factor = *y.add(p * y_step + c * y_next);
+                for (o, &x) in sum.iter_mut().zip(line) {
+                    *o = fma::<FMA>(x, factor, *o);
+                }
+            }
+        }
+    }
+    sums
 }

@@ -174,9 +174,14 @@ impl Walk {
             }
         }
     }
-    /// Whether rows of `cols` elements follow each other without gaps.
-    pub fn is_contiguous(&self, cols: usize) -> bool {
-        self.col == 1 && matches!(self.lead.as_slice(), [(_, stride)] if *stride == cols)
+    /// The distance of rows, if it is the same between all of `height` rows from `row` on.
+    #[inline]
+    pub fn even(&self, row: usize, height: usize) -> Option<usize> {
+        match self.lead.as_slice() {
+            [] => Some(0),
+            [(_, stride)] => Some(*stride),
+            [.., (dim, stride)] => (row % dim + height <= *dim).then_some(*stride),
+        }
     }
 }
 

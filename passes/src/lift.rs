@@ -1,0 +1,78 @@
+//! `lift`: weights that stand in `Constant` operators become parameters.
+//!
+//! ```text
+//! before   w = Constant <value = float[2] {1.0, 2.0}> ()   y = Mul (x, w)
+//! after    <frozen float[2] w>                             y = Mul (x, w)
+//! ```
+//! (executed by `tests/cases/lift/weights.txt`)
+//!
+//! Some exporters (Paddle, tf2onnx) write no initializers. Only parameters can be adapted, trained, shared by programs and kept
+//! out of the arena, so `cola` and `freeze` do this first.
+//!
+//! *Needs* nothing. *Leaves* no `Constant` operator with a floating-point tensor of rank 1 or more in the inference graph and the
+//! programs; equal ones of one name are one `Frozen` parameter. Integers, scalars, functions and subgraphs stay as they are. The
+//! same numbers. Idempotent.
+
+use crate::fold::fresh_param_name;
+use crate::{Changed, Pass};
+use sartor_ir::{Graph, Model, NodeId, Parameter, Result, Role, Tensor, Type, Value};
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+/// See the [module](self).
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Lift {}
+
+impl Pass for Lift {
+    fn name(&self) -> &str {
+        "lift"
+    }
+    fn run(&self, model: &mut Model) -> Result<Changed> {
+        Ok(lift(model).into())
+    }
+}
+
+/// Lifts all weights of a model; returns whether there were any.
+pub fn lift(model: &mut Model) -> bool {
+    let mut graph = std::mem::take(&mut model.graph);
+    let mut changed = lift_graph(&mut graph, model);
+    model.graph = graph;
+    for i in 0..model.programs.len() {
+        let mut graph = std::mem::take(&mut model.programs[i].graph);
+        changed |= lift_graph(&mut graph, model);
+        model.programs[i].graph = graph;
+    }
+    changed
+}
+
+fn lift_graph(graph: &mut Graph, model: &mut Model) -> bool {
+    let found: Vec<(NodeId, Tensor)> =
+        graph.topo_ops().into_iter().filter_map(|id| weight(graph, id).map(|tensor| (id, tensor))).collect();
+    for (id, tensor) in &found {
+        let old = Value { node: *id, slot: 0 };
+        let name = param_name(model, graph, graph.value_name(old).to_string(), tensor);
+        let ty = Type::of(tensor);
+        // The old value makes room for the parameter of its name.
+        graph.rename(old, &format!("{name}.constant"));
+        let new = graph.param(&name, ty);
+        graph.replace_uses(old, new);
+        graph.remove(*id);
+    }
+    !found.is_empty()
+}
+
+fn weight(graph: &Graph, id: NodeId) -> Option<Tensor> {
+    let node = graph.node(id);
+    node.is("Constant").then(|| node.constant()).flatten().filter(|t| t.rank() > 0 && t.dtype().is_float())
+}
+
+/// The name of the parameter that holds this tensor: the value's own, unless a parameter with another content has it.
+fn param_name(model: &mut Model, graph: &Graph, hint: String, tensor: &Tensor) -> String {
+    let same = model.params.get(&hint).map(|param| param.role == Role::Frozen && param.tensor == *tensor);
+    let name = if same == Some(false) { fresh_param_name(model, graph, &hint) } else { hint };
+    if same != Some(true) {
+        model.params.insert(name.clone(), Parameter { tensor: tensor.clone(), role: Role::Frozen });
+    }
+    name
+}
