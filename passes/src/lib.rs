@@ -13,6 +13,7 @@ pub mod driver;
 pub mod extract_adapter;
 pub mod fold;
 pub mod freeze;
+pub mod fuse;
 pub mod head;
 pub mod infer;
 pub mod inline;
@@ -93,6 +94,7 @@ const BUILTIN: &[fn() -> PassInfo] = &[
     || PassInfo::of::<inline::Inline>("inline", "clean-up", "replace calls of model-local functions by their bodies"),
     || PassInfo::of::<infer::Infer>("infer", "clean-up", "find the types and shapes of all values"),
     || PassInfo::of::<fold::Fold>("fold", "clean-up", "compute what does not depend on any input"),
+    || PassInfo::of::<fuse::Fuse>("fuse", "clean-up", "make one operator of those that exporters write out (GELU)"),
     || PassInfo::of::<simplify::Simplify>("simplify", "clean-up", "remove operators that do nothing"),
     || PassInfo::of::<cse::Cse>("cse", "clean-up", "compute the same thing once"),
     || PassInfo::of::<dce::Dce>("dce", "clean-up", "remove what nothing needs"),

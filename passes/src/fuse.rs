@@ -1,0 +1,117 @@
+//! `fuse`: operators that exporters write out become one operator again.
+//!
+//! ```text
+//! before   d = Div (x, √2)   e = Erf (d)   a = Add (e, 1)   m = Mul (x, a)   y = Mul (m, 0.5)
+//! after    y = Gelu (x)
+//! ```
+//! (executed by `tests/cases/fuse/gelu.txt`)
+//!
+//! What it is for is the gradient: that of the written-out form keeps `x`, `a` and `m` until the backward pass, that of
+//! `Gelu` (Hendrycks and Gimpel, arXiv 1606.08415) keeps `x` alone. `autodiff` therefore does this to the programs that it
+//! differentiates; an exported inference graph keeps its form unless the pass is asked for.
+//!
+//! *Needs* the internal opset. *Leaves* no product of `x`, `½` and `1 + erf(x / √2)`, in any order, whose parts nothing else
+//! reads. The same numbers up to rounding. Idempotent. It does not look for the form with a hyperbolic tangent.
+
+use crate::walk::require_internal_opset;
+use crate::{Changed, Pass};
+use sartor_ir::ops::Emit;
+use sartor_ir::{Attributes, Graph, Model, NodeId, Result, Value, infer};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use std::f64::consts::{FRAC_1_SQRT_2, SQRT_2};
+
+/// See the [module](self).
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Fuse {}
+
+impl Pass for Fuse {
+    fn name(&self) -> &str {
+        "fuse"
+    }
+    fn run(&self, model: &mut Model) -> Result<Changed> {
+        require_internal_opset(model)?;
+        let opset = model.opset();
+        let mut changed = false;
+        for graph in model.graphs_mut() {
+            changed |= fuse(graph, opset)?;
+        }
+        Ok(changed.into())
+    }
+}
+
+/// Fuses what there is in one graph; returns whether there was anything.
+pub fn fuse(graph: &mut Graph, opset: i64) -> Result<bool> {
+    let order = graph.topo_ops();
+    if !order.iter().any(|&id| gelu_operand(graph, id).is_some()) {
+        return Ok(false);
+    }
+    infer::infer_graph(graph, opset)?;
+    for id in order {
+        let Some(x) = gelu_operand(graph, id) else { continue };
+        let old = Value { node: id, slot: 0 };
+        let ty = graph.ty(old).cloned();
+        let name = graph.node(id).name.clone();
+        let new = Emit::new(graph, opset).op("Gelu", &[x], Attributes::new())?;
+        graph.node_mut(new.node).name = name;
+        graph.set_ty(new, ty);
+        graph.replace_uses(old, new);
+    }
+    graph.remove_dead();
+    Ok(true)
+}
+
+/// `x`, if the node is the last product of a written-out GELU of `x`.
+fn gelu_operand(graph: &Graph, id: NodeId) -> Option<Value> {
+    let mut factors = Vec::new();
+    flatten(graph, Value { node: id, slot: 0 }, true, &mut factors);
+    let half = factors.iter().position(|&f| is_number(graph, f, 0.5))?;
+    factors.swap_remove(half);
+    let [a, b] = factors.as_slice() else { return None };
+    [(*a, *b), (*b, *a)].into_iter().find(|&(x, sum)| is_one_plus_erf(graph, sum, x)).map(|(x, _)| x)
+}
+
+/// The factors of a product of at most three, through products that nothing else reads.
+fn flatten(graph: &Graph, value: Value, top: bool, factors: &mut Vec<Value>) {
+    let read_once = top || (graph.use_count(value) == 1 && !graph.outputs.iter().any(|o| o.value == value));
+    match pair(graph, value, "Mul").filter(|_| read_once && factors.len() < 4) {
+        Some((a, b)) => {
+            flatten(graph, a, false, factors);
+            flatten(graph, b, false, factors);
+        }
+        None => factors.push(value),
+    }
+}
+
+/// `1 + erf(x / √2)`, read by nothing else.
+fn is_one_plus_erf(graph: &Graph, sum: Value, x: Value) -> bool {
+    let Some((a, b)) = pair(graph, sum, "Add").filter(|_| graph.use_count(sum) == 1) else { return false };
+    let erf = match (is_number(graph, a, 1.0), is_number(graph, b, 1.0)) {
+        (true, _) => b,
+        (_, true) => a,
+        _ => return false,
+    };
+    let node = graph.node(erf.node);
+    let Some(scaled) = graph.input(erf.node, 0).filter(|_| node.is("Erf") && graph.use_count(erf) == 1) else {
+        return false;
+    };
+    let divided = pair(graph, scaled, "Div").is_some_and(|(a, b)| a == x && is_number(graph, b, SQRT_2));
+    let times = |(a, b): (Value, Value)| a == x && is_number(graph, b, FRAC_1_SQRT_2);
+    divided || pair(graph, scaled, "Mul").is_some_and(|(a, b)| times((a, b)) || times((b, a)))
+}
+
+fn pair(graph: &Graph, value: Value, name: &str) -> Option<(Value, Value)> {
+    let node = graph.node(value.node);
+    if !node.is(name) {
+        return None;
+    }
+    Some((graph.input(value.node, 0)?, graph.input(value.node, 1)?))
+}
+
+/// Whether a value is a constant of one element near this number, as exporters round it.
+fn is_number(graph: &Graph, value: Value, number: f64) -> bool {
+    let constant = graph.constant(value).filter(|t| t.len() == 1 && t.dtype().is_float());
+    let found = constant.and_then(|t| t.to_f64s().ok()?.first().copied());
+    found.is_some_and(|found| (found - number).abs() < 1e-4 * number)
+}
