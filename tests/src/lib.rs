@@ -5,6 +5,7 @@ use sartor_ir::{DType, Graph, Model, Result, Tensor, Type, onnx};
 use sartor_passes::{Driver, Registry, options};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// Tensors by name.
 pub type Named = HashMap<String, Tensor>;
@@ -32,11 +33,32 @@ pub fn asset(name: &str) -> PathBuf {
     path
 }
 
-/// A model as every run sees it: functions inlined, in the internal opset, types inferred, and then through a pipeline
+/// A script of `tests/peers`, to be run by the peers' Python.
+pub fn peer(script: &str) -> Command {
+    let python = cache().join("venv/bin/python");
+    assert!(python.exists(), "{} is missing: run tests/assets/venv.sh", python.display());
+    let mut command = Command::new(python);
+    command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("peers").join(script));
+    command
+}
+
+/// Runs a command and panics with what it printed unless it succeeds; gives its standard output.
+#[track_caller]
+pub fn succeeds(command: &mut Command) -> String {
+    let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{command:?}:\n{text}\n{}", String::from_utf8_lossy(&output.stderr));
+    text
+}
+
+/// A model as every run sees it: functions inlined, in the internal opset, weights lifted, types inferred; then through a pipeline
 /// (TOML).
 pub fn prepared(path: &Path, pipeline: &str) -> Result<Model> {
     let mut model = onnx::load(path)?;
-    run_passes(&mut model, "[[pass]]\nname = \"inline\"\n[[pass]]\nname = \"upgrade\"\n[[pass]]\nname = \"infer\"")?;
+    run_passes(
+        &mut model,
+        "[[pass]]\nname = \"inline\"\n[[pass]]\nname = \"upgrade\"\n[[pass]]\nname = \"lift\"\n[[pass]]\nname = \"infer\"",
+    )?;
     run_passes(&mut model, pipeline)?;
     Ok(model)
 }

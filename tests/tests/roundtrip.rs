@@ -5,9 +5,8 @@
 use onnx_protobuf::Message;
 use sartor_ir::onnx::{self, ExternalData, SaveOptions};
 use sartor_ir::{Model, Program, Role};
-use sartor_tests::{REAL_MODELS, asset, cache};
+use sartor_tests::{REAL_MODELS, asset, cache, peer, succeeds};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 /// All models of a folder of the assets, those in its folders included, sorted.
 fn models_in(folder: &str) -> Vec<PathBuf> {
@@ -91,21 +90,6 @@ fn models_of_the_onnx_suite_survive() {
     assert!(count > 1900, "{count} models, expected all of them");
 }
 
-fn python(script: &str) -> Command {
-    let python = cache().join("venv/bin/python");
-    assert!(python.exists(), "{} is missing: run tests/assets/fetch.sh", python.display());
-    let mut command = Command::new(python);
-    command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("peers").join(script));
-    command
-}
-
-#[track_caller]
-fn succeeds(command: &mut Command) {
-    let output = command.output().unwrap();
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{command:?}:\n{text}\n{}", String::from_utf8_lossy(&output.stderr));
-}
-
 #[test]
 fn the_checker_and_onnx_runtime_agree() {
     let dir = tempfile::tempdir().unwrap();
@@ -113,8 +97,8 @@ fn the_checker_and_onnx_runtime_agree() {
     for (i, path) in small.enumerate() {
         let written = dir.path().join(format!("{i}.onnx"));
         onnx::save(&onnx::load(&path).unwrap(), &written, &SaveOptions::default()).unwrap();
-        succeeds(python("check_onnx.py").arg(&written));
-        succeeds(python("compare_ort.py").args([&path, &written]));
+        succeeds(peer("check_onnx.py").arg(&written));
+        succeeds(peer("compare_ort.py").args([&path, &written]));
     }
 }
 
@@ -127,7 +111,7 @@ fn the_checker_accepts_the_suite() {
         written.push(dir.path().join(format!("{i}.onnx")));
         onnx::save(&onnx::load(&path).unwrap(), &written[i], &SaveOptions::default()).unwrap();
     }
-    succeeds(python("check_onnx.py").args(&written));
+    succeeds(peer("check_onnx.py").args(&written));
 }
 
 /// The nine `light` models and those that PyTorch once exported: the same bits from what we wrote as from the original.
@@ -145,7 +129,7 @@ fn onnx_runtime_computes_the_same_bits_on_the_suite() {
     assert_eq!(pairs.lines().count(), 126);
     let list = dir.path().join("pairs.txt");
     std::fs::write(&list, pairs).unwrap();
-    succeeds(python("compare_many_ort.py").arg(&list));
+    succeeds(peer("compare_many_ort.py").arg(&list));
 }
 
 #[test]
@@ -163,8 +147,8 @@ fn external_data_survives() {
     let external = onnx::load(&written).unwrap();
     onnx::save(&external, &written, &options).unwrap();
     assert_same(&model, &onnx::load(&written).unwrap(), &written);
-    succeeds(python("check_onnx.py").arg(&written));
-    succeeds(python("compare_ort.py").args([path, &written]));
+    succeeds(peer("check_onnx.py").arg(&written));
+    succeeds(peer("compare_ort.py").args([path, &written]));
 }
 
 #[test]
@@ -184,8 +168,8 @@ fn the_checker_accepts_programs() {
         let back = onnx::load(&written).unwrap();
         assert_same(&model, &back, &written);
         assert!(back.params.values().all(|p| p.role == Role::Frozen));
-        succeeds(python("check_onnx.py").arg(&written));
-        succeeds(python("check_training_info.py").arg(&written));
+        succeeds(peer("check_onnx.py").arg(&written));
+        succeeds(peer("check_training_info.py").arg(&written));
     }
 }
 
