@@ -37,7 +37,7 @@ pub struct Args {
     /// Where libonnxruntime.so is (default: what ORT_DYLIB_PATH says)
     #[arg(long, value_name = "FILE")]
     ort_library: Option<PathBuf>,
-    /// A number for a symbolic dimension of drawn inputs (default: 2 for the first one met, 7 for the others)
+    /// A number for a symbolic dimension of drawn inputs (default: 2 for the first one met; for the others 7, in images 64)
     #[arg(long = "dim", value_name = "NAME=N")]
     dims: Vec<String>,
     /// The seed of drawn inputs
@@ -102,13 +102,15 @@ fn generated(args: &Args, model: &Model) -> Outcome<Arrays> {
         .filter_map(|v| model.graph.ty(v)?.shape())
         .flat_map(|shape| shape.iter().flat_map(|d| d.names()))
         .collect();
-    let default = |name: &str| if symbols.first() == Some(&name) { 2 } else { 7 };
     let mut types = HashMap::new();
     for value in model.graph.inputs() {
         let name = model.graph.value_name(value);
         let Some(ty) = model.graph.ty(value) else {
             return Err(Failure::usage(format!("the type of input \"{name}\" is unknown: give it with --inputs")));
         };
+        // Images need room for their windows.
+        let rest = if ty.rank().is_some_and(|rank| rank >= 4) { 64 } else { 7 };
+        let default = |name: &str| if symbols.first() == Some(&name) { 2 } else { rest };
         types.insert(name.to_string(), files::bound_type(ty, &dims, &default));
     }
     Ok(compare::generated_inputs(model, &types, args.seed)?)
