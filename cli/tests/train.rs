@@ -4,7 +4,8 @@ mod common;
 
 use common::*;
 use sartor_ir::rng::Stream;
-use sartor_ir::{Role, onnx};
+use sartor_ir::{Attributes, DType, Dim, Graph, GraphOutput, Model, Role, Tensor, Type, onnx};
+use sartor_runtime::data::npz;
 use serde_json::Value;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -104,4 +105,37 @@ fn killed_at_random_moments_and_resumed_it_ends_with_the_same_bits() {
     assert!(killed >= 3, "only {killed} runs were still going when they were killed");
     assert_eq!(folder.read("out/merged.onnx"), folder.read("whole/merged.onnx"));
     assert_eq!(folder.read("out/chain.onnx"), folder.read("whole/chain.onnx"));
+}
+
+/// A language model has no labels of its own: the next token is the label.
+#[test]
+fn a_language_model_learns_to_count() {
+    let folder = Folder::new();
+    let mut model = Model::new(Graph::new("lm"));
+    let ids = Type::tensor(DType::I64, [Dim::symbol("batch"), Dim::symbol("sequence")]);
+    let input = model.graph.add_input("input_ids", ids);
+    let stream = Stream::new(5, 0, "weights");
+    for (name, shape) in [("table", [11usize, 8]), ("out", [8, 11])] {
+        let numbers: Vec<f32> = (0..88).map(|i| 0.3 * stream.normal(i) as f32).collect();
+        model.add_param(name, Tensor::from_vec(shape, numbers), Role::Frozen);
+    }
+    let table = model.graph.param("table", Type::tensor(DType::F32, [11i64, 8]));
+    let out = model.graph.param("out", Type::tensor(DType::F32, [8i64, 11]));
+    let rows = model.graph.op("Gather", &[table, input], Attributes::new());
+    let logits = model.graph.op("MatMul", &[rows, out], Attributes::new());
+    model.graph.rename(logits, "logits");
+    model.graph.outputs.push(GraphOutput { name: "logits".into(), value: logits });
+    onnx::save(&model, &folder.path("lm.onnx"), &Default::default()).unwrap();
+    let tokens: Vec<i64> = (0..32 * 6).map(|i| (i / 6 + i % 6) % 11).collect();
+    let tokens = Tensor::from_vec([32, 6], tokens);
+    npz::write(&folder.path("ids.npz"), [("input_ids", &tokens)]).unwrap();
+    folder.write(
+        "LM.toml",
+        "model = \"lm.onnx\"\noutput = \"out\"\n[data]\ntrain = \"ids.npz\"\ntest = \"ids.npz\"\n\
+         [loss]\nkind = \"causal-lm\"\n[cola]\nrank = 8\nlinks = 2\ntargets = [\"/./\"]\n\
+         [optimizer]\nkind = \"adamw\"\nlearning_rate = 3e-2\n[train]\nepochs = 40\nbatch = 8\n",
+    );
+    folder.ok(&["train", "--recipe", "LM.toml"]);
+    let perplexity = summary(&folder, "out")["test.perplexity"].as_f64().unwrap();
+    assert!(perplexity < 1.5, "guessing gives 11, this gives {perplexity}");
 }

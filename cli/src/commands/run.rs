@@ -41,6 +41,9 @@ pub fn run(args: Args, registry: &Registry) -> Outcome {
     files::prepare(&mut model, registry).map_err(|e| e.at(format!("file {}", args.model.display())))?;
     let mut session = Session::new(&model, session_options(args.threads))?;
     let outputs = session.run(&mut Params::of(&model), &inputs, Key::default()).running()?;
+    if let Some(reason) = session.report().unplanned {
+        note!("note: the model was run by the reference evaluator, which is slow: {reason}");
+    }
     let mut arrays: Vec<(&str, &Tensor)> = Vec::new();
     for output in &model.graph.outputs {
         match outputs.get(&output.name) {

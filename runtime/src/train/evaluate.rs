@@ -2,7 +2,7 @@
 
 use super::config::TrainRun;
 use super::guard::scalar;
-use super::metrics::{Accumulator, Metrics};
+use super::metrics::{Accumulator, Metrics, Task};
 use crate::data::{Cursor, Dataset, LABEL, Loader, LoaderOptions};
 use crate::params::Params;
 use crate::session::{Key, Session, SessionOptions};
@@ -36,8 +36,10 @@ impl Evaluator {
         let mut sum = Accumulator::new(run.task, run.ignore_index);
         for item in Loader::new(dataset.clone(), options)?.stream(Cursor::default(), 1) {
             let (_, batch) = item?;
-            let Some(label) = batch.tensors.get(LABEL) else {
-                return Err(Error::msg("the data has no labels to evaluate with"));
+            let label = match batch.tensors.get(LABEL) {
+                Some(label) => label.clone(),
+                None if run.task == Task::LanguageModel => own_tokens(&batch.tensors, run.ignore_index)?,
+                None => return Err(Error::msg("the data has no labels to evaluate with")),
             };
             let wanted = |name: &String| batch.tensors.get(name).map(|t| (name.clone(), t.clone()));
             let inputs: HashMap<String, Tensor> = self.inputs.iter().filter_map(wanted).collect();
@@ -45,10 +47,26 @@ impl Evaluator {
             let Some(logits) = outputs.get(&self.logits) else {
                 return Err(Error::msg(format!("the evaluation gave no output \"{}\"", self.logits)));
             };
-            sum.add(logits, label, scalar(&outputs, "loss")?)?;
+            sum.add(logits, &label, scalar(&outputs, "loss")?)?;
         }
         Ok(sum.finish())
     }
+}
+
+/// What a language model is to predict: its own tokens, those that are padding left out.
+fn own_tokens(tensors: &HashMap<String, Tensor>, ignore_index: Option<i64>) -> Result<Tensor> {
+    let Some(ids) = tensors.get("input_ids") else {
+        return Err(Error::msg("the data has neither labels nor input_ids to evaluate with"));
+    };
+    let mut tokens = ids.to_i64s()?;
+    if let Some(mask) = tensors.get("attention_mask") {
+        for (token, kept) in tokens.iter_mut().zip(mask.to_i64s()?) {
+            if kept == 0 {
+                *token = ignore_index.unwrap_or(-100);
+            }
+        }
+    }
+    Ok(Tensor::from_vec(ids.shape().to_vec(), tokens))
 }
 
 /// The output `logits`, or the first floating-point one that is not the loss.

@@ -221,7 +221,8 @@ impl<'a> Trainer<'a> {
     fn step(&mut self, batch: Batch) -> Result<()> {
         let rate = self.links.rate(&self.run.schedule, self.state.step);
         let link = self.state.link;
-        if self.session.as_ref().is_none_or(|(l, _)| *l != link) {
+        let fresh = self.session.as_ref().is_none_or(|(l, _)| *l != link);
+        if fresh {
             self.session = Some((link, Session::program(self.model, &self.links.programs[link], self.options)?));
         }
         let inputs = self.inputs(batch.tensors, rate)?;
@@ -231,6 +232,10 @@ impl<'a> Trainer<'a> {
         let place = || format!("step {}", self.state.step + 1);
         let taken = guard::run(session, &mut self.params, &inputs, key, &self.trained).context(place)?;
         let time = start.elapsed();
+        if let (true, Some(reason)) = (fresh, session.report().unplanned) {
+            let text = format!("steps are run by the reference evaluator, which is slow: {reason}");
+            self.observer.event(&Event::Notice(&text));
+        }
         self.window.add(batch.samples, time);
         self.whole.add(batch.samples, time);
         match taken {
