@@ -7,7 +7,7 @@ use std::process::ExitCode;
 /// How a command ends.
 pub type Outcome<T = ()> = Result<T, Failure>;
 
-/// See the [module](self).
+/// How a command fails.
 #[derive(Debug)]
 pub enum Failure {
     /// The command line, a file or a recipe is wrong: exit code 2.
@@ -41,7 +41,7 @@ fn print(error: &Error, code: u8) -> ExitCode {
     ExitCode::from(code)
 }
 
-/// An error of the crates below is the input's, unless [`Running::running`] says otherwise.
+/// An error of the crates below is the input's, unless `Running::running` says otherwise.
 impl From<Error> for Failure {
     fn from(error: Error) -> Failure {
         Failure::Input(error)

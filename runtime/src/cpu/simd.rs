@@ -143,7 +143,7 @@ pub fn log<const FMA: bool>(x: f32) -> f32 {
     p = fma::<FMA>(p, r, -1.666_805_8e-1);
     p = fma::<FMA>(p, r, 2.000_071_5e-1);
     p = fma::<FMA>(p, r, -2.499_999_4e-1);
-    p = fma::<FMA>(p, r, 3.333_333_1e-1);
+    p = fma::<FMA>(p, r, 3.333_333e-1);
     let mut y = p * r * z;
     y = fma::<FMA>(exponent, -2.121_944_4e-4, y);
     y = fma::<FMA>(z, -0.5, y);
@@ -181,10 +181,10 @@ pub fn tanh<const FMA: bool>(x: f32) -> f32 {
     let t = x.abs();
     let far = (1.0 - 2.0 / (exp::<FMA>(2.0 * t) + 1.0)).copysign(x);
     let z = x * x;
-    let mut p = fma::<FMA>(-5.704_988_7e-3, z, 2.063_908_9e-2);
+    let mut p = fma::<FMA>(-5.704_988_7e-3, z, 2.063_909e-2);
     p = fma::<FMA>(p, z, -5.373_971_6e-2);
     p = fma::<FMA>(p, z, 1.333_144_2e-1);
-    p = fma::<FMA>(p, z, -3.333_328_2e-1);
+    p = fma::<FMA>(p, z, -3.333_328e-1);
     let near = fma::<FMA>(p * z, x, x);
     let y = if t > 0.625 { far } else { near };
     if x.is_nan() { x } else { y }

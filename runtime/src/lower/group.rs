@@ -124,7 +124,7 @@ impl Group {
             }
             cols = Some(fixed);
         }
-        if cols.is_some_and(|c| c == 0 || self.numel % c != 0) {
+        if cols.is_some_and(|c| c == 0 || !self.numel.is_multiple_of(c)) {
             return None;
         }
         let find = |buf: BufId| self.out(buf).or_else(|| other.and_then(|g| g.out(buf)));
@@ -188,7 +188,7 @@ impl Group {
         let mut lengths: Vec<usize> = views().flat_map(|v| suffix_products(&v.shape)).collect();
         lengths.sort_unstable();
         lengths.dedup();
-        let fits = |&cols: &usize| cols > 0 && self.numel % cols == 0 && views().all(|v| Walk::new(v, cols).is_some());
+        let fits = |&cols: &usize| cols > 0 && self.numel.is_multiple_of(cols) && views().all(|v| Walk::new(v, cols).is_some());
         lengths.into_iter().rev().find(fits).unwrap_or(1)
     }
 }

@@ -1,6 +1,6 @@
 //! Lowering: a graph with static shapes becomes a list of kernels on buffers.
 //!
-//! 1. [`infer::specialise`](sartor_ir::infer::specialise) with the inputs' types gives every value a shape, and values to
+//! 1. [`infer::specialise`] with the inputs' types gives every value a shape, and values to
 //!    integer shape arithmetic; what is a known constant is not run.
 //! 2. Nodes are taken in topological order ([`nodes`]): some only make [views](view), elementwise and row operators join
 //!    [groups](group) ([`fuse`]), products become contracts that groups grow on as epilogues, and what has no kernel becomes a

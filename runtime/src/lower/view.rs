@@ -42,12 +42,16 @@ impl View {
     pub fn len(&self) -> usize {
         self.shape.iter().product()
     }
+    /// Whether there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.shape.contains(&0)
+    }
     /// Whether the elements lie one after the other in row-major order.
     pub fn is_dense(&self) -> bool {
         let mut expected = 1;
         for (&dim, &stride) in self.shape.iter().zip(&self.strides).rev() {
             if dim != 1 && stride != expected {
-                return self.len() == 0;
+                return self.is_empty();
             }
             expected *= dim;
         }
@@ -74,7 +78,7 @@ impl View {
     /// Part of one axis: `len` elements from `start`, every `step`-th.
     pub fn sliced(&self, axis: usize, start: usize, step: usize, len: usize) -> View {
         let mut view = self.clone();
-        if self.len() != 0 && len != 0 {
+        if !self.is_empty() && len != 0 {
             view.offset += start * view.strides[axis];
         }
         view.strides[axis] *= step;
