@@ -188,7 +188,9 @@ impl Group {
         let mut lengths: Vec<usize> = views().flat_map(|v| suffix_products(&v.shape)).collect();
         lengths.sort_unstable();
         lengths.dedup();
-        let fits = |&cols: &usize| cols > 0 && self.numel.is_multiple_of(cols) && views().all(|v| Walk::new(v, cols).is_some());
+        let fits = |&cols: &usize| {
+            cols > 0 && self.numel.is_multiple_of(cols) && views().all(|v| Walk::new(v, cols).is_some())
+        };
         lengths.into_iter().rev().find(fits).unwrap_or(1)
     }
 }

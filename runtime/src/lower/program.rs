@@ -4,6 +4,7 @@
 //! row (a reduction, or an operand broadcast along the row). Booleans are 0 and 1.
 
 use super::view::Walk;
+use std::collections::HashMap;
 
 /// A register.
 pub type Reg = u16;
@@ -27,7 +28,7 @@ pub enum Width {
 }
 
 /// Functions of one number.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[allow(missing_docs)]
 pub enum Un {
     Copy,
@@ -52,7 +53,7 @@ pub enum Un {
 }
 
 /// Functions of two numbers.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[allow(missing_docs)]
 pub enum Bin {
     Add,
@@ -68,7 +69,7 @@ pub enum Bin {
 }
 
 /// Reductions of a row.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[allow(missing_docs)]
 pub enum Fold {
     Sum,
@@ -116,11 +117,39 @@ pub struct Program {
     pub in_place: bool,
 }
 
-/// Builds a program.
+/// Builds a program. What is computed already is not computed again.
 #[derive(Debug, Default)]
 pub struct Builder {
     code: Vec<Ins>,
     width: Vec<Width>,
+    known: HashMap<(Function, [Operand; 3]), Reg>,
+}
+
+/// What an instruction computes.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+enum Function {
+    Un(Un),
+    Bin(Bin),
+    Select,
+    Fold(Fold),
+    Spread,
+}
+
+/// What it computes it from; numbers by their bits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+enum Operand {
+    None,
+    Reg(Reg),
+    Const(u32),
+}
+
+impl From<Src> for Operand {
+    fn from(src: Src) -> Operand {
+        match src {
+            Src::Reg(reg) => Operand::Reg(reg),
+            Src::Const(number) => Operand::Const(number.to_bits()),
+        }
+    }
 }
 
 impl Builder {
@@ -134,6 +163,18 @@ impl Builder {
             Src::Reg(reg) => Some(self.width[reg as usize]),
             Src::Const(_) => None,
         }
+    }
+    /// The register that holds this already, or a new one and the instruction that fills it.
+    fn once(&mut self, function: Function, args: &[Src], width: Width, ins: impl FnOnce(Reg) -> Ins) -> Src {
+        let mut key = [Operand::None; 3];
+        key.iter_mut().zip(args).for_each(|(operand, &src)| *operand = src.into());
+        if let Some(&reg) = self.known.get(&(function, key)) {
+            return Src::Reg(reg);
+        }
+        let dst = self.fresh(width);
+        self.code.push(ins(dst));
+        self.known.insert((function, key), dst);
+        Src::Reg(dst)
     }
     fn common(&self, args: &[Src]) -> Width {
         let full = args.iter().any(|&a| self.width_of(a) == Some(Width::Full));
@@ -153,15 +194,11 @@ impl Builder {
     }
     /// `f(a)`
     pub fn un(&mut self, f: Un, a: Src) -> Src {
-        let dst = self.fresh(self.common(&[a]));
-        self.code.push(Ins::Un(f, dst, a));
-        Src::Reg(dst)
+        self.once(Function::Un(f), &[a], self.common(&[a]), |dst| Ins::Un(f, dst, a))
     }
     /// `f(a, b)`
     pub fn bin(&mut self, f: Bin, a: Src, b: Src) -> Src {
-        let dst = self.fresh(self.common(&[a, b]));
-        self.code.push(Ins::Bin(f, dst, a, b));
-        Src::Reg(dst)
+        self.once(Function::Bin(f), &[a, b], self.common(&[a, b]), |dst| Ins::Bin(f, dst, a, b))
     }
     /// `f(a, number)`
     pub fn with(&mut self, f: Bin, a: Src, number: f32) -> Src {
@@ -169,25 +206,20 @@ impl Builder {
     }
     /// `condition ? a : b`
     pub fn select(&mut self, condition: Src, a: Src, b: Src) -> Src {
-        let dst = self.fresh(self.common(&[condition, a, b]));
-        self.code.push(Ins::Select(dst, condition, a, b));
-        Src::Reg(dst)
+        let args = [condition, a, b];
+        self.once(Function::Select, &args, self.common(&args), |dst| Ins::Select(dst, condition, a, b))
     }
     /// A reduction of rows of `cols` elements; an operand that is equal along the row is spread first.
     pub fn fold(&mut self, f: Fold, a: Src) -> Src {
         let a = self.spread(a);
-        let dst = self.fresh(Width::Row);
-        self.code.push(Ins::Fold(f, dst, a));
-        Src::Reg(dst)
+        self.once(Function::Fold(f), &[a], Width::Row, |dst| Ins::Fold(f, dst, a))
     }
     /// The operand as a full register.
     pub fn spread(&mut self, a: Src) -> Src {
         if self.width_of(a) == Some(Width::Full) {
             return a;
         }
-        let dst = self.fresh(Width::Full);
-        self.code.push(Ins::Un(Un::Copy, dst, a));
-        Src::Reg(dst)
+        self.once(Function::Spread, &[a], Width::Full, |dst| Ins::Un(Un::Copy, dst, a))
     }
     /// Writes memory.
     pub fn store(&mut self, src: Src, walk: Walk) {
@@ -242,7 +274,7 @@ fn live(code: Vec<Ins>, regs: usize) -> Vec<Ins> {
 
 /// Moves every load in front of its first reader, so that few registers are alive at a time.
 fn lazy_loads(code: Vec<Ins>) -> Vec<Ins> {
-    let mut waiting: std::collections::HashMap<Reg, Ins> = std::collections::HashMap::new();
+    let mut waiting: HashMap<Reg, Ins> = HashMap::new();
     let mut out = Vec::with_capacity(code.len());
     for ins in code {
         if let Ins::Load(dst, _) = &ins {
