@@ -10,7 +10,7 @@ use bytes::Bytes;
 use sartor_ir::ops::EvalCx;
 use sartor_ir::rng::Stream;
 use sartor_ir::{Context, DType, Error, Graph, NodeId, Result, Tensor, bail, ensure};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Memory that a session keeps between runs.
@@ -20,13 +20,40 @@ pub struct Memory {
     /// Aligned copies of tensors whose bytes are not, with the bytes they were made from.
     aligned: HashMap<(usize, usize), (Bytes, Tensor)>,
     /// Buffers of outputs that nobody holds any more.
-    spare: Arc<Mutex<Vec<Vec<f32>>>>,
+    spare: Arc<Mutex<Spare>>,
+}
+
+/// Buffers to be used again, oldest first, up to a number of elements.
+#[derive(Debug, Default)]
+struct Spare {
+    buffers: VecDeque<Vec<f32>>,
+    elements: usize,
+    limit: usize,
+}
+
+impl Spare {
+    fn put(&mut self, buffer: Vec<f32>) {
+        self.elements += buffer.len();
+        self.buffers.push_back(buffer);
+        self.trim();
+    }
+    fn trim(&mut self) {
+        while self.elements > self.limit {
+            let Some(oldest) = self.buffers.pop_front() else { break };
+            self.elements -= oldest.len();
+        }
+    }
+    fn take(&mut self, len: usize) -> Option<Vec<f32>> {
+        let found = self.buffers.iter().position(|b| b.len() == len)?;
+        self.elements -= len;
+        self.buffers.remove(found)
+    }
 }
 
 /// An output's memory; goes back to its session when the last tensor on it is dropped.
 struct Lent {
     data: Vec<f32>,
-    home: Arc<Mutex<Vec<Vec<f32>>>>,
+    home: Arc<Mutex<Spare>>,
 }
 
 impl AsRef<[u8]> for Lent {
@@ -37,27 +64,30 @@ impl AsRef<[u8]> for Lent {
 
 impl Drop for Lent {
     fn drop(&mut self) {
-        const KEPT: usize = 1024;
         let mut spare = self.home.lock().unwrap_or_else(PoisonError::into_inner);
-        if spare.len() < KEPT {
-            spare.push(std::mem::take(&mut self.data));
-        }
+        spare.put(std::mem::take(&mut self.data));
     }
 }
 
 impl Memory {
     fn take(&self, len: usize) -> Vec<f32> {
         let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
-        match spare.iter().position(|v| v.len() == len) {
-            Some(found) => spare.swap_remove(found),
-            None => vec![0.0; len],
-        }
+        spare.take(len).unwrap_or_else(|| vec![0.0; len])
     }
-    /// The tensor on aligned memory.
-    fn aligned(&mut self, tensor: &Tensor) -> Tensor {
+    /// Keeps at most this many elements of spare buffers.
+    fn limit_spare(&self, elements: usize) {
+        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        spare.limit = elements;
+        spare.trim();
+    }
+    /// The tensor on aligned memory. A copy is kept for as long as the session, unless the tensor is another in every run.
+    fn aligned(&mut self, tensor: &Tensor, passing: bool) -> Tensor {
         let bytes = tensor.bytes();
         if bytes.as_ptr().align_offset(align_of::<f32>()) == 0 {
             return tensor.clone();
+        }
+        if passing {
+            return tensor.detached();
         }
         let key = (bytes.as_ptr() as usize, bytes.len());
         let (_, copy) = self.aligned.entry(key).or_insert_with(|| (bytes.clone(), tensor.detached()));
@@ -95,6 +125,9 @@ pub fn execute(
         memory.arena = Vec::new();
         memory.arena = vec![0.0; plan.arena];
     }
+    // What one run gives back, and what the next one gives back while the first is still held.
+    let given: usize = lowered.buffers.iter().filter(|b| matches!(b.home, Home::Output(_))).map(|b| b.len).sum();
+    memory.limit_spare(2 * given);
     let mut own: Vec<Option<Vec<f32>>> = vec![None; lowered.outputs.len()];
     let mut bases = vec![std::ptr::null_mut(); lowered.buffers.len()];
     for (b, buffer) in lowered.buffers.iter().enumerate() {
@@ -111,7 +144,8 @@ pub fn execute(
     let mut run = Run { plan, graph, opset, key, bases, host: vec![None; lowered.slots.len()] };
     for (i, slot) in lowered.slots.iter().enumerate() {
         if let Some(tensor) = leaf(slot, params, inputs)? {
-            run.fill(i, memory.aligned(&tensor))?;
+            let passing = matches!(slot.origin, Origin::Input(_));
+            run.fill(i, memory.aligned(&tensor, passing))?;
         }
     }
     let pool = cpu::pool(threads)?;

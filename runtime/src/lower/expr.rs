@@ -295,20 +295,23 @@ fn clip(b: &mut Builder, args: &[Option<Src>]) -> Src {
     y
 }
 
-fn softmax(b: &mut Builder, x: Src) -> Src {
+/// `x − max x`, its exponential, and the sum of that along the row.
+fn exponentials(b: &mut Builder, x: Src) -> (Src, Src, Src) {
     let top = b.fold(Fold::Max, x);
     let y = b.bin(Bin::Sub, x, top);
     let e = b.un(Un::Exp, y);
     let sum = b.fold(Fold::Sum, e);
+    (y, e, sum)
+}
+
+fn softmax(b: &mut Builder, x: Src) -> Src {
+    let (_, e, sum) = exponentials(b, x);
     let inverse = b.un(Un::Recip, sum);
     b.bin(Bin::Mul, e, inverse)
 }
 
 fn log_softmax(b: &mut Builder, x: Src) -> Src {
-    let top = b.fold(Fold::Max, x);
-    let y = b.bin(Bin::Sub, x, top);
-    let e = b.un(Un::Exp, y);
-    let sum = b.fold(Fold::Sum, e);
+    let (y, _, sum) = exponentials(b, x);
     let log = b.un(Un::Log, sum);
     b.bin(Bin::Sub, y, log)
 }

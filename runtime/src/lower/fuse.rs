@@ -179,6 +179,9 @@ impl Lowering<'_> {
         if group.items.len() >= MAX_ITEMS || (group.core.is_some() && cols.is_some_and(|c| c > MAX_ROW / 4)) {
             return false;
         }
+        if cols.is_some() && group.has_large_patches() {
+            return false;
+        }
         let Some(agreed) = group.agree(None, Some(&item), cols) else { return false };
         let outside = self.read_bufs(&item).filter_map(|b| self.writer(b)).filter(|&d| d != draft);
         if outside.into_iter().any(|d| self.depends(d, draft)) {
@@ -226,6 +229,11 @@ impl Lowering<'_> {
         let (Some(a), Some(b)) = (self.group(home), self.group(other)) else { return false };
         let too_many = a.items.len() + b.items.len() > MAX_ITEMS;
         if a.numel != b.numel || too_many || (a.core.is_some() && b.core.is_some()) {
+            return false;
+        }
+        // A group without a contract has a row length because something folds its rows.
+        let folds = |g: &Group| g.core.is_none() && g.cols.is_some();
+        if (folds(a) && b.has_large_patches()) || (folds(b) && a.has_large_patches()) {
             return false;
         }
         let Some(cols) = a.agree(Some(b), None, None) else { return false };

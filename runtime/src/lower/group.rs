@@ -166,6 +166,13 @@ impl Group {
         self.core.is_some()
             && self.items.iter().all(|i| matches!(i.what, What::Products | What::AddScaled(_)) && i.outs.len() == 1)
     }
+    /// Whether its contract makes so large patches of images that they must be cut into columns: then nothing that needs whole
+    /// rows may follow.
+    pub fn has_large_patches(&self) -> bool {
+        const LARGEST: usize = 1 << 18;
+        let large = |core: &Core| core.products.iter().any(|p| p.patch.is_some_and(|(_, k)| k * core.n > LARGEST));
+        self.core.as_ref().is_some_and(large)
+    }
     /// The result of the last item, if it has exactly one.
     pub fn last_out(&self) -> Option<&Out> {
         match self.items.last()?.outs.as_slice() {
