@@ -148,3 +148,17 @@ fn a_knot_changes_no_output() {
         }
     }
 }
+
+#[test]
+fn threads_change_no_bit_of_a_trained_encoder() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("R.toml"), recipe()).unwrap();
+    let train = |threads: &str| {
+        let (output, threads) = (format!("output=out{threads}"), format!("train.threads={threads}"));
+        let sets = ["--set", &output, "--set", &threads];
+        sartor(dir.path(), &[&["train", "--recipe", "R.toml", "--max-steps", "6"], &sets[..]].concat());
+    };
+    ["1", "2"].iter().for_each(|threads| train(threads));
+    let [one, two] = ["out1", "out2"].map(|out| std::fs::read(dir.path().join(out).join("chain.onnx")).unwrap());
+    assert!(one == two, "the weights differ between 1 and 2 threads");
+}
