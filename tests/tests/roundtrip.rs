@@ -129,7 +129,9 @@ fn onnx_runtime_computes_the_same_bits_on_the_suite() {
     assert_eq!(pairs.lines().count(), 126);
     let list = dir.path().join("pairs.txt");
     std::fs::write(&list, pairs).unwrap();
-    succeeds(peer("compare_many_ort.py").arg(&list));
+    let text = succeeds(peer("compare_many_ort.py").arg(&list));
+    // The others are of opsets that ONNX Runtime has no kernels for.
+    assert!(text.ends_with("bit-equal 92, refused 34, different 0\n"), "{text}");
 }
 
 #[test]
