@@ -171,7 +171,8 @@ fn report(runs: &Path, seeds: usize) -> Result<()> {
             let curve = curve(runs, name, links, seeds)?;
             let cells = curve.iter().map(|x| format!("{x:.3}"));
             lines.push([file.to_string(), links.to_string()].into_iter().chain(cells).collect());
-            curves.push((format!("{name}, {links} link{}", if links == 1 { "" } else { "s" }), curve));
+            let model = format!("MiniLM-{}", name.to_uppercase());
+            curves.push((format!("{model}, {links} link{}", if links == 1 { "" } else { "s" }), curve));
         }
     }
     text += &table(&["", "links", "1", "2", "3", "4", "5", "6"], &lines);
@@ -207,8 +208,8 @@ fn picture(curves: &[(String, Vec<f64>)]) -> String {
     let x = |epoch: usize| 60.0 + epoch as f64 * 90.0;
     let y = |accuracy: f64| 280.0 - (accuracy - low) / (high - low) * 250.0;
     let mut svg = String::from(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"680\" height=\"320\" font-family=\"sans-serif\" font-size=\"12\">\n\
-         <rect width=\"680\" height=\"320\" fill=\"white\"/>\n",
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"700\" height=\"320\" font-family=\"sans-serif\" font-size=\"12\">\n\
+         <rect width=\"700\" height=\"320\" fill=\"white\"/>\n",
     );
     for step in 0..=7 {
         let accuracy = low + 0.02 * f64::from(step);
