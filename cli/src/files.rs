@@ -4,7 +4,7 @@ use crate::failure::{Outcome, Running};
 use indexmap::IndexMap;
 use sartor_ir::onnx::{self, ExternalData, SaveOptions};
 use sartor_ir::{Dim, Error, Graph, Model, Result, Tensor, Type, Value, bail};
-use sartor_passes::{Driver, Options, Registry};
+pub use sartor_passes::pipelines::prepare;
 use sartor_runtime::data::npz;
 use std::collections::HashMap;
 use std::path::Path;
@@ -14,16 +14,6 @@ pub fn save(model: &Model, path: &Path, external: bool) -> Outcome {
     let external_data = external.then(ExternalData::default);
     onnx::save(model, path, &SaveOptions { external_data }).running()
 }
-
-/// Makes a model that can be run and trained out of one as it stands in a file: functions inlined, in the internal
-/// opset, with weights as parameters and the type of every value inferred.
-pub fn prepare(model: &mut Model, registry: &Registry) -> Result<()> {
-    let passes = PREPARATION.iter().map(|name| registry.build(name, Options::new())).collect::<Result<Vec<_>>>()?;
-    Driver::new().run(&passes, model).map(drop)
-}
-
-/// The passes of [`prepare`].
-pub const PREPARATION: &[&str] = &["inline", "upgrade", "lift", "infer"];
 
 /// The arrays of an `.npz` that a graph's inputs are named after. Others are left alone. All problems at once.
 pub fn read_inputs(path: &Path, graph: &Graph) -> Result<HashMap<String, Tensor>> {

@@ -13,7 +13,7 @@
 //! What is made from a `Frozen` parameter is a new `Frozen` parameter, shared by all graphs that fold the same thing;
 //! the rest becomes a constant. `Trainable` and `State` parameters are never folded through: their values change.
 
-use crate::walk::require_internal_opset;
+use crate::walk::{edit_with_model, require_internal_opset};
 use crate::{Changed, Pass};
 use sartor_ir::eval::eval_op;
 use sartor_ir::infer::{self, Facts};
@@ -45,16 +45,7 @@ impl Pass for Fold {
     fn run(&self, model: &mut Model) -> Result<Changed> {
         require_internal_opset(model)?;
         let mut folder = Folder { max_bytes: self.max_bytes, made: Vec::new(), changed: false };
-        let mut graph = std::mem::take(&mut model.graph);
-        let result = folder.graph(&mut graph, model);
-        model.graph = graph;
-        result?;
-        for index in 0..model.programs.len() {
-            let mut graph = std::mem::take(&mut model.programs[index].graph);
-            let result = folder.graph(&mut graph, model);
-            model.programs[index].graph = graph;
-            result?;
-        }
+        edit_with_model(model, |graph, model| folder.graph(graph, model))?;
         Ok(folder.changed.into())
     }
 }

@@ -38,7 +38,7 @@ impl Pass for Freeze {
         let given = !self.frozen.is_empty() || !self.trainable.is_empty();
         ensure!(given, "give patterns, as in freeze(frozen=[*], trainable=[*.bias])");
         let (frozen, trainable) = (Patterns::parse(&self.frozen)?, Patterns::parse(&self.trainable)?);
-        let mut changed = crate::lift::lift(model);
+        let mut changed = crate::lift::lift(model)?;
         let names = param_names(model);
         let things: Vec<Vec<String>> = names.values().cloned().collect();
         frozen.check_all_match(&things, "parameter")?;

@@ -74,7 +74,7 @@ fn gelu_operand(graph: &Graph, id: NodeId) -> Option<Value> {
 
 /// The factors of a product of at most three, through products that nothing else reads.
 fn flatten(graph: &Graph, value: Value, top: bool, factors: &mut Vec<Value>) {
-    let read_once = top || (graph.use_count(value) == 1 && !graph.outputs.iter().any(|o| o.value == value));
+    let read_once = top || graph.use_count(value) == 1;
     match pair(graph, value, "Mul").filter(|_| read_once && factors.len() < 4) {
         Some((a, b)) => {
             flatten(graph, a, false, factors);

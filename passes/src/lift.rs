@@ -14,6 +14,7 @@
 //! same numbers. Idempotent.
 
 use crate::fold::fresh_param_name;
+use crate::walk::edit_with_model;
 use crate::{Changed, Pass};
 use sartor_ir::{Graph, Model, NodeId, Parameter, Result, Role, Tensor, Type, Value};
 use schemars::JsonSchema;
@@ -29,21 +30,18 @@ impl Pass for Lift {
         "lift"
     }
     fn run(&self, model: &mut Model) -> Result<Changed> {
-        Ok(lift(model).into())
+        Ok(lift(model)?.into())
     }
 }
 
 /// Lifts all weights of a model; returns whether there were any.
-pub fn lift(model: &mut Model) -> bool {
-    let mut graph = std::mem::take(&mut model.graph);
-    let mut changed = lift_graph(&mut graph, model);
-    model.graph = graph;
-    for i in 0..model.programs.len() {
-        let mut graph = std::mem::take(&mut model.programs[i].graph);
-        changed |= lift_graph(&mut graph, model);
-        model.programs[i].graph = graph;
-    }
-    changed
+pub fn lift(model: &mut Model) -> Result<bool> {
+    let mut changed = false;
+    edit_with_model(model, |graph, model| {
+        changed |= lift_graph(graph, model);
+        Ok(())
+    })?;
+    Ok(changed)
 }
 
 fn lift_graph(graph: &mut Graph, model: &mut Model) -> bool {

@@ -1,7 +1,9 @@
 //! Pipelines with a name: written like a pass, they stand for several.
 
+use crate::Driver;
 use crate::options::Invocation;
-use crate::registry::Options;
+use crate::registry::{Options, Registry};
+use sartor_ir::{Model, Result};
 
 /// Name, summary, and the passes in order.
 pub const PIPELINES: &[(&str, &str, &[&str])] = &[(
@@ -14,4 +16,14 @@ pub const PIPELINES: &[(&str, &str, &[&str])] = &[(
 pub fn expand(name: &str) -> Option<Vec<Invocation>> {
     let (.., passes) = PIPELINES.iter().find(|(pipeline, ..)| *pipeline == name)?;
     Some(passes.iter().map(|pass| (pass.to_string(), Options::new())).collect())
+}
+
+/// The passes of [`prepare`].
+const PREPARATION: &[&str] = &["inline", "upgrade", "lift", "infer"];
+
+/// Makes a model that can be run and trained out of one as it stands in a file: functions inlined, in the internal
+/// opset, with weights as parameters and the type of every value inferred.
+pub fn prepare(model: &mut Model, registry: &Registry) -> Result<()> {
+    let passes = PREPARATION.iter().map(|name| registry.build(name, Options::new())).collect::<Result<Vec<_>>>()?;
+    Driver::new().run(&passes, model).map(drop)
 }

@@ -11,7 +11,23 @@ pub fn edit_graphs(model: &mut Model, mut edit: impl FnMut(&mut Graph) -> Result
     Ok(changed)
 }
 
-/// The same for one graph and its subgraphs.
+/// Runs `edit` on the inference graph and on every program's graph, with the rest of the model at hand. After an error the
+/// graphs are where they were.
+pub fn edit_with_model(model: &mut Model, mut edit: impl FnMut(&mut Graph, &mut Model) -> Result<()>) -> Result<()> {
+    let mut graph = std::mem::take(&mut model.graph);
+    let result = edit(&mut graph, model);
+    model.graph = graph;
+    result?;
+    for index in 0..model.programs.len() {
+        let mut graph = std::mem::take(&mut model.programs[index].graph);
+        let result = edit(&mut graph, model);
+        model.programs[index].graph = graph;
+        result?;
+    }
+    Ok(())
+}
+
+/// Runs `edit` on one graph and its subgraphs; returns whether any call said that it changed something.
 pub fn edit_with_subgraphs(graph: &mut Graph, edit: &mut impl FnMut(&mut Graph) -> Result<bool>) -> Result<bool> {
     let mut changed = false;
     for id in nodes_with_subgraphs(graph) {

@@ -2,7 +2,7 @@
 
 use sartor_ir::rng::Draw;
 use sartor_ir::{DType, Graph, Model, Result, Tensor, Type, onnx};
-use sartor_passes::{Driver, Registry, options};
+use sartor_passes::{Driver, Registry, options, pipelines};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -55,10 +55,7 @@ pub fn succeeds(command: &mut Command) -> String {
 /// (TOML).
 pub fn prepared(path: &Path, pipeline: &str) -> Result<Model> {
     let mut model = onnx::load(path)?;
-    run_passes(
-        &mut model,
-        "[[pass]]\nname = \"inline\"\n[[pass]]\nname = \"upgrade\"\n[[pass]]\nname = \"lift\"\n[[pass]]\nname = \"infer\"",
-    )?;
+    pipelines::prepare(&mut model, &Registry::builtin())?;
     run_passes(&mut model, pipeline)?;
     Ok(model)
 }

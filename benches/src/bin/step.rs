@@ -5,7 +5,8 @@
 
 use sartor_ir::rng::Draw;
 use sartor_ir::{DType, Error, Model, Result, Tensor, onnx};
-use sartor_passes::{Driver, Registry, options};
+use sartor_passes::{Driver, Registry, options, pipelines};
+use sartor_runtime::train::summary::peak_rss_mib;
 use sartor_runtime::{Key, Params, Session, SessionOptions};
 use std::collections::HashMap;
 use std::path::Path;
@@ -46,7 +47,7 @@ fn main() -> Result<()> {
     println!("median {median:.1} ms, least {:.1} ms", times[0]);
     let numbers = serde_json::json!({
         "bench": "step", "threads": threads, "batch": batch, "sequence": sequence, "ms_per_step": median,
-        "samples_per_s": batch as f64 / median * 1e3, "peak_mib": peak_mib(),
+        "samples_per_s": batch as f64 / median * 1e3, "peak_mib": peak_rss_mib(),
     });
     println!("{numbers}");
     Ok(())
@@ -54,12 +55,6 @@ fn main() -> Result<()> {
 
 fn prepare(mut model: Model) -> Result<Model> {
     let pipeline = r#"
-        [[pass]]
-        name = "inline"
-        [[pass]]
-        name = "upgrade"
-        [[pass]]
-        name = "infer"
         [[pass]]
         name = "head"
         input = "sentence_embedding"
@@ -75,7 +70,9 @@ fn prepare(mut model: Model) -> Result<Model> {
         [[pass]]
         name = "optimizer"
     "#;
-    let passes = Registry::builtin().build_all(options::parse_pipeline(pipeline)?)?;
+    let registry = Registry::builtin();
+    pipelines::prepare(&mut model, &registry)?;
+    let passes = registry.build_all(options::parse_pipeline(pipeline)?)?;
     Driver::new().run(&passes, &mut model)?;
     Ok(model)
 }
@@ -99,10 +96,4 @@ fn inputs(session: &Session, batch: usize, sequence: usize) -> Result<HashMap<St
 
 fn millis(start: Instant) -> f64 {
     start.elapsed().as_secs_f64() * 1e3
-}
-
-fn peak_mib() -> Option<f64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|l| l.starts_with("VmHWM"))?;
-    Some(line.split_whitespace().nth(1)?.parse::<f64>().ok()? / 1024.0)
 }

@@ -71,7 +71,7 @@ impl Pass for Cola {
         training::require_opset(model, "cola")?;
         ensure!(model.meta_value(record::KEY).is_none(), "the model has adapters already: run the pass `merge` first");
         let opset = model.opset();
-        crate::lift::lift(model);
+        crate::lift::lift(model)?;
         infer::infer_graph(&mut model.graph, opset)?;
         site::name_anonymous_nodes(model);
         let sites = find_sites(&model.graph, model, &self.targets)?;

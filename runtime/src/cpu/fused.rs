@@ -4,7 +4,7 @@
 //! the first-level cache. Operands whose rows lie evenly spaced in memory are read where they are, and results are written
 //! where they belong.
 
-use super::simd;
+use super::simd::{self, larger, smaller};
 use crate::lower::program::{Bin, Fold, Ins, Program, Reg, Src, Un, Width};
 use crate::lower::view::Walk;
 use std::cell::RefCell;
@@ -313,18 +313,6 @@ unsafe fn binary(f: Bin, s: Shape) {
             Bin::Equal => map2(&s, |a, b| if a == b { 1.0 } else { 0.0 }),
         }
     }
-}
-
-/// The larger; NaN if one is.
-#[inline(always)]
-fn larger(a: f32, b: f32) -> f32 {
-    if a > b || a.is_nan() { a } else { b }
-}
-
-/// The smaller; NaN if one is.
-#[inline(always)]
-fn smaller(a: f32, b: f32) -> f32 {
-    if a < b || a.is_nan() { a } else { b }
 }
 
 #[inline(always)]

@@ -4,6 +4,7 @@
 //! places. Long folds are cut into chunks of fixed length whose partial results are joined in order.
 
 use super::fused::Bases;
+use super::simd::{larger, smaller};
 use super::{Shared, each};
 use crate::lower::program::Fold;
 use crate::lower::view::{View, Walk};
@@ -85,8 +86,6 @@ unsafe fn strip_inner<const FMA: bool>(
     out: *mut f32,
     scale: f32,
 ) {
-    let larger = |a: f32, b: f32| if a > b || a.is_nan() { a } else { b };
-    let smaller = |a: f32, b: f32| if a < b || a.is_nan() { a } else { b };
     // SAFETY: the caller's contract.
     unsafe {
         match fold {

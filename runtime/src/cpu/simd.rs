@@ -196,6 +196,18 @@ pub fn sigmoid<const FMA: bool>(x: f32) -> f32 {
     1.0 / (1.0 + exp::<FMA>(-x))
 }
 
+/// The larger; NaN if one is.
+#[inline(always)]
+pub fn larger(a: f32, b: f32) -> f32 {
+    if a > b || a.is_nan() { a } else { b }
+}
+
+/// The smaller; NaN if one is.
+#[inline(always)]
+pub fn smaller(a: f32, b: f32) -> f32 {
+    if a < b || a.is_nan() { a } else { b }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -75,7 +75,7 @@ impl Lowering<'_> {
             missing[draft] = producers.len();
             producers.into_iter().for_each(|p| readers[p].push(draft));
         }
-        let key = |d: usize| Reverse((self.drafts[d].span.1, d));
+        let key = |d: usize| Reverse((self.drafts[d].last, d));
         let mut ready: BinaryHeap<_> = (0..missing.len()).filter(|&d| alive[d] && missing[d] == 0).map(key).collect();
         let mut order = Vec::new();
         while let Some(Reverse((_, draft))) = ready.pop() {

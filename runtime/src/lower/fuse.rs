@@ -119,7 +119,7 @@ impl Lowering<'_> {
             }
         }
         let mut candidates: Vec<usize> = self.read_bufs(&item).filter_map(|b| self.writer(b)).collect();
-        candidates.sort_by_key(|&d| std::cmp::Reverse(self.drafts[d].span.1));
+        candidates.sort_by_key(|&d| std::cmp::Reverse(self.drafts[d].last));
         candidates.dedup();
         let Some(home) = candidates.iter().copied().find(|&d| self.try_join(d, &item, numel, cols)) else {
             let reads = self.read_bufs(&item).collect();
@@ -194,7 +194,7 @@ impl Lowering<'_> {
         let target = &mut self.drafts[draft];
         target.reads.extend(reads);
         target.writes.extend(item.outs.iter().map(|o| o.view.buf));
-        target.span.1 = at;
+        target.last = at;
         if let Work::Group(group) = &mut target.work {
             group.cols = agreed;
             group.items.push(item);
@@ -248,11 +248,11 @@ impl Lowering<'_> {
         let moved = std::mem::replace(&mut self.drafts[other].work, Work::Merged(home));
         let (reads, writes) =
             (std::mem::take(&mut self.drafts[other].reads), std::mem::take(&mut self.drafts[other].writes));
-        let span = self.drafts[other].span;
+        let last = self.drafts[other].last;
         let target = &mut self.drafts[home];
         target.reads.extend(reads);
         target.writes.extend(writes);
-        target.span = (target.span.0.min(span.0), target.span.1.max(span.1));
+        target.last = target.last.max(last);
         if let (Work::Group(group), Work::Group(moved)) = (&mut target.work, moved) {
             group.cols = cols;
             group.items.extend(moved.items);
@@ -298,7 +298,7 @@ impl Lowering<'_> {
             group.items.clear();
         }
         self.absorb(home, other, cols);
-        self.drafts[home].span.1 = self.at;
+        self.drafts[home].last = self.at;
         self.places.remove(&a);
         self.places.remove(&b);
         self.rename_result(home, result);

@@ -159,8 +159,8 @@ pub struct Draft {
     pub reads: Vec<BufId>,
     /// The buffers it writes.
     pub writes: Vec<BufId>,
-    /// Places in the graph's order of its first and last node.
-    pub span: (usize, usize),
+    /// The place of its last node in the graph's order.
+    pub last: usize,
 }
 
 /// The state of lowering one graph.
@@ -276,7 +276,7 @@ impl<'a> Lowering<'a> {
     pub(crate) fn draft(&mut self, work: Work, reads: Vec<BufId>, writes: Vec<BufId>) -> usize {
         let draft = self.drafts.len();
         writes.iter().for_each(|b| self.producer[b.index()] = Some(draft));
-        self.drafts.push(Draft { work, reads, writes, span: (self.at, self.at) });
+        self.drafts.push(Draft { work, reads, writes, last: self.at });
         draft
     }
     /// The draft that a draft became part of.
