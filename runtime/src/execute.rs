@@ -1,6 +1,6 @@
 //! Running a plan: buffers get addresses, steps run one after the other, outputs become tensors.
 
-use crate::cpu::{self, Shared};
+use crate::cpu;
 use crate::lower::view::{View, Walk};
 use crate::lower::{Home, Origin, Planned, Slot, Step};
 use crate::params::Params;
@@ -17,6 +17,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 #[derive(Debug, Default)]
 pub struct Memory {
     arena: Vec<f32>,
+    /// Packed factors of one step.
+    scratch: Vec<f32>,
     /// Aligned copies of tensors whose bytes are not, with the bytes they were made from.
     aligned: HashMap<(usize, usize), (Bytes, Tensor)>,
     /// Buffers of outputs that nobody holds any more.
@@ -102,8 +104,11 @@ struct Run<'a> {
     opset: i64,
     key: Key,
     bases: Vec<*mut f32>,
+    scratch: *mut f32,
     host: Vec<Option<Tensor>>,
 }
+
+const CACHE_LINE: usize = 64;
 
 // SAFETY: the addresses point to memory that `execute` owns or borrows for the whole run.
 unsafe impl Send for Run<'_> {}
@@ -125,6 +130,11 @@ pub fn execute(
         memory.arena = Vec::new();
         memory.arena = vec![0.0; plan.arena];
     }
+    if memory.scratch.len() < plan.scratch {
+        memory.scratch = vec![0.0; plan.scratch];
+    }
+    let scratch = memory.scratch.as_mut_ptr();
+    let scratch = scratch.wrapping_add(scratch.align_offset(CACHE_LINE));
     // What one run gives back, and what the next one gives back while the first is still held.
     let given: usize = lowered.buffers.iter().filter(|b| matches!(b.home, Home::Output(_))).map(|b| b.len).sum();
     memory.limit_spare(2 * given);
@@ -141,7 +151,7 @@ pub fn execute(
             Home::Host(_) => {}
         }
     }
-    let mut run = Run { plan, graph, opset, key, bases, host: vec![None; lowered.slots.len()] };
+    let mut run = Run { plan, graph, opset, key, bases, scratch, host: vec![None; lowered.slots.len()] };
     for (i, slot) in lowered.slots.iter().enumerate() {
         if let Some(tensor) = leaf(slot, params, inputs)? {
             let passing = matches!(slot.origin, Origin::Input(_));
@@ -220,10 +230,7 @@ impl Run<'_> {
             Step::Copies(programs) => {
                 programs.iter().for_each(|program| unsafe { cpu::run_program(program, &self.bases) });
             }
-            Step::Contract(contract) => {
-                let shared = Shared(&self.bases);
-                cpu::each(contract.tasks(), |task| unsafe { contract.run(task, shared.get()) });
-            }
+            Step::Contract(contract) => unsafe { contract.run(&self.bases, self.scratch) },
             Step::Reduce(reduce) => unsafe { reduce.run(&self.bases) },
             Step::Gather(gather) => {
                 let indices = self.tensor(gather.indices)?.to_i64s()?;

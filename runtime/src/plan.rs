@@ -17,6 +17,8 @@ pub struct Plan {
     pub offsets: Vec<usize>,
     /// Elements of the arena.
     pub arena: usize,
+    /// Elements of scratch memory that one step needs at most, a cache line for alignment included.
+    pub scratch: usize,
     /// The host slots that are done with after each step.
     pub drops: Vec<Vec<usize>>,
 }
@@ -31,9 +33,14 @@ impl Plan {
         let owner = share(&mut lowered, &last_read);
         let (offsets, arena) = place(&lowered, &last_read, &owner);
         let drops = drops(&lowered, &last_read);
-        Plan { lowered, offsets, arena, drops }
+        let packed = |p: &Planned| match &p.step {
+            Step::Contract(contract) => contract.scratch(),
+            _ => 0,
+        };
+        let scratch = lowered.steps.iter().map(packed).max().map_or(0, |most| most + ALIGN);
+        Plan { lowered, offsets, arena, scratch, drops }
     }
-    /// Bytes that a run needs besides parameters and inputs: the arena, outputs, and host tensors between steps.
+    /// Bytes that a run needs besides parameters and inputs: the arena, scratch memory, outputs, and host tensors between steps.
     pub fn bytes(&self) -> usize {
         let own = |b: &crate::lower::Buffer| if matches!(b.home, Home::Output(_)) { b.len * 4 } else { 0 };
         let outputs: usize = self.lowered.buffers.iter().map(own).sum();
@@ -41,7 +48,7 @@ impl Plan {
             crate::lower::Origin::Step => s.dtype.byte_len(s.shape.iter().product()).unwrap_or(0),
             _ => 0,
         };
-        self.arena * 4 + outputs + self.lowered.slots.iter().map(host).sum::<usize>()
+        (self.arena + self.scratch) * 4 + outputs + self.lowered.slots.iter().map(host).sum::<usize>()
     }
     /// How many steps there are of each kind.
     pub fn kinds(&self) -> BTreeMap<&'static str, usize> {

@@ -2,12 +2,14 @@
 //! epilogue that sees each tile while it is in cache.
 //!
 //! `C[b, i, j] = Σ_t α_t · Σ_k A_t[b, i, k] · B_t[b, k, j]`. The tiles depend on the shape only, so results do not
-//! depend on the number of threads. Large products run on `faer`; products with few columns or a short inner
-//! dimension (adapters) on loops of their own.
+//! depend on the number of threads. Products with few columns or a short inner dimension (adapters) run on
+//! [loops of their own](super::skinny), all others on [micro-kernels](super::gemm), or on `faer` where those do not exist. A right
+//! factor that several tiles share is packed once, before them.
 
 use super::fused::{self, Bases, Tile};
 use super::patch::Patch;
-use super::skinny;
+use super::skinny::{self, Shape, Source, Target};
+use super::{Shared, gemm};
 use crate::lower::program::Program;
 use crate::lower::view::BufId;
 use faer::linalg::matmul::matmul;
@@ -64,8 +66,11 @@ pub struct Contract {
 /// Elements of a tile: two of them fit the second-level cache beside packed operands.
 const TILE: usize = 96 * 1024;
 
-/// Columns of a tile.
+/// Columns of a tile: a multiple of all panels of [`gemm`].
 const WIDTH: usize = 768;
+
+/// The largest right factor that is packed before its tiles, in elements.
+const PACKED: usize = 1 << 23;
 
 /// Tiles that a result is cut into at least, if it is large enough.
 const TASKS: usize = 8;
@@ -89,7 +94,7 @@ impl Contract {
             return (self.m.max(1), tn.clamp(1, self.n.max(1)));
         }
         let batches: usize = self.batch.iter().product::<usize>().max(1);
-        let mut tn = if whole || self.n <= WIDTH { self.n } else { even(self.n, WIDTH, 16) };
+        let mut tn = if whole || self.n <= WIDTH { self.n } else { even(self.n, WIDTH, 32) };
         let mut tm = even(self.m, (TILE / tn.max(1)).clamp(24, 4096), 8);
         // Enough tiles for some threads where the result is small: first fewer rows each, then fewer columns.
         let tiles = |tm: usize, tn: usize| batches * self.m.div_ceil(tm.max(1)) * self.n.div_ceil(tn.max(1));
@@ -97,7 +102,7 @@ impl Contract {
             tm = even(self.m, self.m.div_ceil(TASKS.div_ceil(tiles(self.m, tn))).max(24), 8);
         }
         if tiles(tm, tn) < TASKS && !whole {
-            tn = even(self.n, self.n.div_ceil(TASKS.div_ceil(tiles(tm, self.n))).max(48), 16);
+            tn = even(self.n, self.n.div_ceil(TASKS.div_ceil(tiles(tm, self.n))).max(48), 32);
         }
         (tm, tn)
     }
@@ -106,11 +111,52 @@ impl Contract {
         let (tm, tn) = self.tile();
         self.batch.iter().product::<usize>() * self.m.div_ceil(tm) * self.n.div_ceil(tn)
     }
-    /// Runs one task.
+    /// Whether a right factor is packed once for all tiles.
+    fn shares(&self, product: &Product) -> bool {
+        let (tm, tn) = self.tile();
+        let (a, b) = (&product.a, &product.b);
+        let one = self.batch.iter().zip(&b.batch).all(|(&dim, &stride)| dim == 1 || stride == 0);
+        let tiles = self.batch.iter().product::<usize>() * self.m.div_ceil(tm);
+        let shape = Shape { m: tm, n: tn.min(self.n), k: product.k };
+        let out = self.out.as_ref().map_or((self.n, 1), |o| (o.row, o.col));
+        let dense = skinny::way(shape, (a.row, a.col), (b.row, b.col), out).is_none() && out.1 == 1 && product.k > 0;
+        let size = product.k * self.n;
+        gemm::panel() > 0 && product.patch.is_none() && one && tiles > 1 && dense && size <= PACKED
+    }
+    /// Elements that packed right factors need.
+    pub fn scratch(&self) -> usize {
+        let len = |p: &Product| if self.shares(p) { gemm::packed_len(p.k, self.n) } else { 0 };
+        self.products.iter().map(len).sum()
+    }
+    /// Runs all tasks on the current pool.
     ///
     /// # Safety
-    /// All matrices must stay inside their buffers, and the result must not overlap with an operand.
-    pub unsafe fn run(&self, task: usize, bases: Bases) {
+    /// All matrices must stay inside their buffers, the result must not overlap with an operand, and `scratch` must hold
+    /// [`Contract::scratch`] elements.
+    pub unsafe fn run(&self, bases: Bases, scratch: *mut f32) {
+        let shared = Shared(bases);
+        let mut packed = vec![None; self.products.len()];
+        let mut used = 0;
+        for (product, place) in self.products.iter().zip(&mut packed).filter(|(p, _)| self.shares(p)) {
+            *place = Some(used);
+            let b = &product.b;
+            let to = Address(scratch.wrapping_add(used));
+            used += gemm::packed_len(product.k, self.n);
+            super::each(gemm::panels(self.n), |panel| {
+                let start = shared.get()[b.buf.index()].wrapping_add(b.offset).cast_const();
+                // SAFETY: the caller's contract; panels do not overlap.
+                unsafe { gemm::pack(product.k, self.n, (start, b.row, b.col), panel, to.get()) };
+            });
+        }
+        let (scratch, packed) = (Address(scratch), &packed);
+        super::each(self.tasks(), |task| {
+            let factor = |t: usize| packed[t].map(|at: usize| scratch.get().wrapping_add(at).cast_const());
+            // SAFETY: the caller's contract; tasks write disjoint tiles.
+            unsafe { self.task(task, shared.get(), &factor) };
+        });
+    }
+    /// Runs one task. `packed` says where the packed right factor of a product is, if it is packed.
+    unsafe fn task(&self, task: usize, bases: Bases, packed: &dyn Fn(usize) -> Option<*const f32>) {
         let (tm, tn) = self.tile();
         let (down, across) = (self.m.div_ceil(tm), self.n.div_ceil(tn));
         let (batch, place) = (task / (down * across), task % (down * across));
@@ -120,13 +166,13 @@ impl Contract {
             (Some(out), _) => {
                 let start = bases[out.buf.index()].wrapping_add(self.place(out, batch) + i * out.row + j * out.col);
                 // SAFETY: the caller's contract.
-                unsafe { self.sum(bases, batch, (i, rows), (j, cols), start, out.row, out.col) };
+                unsafe { self.sum(bases, packed, batch, (i, rows), (j, cols), (start, out.row, out.col)) };
             }
             (None, Some(epilogue)) => with_memory(&TILE_MEMORY, rows * cols, |tile| {
                 let first = batch * self.m + i;
                 // SAFETY: the tile has room for the rectangle; the rest is the caller's contract.
                 unsafe {
-                    self.sum(bases, batch, (i, rows), (j, cols), tile, cols, 1);
+                    self.sum(bases, packed, batch, (i, rows), (j, cols), (tile, cols, 1));
                     let tile = Tile { start: tile, stride: cols };
                     fused::run(epilogue, bases, first..first + rows, j..j + cols, Some(tile));
                 }
@@ -142,34 +188,31 @@ impl Contract {
         }
         place
     }
-    /// The sum of products for one rectangle, written at `out`.
+    /// The sum of products for one rectangle.
     unsafe fn sum(
         &self,
         bases: Bases,
+        packed: &dyn Fn(usize) -> Option<*const f32>,
         batch: usize,
         (i, rows): (usize, usize),
         (j, cols): (usize, usize),
-        out: *mut f32,
-        row: usize,
-        col: usize,
+        out: Target,
     ) {
         for (t, product) in self.products.iter().enumerate() {
             let (a, b) = (&product.a, &product.b);
             let pa = bases[a.buf.index()].wrapping_add(self.place(a, batch) + i * a.row);
-            let shape = skinny::Shape { m: rows, n: cols, k: product.k };
-            let (left, target) = ((pa.cast_const(), a.row, a.col), (out, row, col));
-            let multiply = |right: Source| {
-                // SAFETY: the caller's contract.
-                unsafe {
-                    if !skinny::product(shape, left, right, target, product.alpha, t > 0) {
-                        general(shape, left, right, target, product.alpha, t > 0);
-                    }
-                }
-            };
+            let shape = Shape { m: rows, n: cols, k: product.k };
+            let left = (pa.cast_const(), a.row, a.col);
+            // SAFETY: the caller's contract.
+            let multiply = |right: Source| unsafe { multiply(shape, left, right, out, product.alpha, t > 0) };
             let start = bases[b.buf.index()].wrapping_add(self.place(b, batch)).cast_const();
-            match &product.patch {
-                None => multiply((start.wrapping_add(j * b.col), b.row, b.col)),
-                Some(patch) => with_memory(&PATCH_MEMORY, product.k * cols, |patches| {
+            match (&product.patch, packed(t)) {
+                (None, Some(panels)) => {
+                    // SAFETY: the caller's contract; tiles begin at panels.
+                    unsafe { gemm::multiply(shape, left, (panels, self.n, j), out, product.alpha, t > 0) };
+                }
+                (None, None) => multiply((start.wrapping_add(j * b.col), b.row, b.col)),
+                (Some(patch), _) => with_memory(&PATCH_MEMORY, product.k * cols, |patches| {
                     let (all, some) = (0..product.k, j..j + cols);
                     let (taps, places) = if patch.taps_across { (some, all) } else { (all, some) };
                     let (down, across) = if patch.taps_across { (1, product.k) } else { (cols, 1) };
@@ -182,10 +225,45 @@ impl Contract {
     }
 }
 
-type Source = (*const f32, usize, usize);
+/// An address that tasks share.
+#[derive(Clone, Copy)]
+struct Address(*mut f32);
 
-/// `out (+)= α · A · B` by `faer`, on this thread.
-unsafe fn general(s: skinny::Shape, a: Source, b: Source, out: (*mut f32, usize, usize), alpha: f32, add: bool) {
+// SAFETY: tasks write disjoint places behind it.
+unsafe impl Sync for Address {}
+// SAFETY: as above.
+unsafe impl Send for Address {}
+
+impl Address {
+    fn get(self) -> *mut f32 {
+        self.0
+    }
+}
+
+/// `out (+)= α · A · B` on this thread, by what is fastest for the shape.
+unsafe fn multiply(s: Shape, a: Source, b: Source, out: Target, alpha: f32, add: bool) {
+    let flip = |(start, row, col): Source| (start, col, row);
+    // SAFETY: the caller vouches for the extents.
+    unsafe {
+        if let Some(way) = skinny::way(s, (a.1, a.2), (b.1, b.2), (out.1, out.2)) {
+            return skinny::product(way, s, a, b, out, alpha, add);
+        }
+        if out.2 == 1 && s.k > 0 && gemm::product(s, a, b, out, alpha, add) {
+            return;
+        }
+        if out.1 == 1 && s.k > 0 {
+            // (A · B)ᵀ = Bᵀ · Aᵀ
+            let (flipped, target) = (Shape { m: s.n, n: s.m, k: s.k }, (out.0, out.2, out.1));
+            if gemm::product(flipped, flip(b), flip(a), target, alpha, add) {
+                return;
+            }
+        }
+        general(s, a, b, out, alpha, add);
+    }
+}
+
+/// The same by `faer`.
+unsafe fn general(s: Shape, a: Source, b: Source, out: Target, alpha: f32, add: bool) {
     let step = |stride: usize| stride as isize;
     // SAFETY: the caller vouches for the extents.
     unsafe {

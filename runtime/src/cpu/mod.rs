@@ -3,6 +3,7 @@
 pub mod contract;
 pub mod fused;
 pub mod gather;
+pub mod gemm;
 pub mod patch;
 pub mod reduce;
 pub mod simd;

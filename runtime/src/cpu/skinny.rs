@@ -20,37 +20,61 @@ pub struct Shape {
 }
 
 /// Start, row stride and column stride.
-type Source = (*const f32, usize, usize);
-type Target = (*mut f32, usize, usize);
+pub type Source = (*const f32, usize, usize);
+/// The same, to be written.
+pub type Target = (*mut f32, usize, usize);
 
 /// The largest extent that counts as skinny.
 const SKINNY: usize = 16;
 
-/// `out (+)= α · A · B` if the product is skinny in a way that is treated here; returns whether it was.
+/// How a skinny product is computed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Way {
+    /// A short inner dimension.
+    Short,
+    /// Few columns.
+    Narrow,
+    /// Few columns, the inner dimension across rows.
+    Outer,
+    /// Few rows, the inner dimension across rows.
+    Flipped,
+}
+
+/// How a product is computed here, from its extents and the (row, column) strides of its matrices; `None` if it is not skinny.
+pub fn way(s: Shape, a: (usize, usize), b: (usize, usize), out: (usize, usize)) -> Option<Way> {
+    if s.m == 0 || s.n == 0 || s.k == 0 {
+        None
+    } else if s.k <= SKINNY && s.n > SKINNY && b.1 == 1 && out.1 == 1 {
+        Some(Way::Short)
+    } else if s.n <= SKINNY && s.m > SKINNY && s.k > SKINNY && a.1 == 1 {
+        Some(Way::Narrow)
+    } else if s.n <= SKINNY && s.m > SKINNY && s.k > SKINNY && a.0 == 1 {
+        Some(Way::Outer)
+    } else if s.m <= SKINNY && s.n > SKINNY && s.k > SKINNY && b.1 == 1 {
+        Some(Way::Flipped)
+    } else {
+        None
+    }
+}
+
+/// `out (+)= α · A · B` in one of the ways.
 ///
 /// # Safety
 /// Operands and result must cover their extents; the result must not overlap with an operand.
-pub unsafe fn product(s: Shape, a: Source, b: Source, out: Target, alpha: f32, add: bool) -> bool {
-    if s.m == 0 || s.n == 0 || s.k == 0 {
-        return false;
-    }
+pub unsafe fn product(way: Way, s: Shape, a: Source, b: Source, out: Target, alpha: f32, add: bool) {
     // SAFETY: the caller's contract.
     unsafe {
-        if s.k <= SKINNY && s.n > SKINNY && b.2 == 1 && out.2 == 1 {
-            short(s, a, b, out, alpha, add);
-        } else if s.n <= SKINNY && s.m > SKINNY && s.k > SKINNY && a.2 == 1 {
-            narrow(s, a, b, out, alpha, add);
-        } else if s.n <= SKINNY && s.m > SKINNY && s.k > SKINNY && a.1 == 1 {
-            outer(s, a, b, out, alpha, add);
-        } else if s.m <= SKINNY && s.n > SKINNY && s.k > SKINNY && b.2 == 1 {
-            // (A · B)ᵀ = Bᵀ · Aᵀ
-            let flipped = Shape { m: s.n, n: s.m, k: s.k };
-            outer(flipped, (b.0, b.2, b.1), (a.0, a.2, a.1), (out.0, out.2, out.1), alpha, add);
-        } else {
-            return false;
+        match way {
+            Way::Short => short(s, a, b, out, alpha, add),
+            Way::Narrow => narrow(s, a, b, out, alpha, add),
+            Way::Outer => outer(s, a, b, out, alpha, add),
+            Way::Flipped => {
+                // (A · B)ᵀ = Bᵀ · Aᵀ
+                let flipped = Shape { m: s.n, n: s.m, k: s.k };
+                outer(flipped, (b.0, b.2, b.1), (a.0, a.2, a.1), (out.0, out.2, out.1), alpha, add);
+            }
         }
     }
-    true
 }
 
 multiversion!(fn short(s: Shape, a: Source, b: Source, out: Target, alpha: f32, add: bool) = short_inner);

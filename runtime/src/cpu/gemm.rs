@@ -1,0 +1,355 @@
+//! Dense matrix products on one thread, near the peak of the machine's vector units.
+//!
+//! The right factor is [packed](pack) into panels of [`Level`]-dependent width: for a block of the inner dimension ([`DEPTH`]),
+//! the panel's columns side by side. A block of rows of the left factor is copied to rows at a fixed distance ([`PITCH`]),
+//! so that a micro-kernel addresses all its rows from one pointer and broadcasts straight from memory. The micro-kernel keeps
+//! `M × 2` vectors of sums in registers over the whole block (`M ≤ 12` with AVX-512, `≤ 6` with AVX2); rows are split as
+//! evenly as possible, so that no kernel runs nearly empty.
+//!
+//! The order of additions depends on the shape and the instruction set, on nothing else. Without AVX2 the caller uses a library.
+
+use super::simd::{Level, level};
+use super::skinny::{Shape, Source, Target};
+use std::cell::RefCell;
+
+/// Terms that are summed in registers at a time.
+pub const DEPTH: usize = 384;
+/// The distance of the rows of the left factor's block: an odd number of cache lines.
+const PITCH: usize = DEPTH + 16;
+/// Rows of the left factor that are copied at a time.
+const ROWS: usize = 192;
+
+/// Columns of a panel; 0 where this machine has no kernel.
+pub fn panel() -> usize {
+    match level() {
+        Level::Avx512 => 32,
+        Level::Avx2 => 16,
+        Level::Portable => 0,
+    }
+}
+
+/// Elements of a packed right factor of `k` rows and `n` columns.
+pub fn packed_len(k: usize, n: usize) -> usize {
+    k * n.next_multiple_of(panel().max(1))
+}
+
+/// The number of panels; each can be [packed](pack) by itself.
+pub fn panels(n: usize) -> usize {
+    n.div_ceil(panel().max(1))
+}
+
+/// Packs one panel of columns of a right factor.
+///
+/// The layout: for every block of [`DEPTH`] rows, for every panel, the block's rows of the panel one after the other; missing
+/// columns are 0.
+///
+/// # Safety
+/// `b` must cover `k × n` elements, and `to` [`packed_len`] of them.
+pub unsafe fn pack(k: usize, n: usize, b: Source, panel_index: usize, to: *mut f32) {
+    let wide = panel();
+    let (first, padded) = (panel_index * wide, n.next_multiple_of(wide));
+    let cols = wide.min(n - first);
+    let (start, down, across) = b;
+    for block in (0..k).step_by(DEPTH) {
+        let depth = DEPTH.min(k - block);
+        // SAFETY: the caller's contract.
+        unsafe {
+            let source = start.add(block * down + first * across);
+            let target = to.add(block * padded + first * depth);
+            if cols < wide {
+                std::slice::from_raw_parts_mut(target, depth * wide).fill(0.0);
+            }
+            if across == 1 {
+                for p in 0..depth {
+                    std::ptr::copy_nonoverlapping(source.add(p * down), target.add(p * wide), cols);
+                }
+            } else {
+                transpose(depth, cols, (source, down, across), (target, wide));
+            }
+        }
+    }
+}
+
+/// `to[p · pitch + c] = from[p · down + c · across]`, in squares that stay in the first-level cache.
+unsafe fn transpose(rows: usize, cols: usize, (from, down, across): Source, (to, pitch): (*mut f32, usize)) {
+    const SIDE: usize = 16;
+    for p in (0..rows).step_by(SIDE) {
+        for c in (0..cols).step_by(SIDE) {
+            let (high, wide) = (SIDE.min(rows - p), SIDE.min(cols - c));
+            // SAFETY: the caller vouches for the extents.
+            unsafe {
+                let (from, to) = (from.add(p * down + c * across), to.add(p * pitch + c));
+                for j in 0..wide {
+                    for i in 0..high {
+                        *to.add(i * pitch + j) = *from.add(i * down + j * across);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Copies a block of the left factor: row by row [`PITCH`] apart, or, if its columns are contiguous, column by column
+/// [`ROWS`] apart. Returns whether it did the latter.
+unsafe fn copy_block(rows: usize, depth: usize, (start, down, across): Source, to: *mut f32) -> bool {
+    // SAFETY: the caller vouches for the extents, and for room for `ROWS · PITCH` elements.
+    unsafe {
+        if down == 1 && across != 1 {
+            for p in 0..depth {
+                std::ptr::copy_nonoverlapping(start.add(p * across), to.add(p * ROWS), rows);
+            }
+            return true;
+        }
+        if across == 1 {
+            for i in 0..rows {
+                std::ptr::copy_nonoverlapping(start.add(i * down), to.add(i * PITCH), depth);
+            }
+        } else {
+            transpose(rows, depth, (start, down, across), (to, PITCH));
+        }
+        false
+    }
+}
+
+thread_local! {
+    static LEFT: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    static RIGHT: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// `out (+)= α · A · B` for columns `j .. j + s.n` of a packed right factor of `n` columns; `j` must begin a panel. The
+/// columns of the result must be contiguous.
+///
+/// # Safety
+/// Operands and result must cover their extents, and not overlap.
+pub unsafe fn multiply(s: Shape, a: Source, (b, n, j): (*const f32, usize, usize), out: Target, alpha: f32, add: bool) {
+    let (padded, wide) = (n.next_multiple_of(panel()), panel());
+    let kernels = match level() {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => Kernels { most: 12, run: x86::avx512 },
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => Kernels { most: 6, run: x86::avx2 },
+        _ => return,
+    };
+    LEFT.with_borrow_mut(|left| {
+        left.resize(ROWS * PITCH + 16, 0.0);
+        // To a cache line, so that no broadcast of a full line crosses one.
+        let left = left.as_mut_ptr();
+        let left = left.wrapping_add(left.align_offset(64));
+        for first in (0..s.m).step_by(ROWS) {
+            let rows = ROWS.min(s.m - first);
+            for block in (0..s.k).step_by(DEPTH) {
+                let depth = DEPTH.min(s.k - block);
+                // SAFETY: the caller's contract.
+                unsafe {
+                    let source = (a.0.add(first * a.1 + block * a.2), a.1, a.2);
+                    let by_column = copy_block(rows, depth, source, left);
+                    for c in (0..s.n).step_by(wide) {
+                        let cols = wide.min(s.n - c);
+                        let right = b.add(block * padded + (j + c) * depth);
+                        let target = Corner { start: out.0.add(first * out.1 + c), pitch: out.1, cols };
+                        kernels.panel(rows, depth, (left, by_column), right, target, alpha, add || block > 0);
+                    }
+                }
+            }
+        }
+    });
+}
+
+/// The same for a right factor that is not packed yet.
+///
+/// # Safety
+/// See [`multiply`].
+pub unsafe fn product(s: Shape, a: Source, b: Source, out: Target, alpha: f32, add: bool) -> bool {
+    if panel() == 0 || out.2 != 1 {
+        return false;
+    }
+    RIGHT.with_borrow_mut(|right| {
+        let len = packed_len(s.k, s.n);
+        right.resize(right.len().max(len + 16), 0.0);
+        let right = right.as_mut_ptr();
+        let right = right.wrapping_add(right.align_offset(64));
+        // SAFETY: the caller's contract.
+        unsafe {
+            (0..panels(s.n)).for_each(|i| pack(s.k, s.n, b, i, right));
+            multiply(s, a, (right, s.n, 0), out, alpha, add);
+        }
+    });
+    true
+}
+
+/// Part of a result: at most a panel wide.
+#[derive(Clone, Copy)]
+struct Corner {
+    start: *mut f32,
+    pitch: usize,
+    cols: usize,
+}
+
+/// A block of the left factor: where it begins, and whether it lies column by column.
+type Left = (*const f32, bool);
+
+/// What a micro-kernel gets: rows, depth, left, right, result, factor, whether to add.
+type Kernel = unsafe fn(usize, usize, Left, *const f32, Corner, f32, bool);
+
+struct Kernels {
+    /// Rows of the largest micro-kernel.
+    most: usize,
+    run: Kernel,
+}
+
+impl Kernels {
+    /// One panel, all rows: as many kernels as needed, of equal height to one row.
+    #[inline]
+    unsafe fn panel(&self, rows: usize, depth: usize, a: Left, b: *const f32, c: Corner, alpha: f32, add: bool) {
+        let parts = rows.div_ceil(self.most);
+        let (each, more) = (rows / parts, rows % parts);
+        let mut row = 0;
+        for part in 0..parts {
+            let high = each + usize::from(part < more);
+            let corner = Corner { start: c.start.wrapping_add(row * c.pitch), ..c };
+            let left = a.0.wrapping_add(if a.1 { row } else { row * PITCH });
+            // SAFETY: the caller's contract.
+            unsafe { (self.run)(high, depth, (left, a.1), b, corner, alpha, add) };
+            row += high;
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::{Corner, Left, PITCH, ROWS};
+    use std::arch::x86_64::*;
+
+    /// A vector of `f32`.
+    trait Vector: Copy {
+        const WIDTH: usize;
+        unsafe fn splat(x: f32) -> Self;
+        unsafe fn load(from: *const f32) -> Self;
+        unsafe fn store(self, to: *mut f32);
+        unsafe fn mul_add(self, by: Self, plus: Self) -> Self;
+        unsafe fn mul(self, by: Self) -> Self;
+    }
+
+    impl Vector for __m512 {
+        const WIDTH: usize = 16;
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> Self {
+            // SAFETY (all of this trait's methods): only called where the instruction set is enabled.
+            unsafe { _mm512_set1_ps(x) }
+        }
+        #[inline(always)]
+        unsafe fn load(from: *const f32) -> Self {
+            unsafe { _mm512_loadu_ps(from) }
+        }
+        #[inline(always)]
+        unsafe fn store(self, to: *mut f32) {
+            unsafe { _mm512_storeu_ps(to, self) }
+        }
+        #[inline(always)]
+        unsafe fn mul_add(self, by: Self, plus: Self) -> Self {
+            unsafe { _mm512_fmadd_ps(self, by, plus) }
+        }
+        #[inline(always)]
+        unsafe fn mul(self, by: Self) -> Self {
+            unsafe { _mm512_mul_ps(self, by) }
+        }
+    }
+
+    impl Vector for __m256 {
+        const WIDTH: usize = 8;
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> Self {
+            unsafe { _mm256_set1_ps(x) }
+        }
+        #[inline(always)]
+        unsafe fn load(from: *const f32) -> Self {
+            unsafe { _mm256_loadu_ps(from) }
+        }
+        #[inline(always)]
+        unsafe fn store(self, to: *mut f32) {
+            unsafe { _mm256_storeu_ps(to, self) }
+        }
+        #[inline(always)]
+        unsafe fn mul_add(self, by: Self, plus: Self) -> Self {
+            unsafe { _mm256_fmadd_ps(self, by, plus) }
+        }
+        #[inline(always)]
+        unsafe fn mul(self, by: Self) -> Self {
+            unsafe { _mm256_mul_ps(self, by) }
+        }
+    }
+
+    /// `M` rows by `N` vectors, of a panel of two vectors.
+    #[inline(always)]
+    unsafe fn micro<V: Vector, const M: usize, const N: usize, const BY_COLUMN: bool>(
+        depth: usize,
+        a: *const f32,
+        b: *const f32,
+        c: Corner,
+        alpha: f32,
+        add: bool,
+    ) {
+        // SAFETY: the caller vouches for the extents and the instruction set.
+        unsafe {
+            let mut sums = [[V::splat(0.0); N]; M];
+            for p in 0..depth {
+                let mut line = [V::splat(0.0); N];
+                for (n, x) in line.iter_mut().enumerate() {
+                    *x = V::load(b.add(p * 2 * V::WIDTH + n * V::WIDTH));
+                }
+                for (i, sum) in sums.iter_mut().enumerate() {
+                    let x = V::splat(*a.add(if BY_COLUMN { p * ROWS + i } else { i * PITCH + p }));
+                    for n in 0..N {
+                        sum[n] = x.mul_add(line[n], sum[n]);
+                    }
+                }
+            }
+            let factor = V::splat(alpha);
+            if c.cols == N * V::WIDTH {
+                for (i, sum) in sums.iter().enumerate() {
+                    for (n, &x) in sum.iter().enumerate() {
+                        let to = c.start.add(i * c.pitch + n * V::WIDTH);
+                        let y = if add { x.mul_add(factor, V::load(to)) } else { x.mul(factor) };
+                        y.store(to);
+                    }
+                }
+            } else {
+                let mut row = [0f32; 64];
+                for (i, sum) in sums.iter().enumerate() {
+                    for (n, &x) in sum.iter().enumerate() {
+                        x.mul(factor).store(row.as_mut_ptr().add(n * V::WIDTH));
+                    }
+                    let to = std::slice::from_raw_parts_mut(c.start.add(i * c.pitch), c.cols);
+                    if add {
+                        to.iter_mut().zip(&row).for_each(|(o, &x)| *o += x);
+                    } else {
+                        to.copy_from_slice(&row[..c.cols]);
+                    }
+                }
+            }
+        }
+    }
+
+    macro_rules! kernels {
+        ($name:ident, $vector:ty, $features:literal, $($m:literal)*) => {
+            #[target_feature(enable = $features)]
+            pub(super) unsafe fn $name(
+                m: usize, depth: usize, (a, by_column): Left, b: *const f32, c: Corner, alpha: f32, add: bool,
+            ) {
+                // SAFETY: the caller vouches for the extents.
+                unsafe {
+                    match (m, c.cols > <$vector>::WIDTH, by_column) {
+                        $(($m, true, false) => micro::<$vector, $m, 2, false>(depth, a, b, c, alpha, add),)*
+                        $(($m, false, false) => micro::<$vector, $m, 1, false>(depth, a, b, c, alpha, add),)*
+                        $(($m, true, true) => micro::<$vector, $m, 2, true>(depth, a, b, c, alpha, add),)*
+                        $(($m, false, true) => micro::<$vector, $m, 1, true>(depth, a, b, c, alpha, add),)*
+                        _ => {}
+                    }
+                }
+            }
+        };
+    }
+
+    kernels!(avx512, __m512, "avx512f,avx512vl,avx512dq,avx512bw,avx2,fma", 1 2 3 4 5 6 7 8 9 10 11 12);
+    kernels!(avx2, __m256, "avx2,fma", 1 2 3 4 5 6);
+}
