@@ -20,6 +20,7 @@ pub mod inline;
 pub mod lift;
 pub mod loss;
 pub mod merge;
+pub mod narrow;
 pub mod near;
 pub mod optimizer;
 pub mod options;
@@ -94,6 +95,7 @@ const BUILTIN: &[fn() -> PassInfo] = &[
     || PassInfo::of::<inline::Inline>("inline", "clean-up", "replace calls of model-local functions by their bodies"),
     || PassInfo::of::<infer::Infer>("infer", "clean-up", "find the types and shapes of all values"),
     || PassInfo::of::<fold::Fold>("fold", "clean-up", "compute what does not depend on any input"),
+    || PassInfo::of::<narrow::Narrow>("narrow", "clean-up", "compute only the rows that are read"),
     || PassInfo::of::<fuse::Fuse>("fuse", "clean-up", "make one operator of those that exporters write out (GELU)"),
     || PassInfo::of::<simplify::Simplify>("simplify", "clean-up", "remove operators that do nothing"),
     || PassInfo::of::<cse::Cse>("cse", "clean-up", "compute the same thing once"),

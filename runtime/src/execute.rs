@@ -97,6 +97,26 @@ impl Memory {
     }
 }
 
+/// Zeros that nothing has touched yet, on large pages where the system gives them on request: kernels walk through many
+/// places of a large arena at once, more than there are entries for small pages in a TLB.
+fn zeroed(len: usize) -> Vec<f32> {
+    let memory = vec![0f32; len];
+    #[cfg(target_os = "linux")]
+    {
+        const PAGE: usize = 2 << 20;
+        let (start, bytes) = (memory.as_ptr().cast::<u8>(), len * size_of::<f32>());
+        let skip = start.align_offset(PAGE);
+        if bytes >= skip + PAGE {
+            let whole = (bytes - skip) / PAGE * PAGE;
+            let start = start.wrapping_add(skip).cast_mut().cast();
+            // SAFETY: the range lies inside the vector, and the advice changes nothing but how memory is mapped. A
+            // refusal is no loss.
+            let _ = unsafe { rustix::mm::madvise(start, whole, rustix::mm::Advice::LinuxHugepage) };
+        }
+    }
+    memory
+}
+
 /// One run of a plan.
 struct Run<'a> {
     plan: &'a Plan,
@@ -128,10 +148,10 @@ pub fn execute(
     let lowered = &plan.lowered;
     if memory.arena.len() < plan.arena {
         memory.arena = Vec::new();
-        memory.arena = vec![0.0; plan.arena];
+        memory.arena = zeroed(plan.arena);
     }
     if memory.scratch.len() < plan.scratch {
-        memory.scratch = vec![0.0; plan.scratch];
+        memory.scratch = zeroed(plan.scratch);
     }
     let scratch = memory.scratch.as_mut_ptr();
     let scratch = scratch.wrapping_add(scratch.align_offset(CACHE_LINE));

@@ -1,16 +1,18 @@
 """Exports the fetched PyTorch models to ONNX the ways people do, and checks each export.
 
-usage: export.py (minilm-l6 | mobilenet-v2) ASSETS OUT
+usage: export.py (minilm-l6 | minilm-l6-classifier | mobilenet-v2) ASSETS OUT
 
-| file                      | exporter                               | opset |
-|---------------------------|----------------------------------------|-------|
-| minilm-l6-ts17.onnx       | TorchScript                            | 17    |
-| minilm-l6-dynamo20.onnx   | dynamo                                 | 20    |
-| mobilenetv2-ts17.onnx     | TorchScript, keeps BatchNormalization  | 17    |
-| mobilenetv2-dynamo20.onnx | dynamo (fuses BatchNormalization)      | 20    |
+| file                           | exporter                               | opset |
+|--------------------------------|----------------------------------------|-------|
+| minilm-l6-ts17.onnx            | TorchScript                            | 17    |
+| minilm-l6-dynamo20.onnx        | dynamo                                 | 20    |
+| minilm-l6-classifier-ts17.onnx | TorchScript                            | 17    |
+| mobilenetv2-ts17.onnx          | TorchScript, keeps BatchNormalization  | 17    |
+| mobilenetv2-dynamo20.onnx      | dynamo (fuses BatchNormalization)      | 20    |
 
 MiniLM-L6: input_ids, attention_mask (int64 [batch, sequence]) -> last_hidden_state [batch, sequence, 384],
-sentence_embedding [batch, 384]. MobileNetV2: pixel_values (float [batch, 3, 224, 224]) -> logits [batch, 1000].
+sentence_embedding [batch, 384]. The classifier: the same encoder under BertForSequenceClassification, as people fine-tune it
+(the first token, pooler, a new classifier for two classes) -> logits [batch, 2]. MobileNetV2: pixel_values (float [batch, 3, 224, 224]) -> logits [batch, 1000].
 
 sentence_embedding is the mean of last_hidden_state over the positions whose mask is 1. The module paths in the exports
 are those of the model itself (`/encoder/layer.0/attention/self/query/MatMul`), with no prefix of a wrapper. An export
@@ -37,7 +39,7 @@ def main():
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    {"minilm-l6": export_minilm, "mobilenet-v2": export_mobilenet}[what](assets, out)
+    {"minilm-l6": export_minilm, "minilm-l6-classifier": export_classifier, "mobilenet-v2": export_mobilenet}[what](assets, out)
 
 
 def export_minilm(assets, out):
@@ -55,6 +57,22 @@ def export_minilm(assets, out):
     export_dynamo(model, example, out / "minilm-l6-dynamo20.onnx", **names, dynamic_shapes=(both, both))
     for file in ("minilm-l6-ts17.onnx", "minilm-l6-dynamo20.onnx"):
         check(model, [example, token_batch(1, 7), token_batch(3, 64)], out / file)
+
+
+def export_classifier(assets, out):
+    """Writes MiniLM-L6 with a classifier on the first token."""
+
+    class Classifier(transformers.BertForSequenceClassification):
+        def forward(self, input_ids, attention_mask):
+            return super().forward(input_ids=input_ids, attention_mask=attention_mask).logits
+
+    model = Classifier.from_pretrained(assets / "minilm-l6", num_labels=2).eval()
+    both = {0: "batch", 1: "sequence"}
+    example = token_batch(2, 12)
+    path = out / "minilm-l6-classifier-ts17.onnx"
+    export_torchscript(model, example, path, input_names=["input_ids", "attention_mask"], output_names=["logits"],
+                       dynamic_axes={"input_ids": both, "attention_mask": both, "logits": {0: "batch"}})
+    check(model, [example, token_batch(1, 7), token_batch(3, 64)], path)
 
 
 def with_mean_pooling(model):

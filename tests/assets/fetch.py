@@ -207,6 +207,7 @@ def write_movie_task(archive, folder):
 EXPORTS = {
     "onnx-tests": ["dump_onnx_tests.py", "{out}/onnx"],
     "minilm-l6-onnx": ["export.py", "minilm-l6", "{assets}", "{out}"],
+    "minilm-l6-classifier-onnx": ["export.py", "minilm-l6-classifier", "{assets}", "{out}"],
     "mobilenet-v2-onnx": ["export.py", "mobilenet-v2", "{assets}", "{out}"],
 }
 BIG_EXPORTS = {"bert-base-onnx": ["make_bert_base.py", "{out}"]}

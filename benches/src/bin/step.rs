@@ -1,7 +1,7 @@
 //! Times LoRA training steps of a sentence encoder: `step MODEL.onnx [batch] [sequence] [threads] [steps]`.
 //!
-//! Adapters of rank 8 on every query and value projection, a new classifier on the pooled embedding, AdamW. Prints the plan, its
-//! compile time, the time of every step, the median, and a line of JSON with the peak resident memory.
+//! Adapters of rank 8 on every query and value projection, AdamW. The model's own classifier is trained if it has an output `logits`, else a
+//! new one on `sentence_embedding`. Prints the plan, its compile time, the time of every step, the median, and a line of JSON with the peak resident memory.
 
 use sartor_ir::rng::Draw;
 use sartor_ir::{DType, Error, Model, Result, Tensor, onnx};
@@ -54,11 +54,13 @@ fn main() -> Result<()> {
 }
 
 fn prepare(mut model: Model) -> Result<Model> {
+    let classifier = match model.graph.find_output("logits") {
+        Some(_) => "name = \"freeze\"\ntrainable = [\"classifier.*\"]",
+        None => "name = \"head\"\ninput = \"sentence_embedding\"\nclasses = 2",
+    };
     let pipeline = r#"
         [[pass]]
-        name = "head"
-        input = "sentence_embedding"
-        classes = 2
+        CLASSIFIER
         [[pass]]
         name = "cola"
         rank = 8
@@ -69,10 +71,11 @@ fn prepare(mut model: Model) -> Result<Model> {
         name = "autodiff"
         [[pass]]
         name = "optimizer"
-    "#;
+    "#
+    .replace("CLASSIFIER", classifier);
     let registry = Registry::builtin();
     pipelines::prepare(&mut model, &registry)?;
-    let passes = registry.build_all(options::parse_pipeline(pipeline)?)?;
+    let passes = registry.build_all(options::parse_pipeline(&pipeline)?)?;
     Driver::new().run(&passes, &mut model)?;
     Ok(model)
 }
