@@ -44,7 +44,9 @@ fn differentiate(program: &mut Program, model: &Model) -> Result<()> {
     let params = training::trainables(graph, model);
     ensure!(!params.is_empty(), "it has no trainable parameter: add some with `cola`, `head` or `freeze(trainable=…)`");
     infer::infer_graph(graph, opset)?;
+    crate::simplify::simplify_graph(graph, opset)?;
     crate::fuse::fuse(graph, opset)?;
+    crate::fuse::guard_softmax(graph, opset)?;
     crate::narrow::narrow(graph, opset)?;
     decompose_composites(graph, &params, opset)?;
     let Some(loss) = graph.find_output("loss") else { bail!("it has no output \"loss\"") };

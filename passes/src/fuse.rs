@@ -62,6 +62,34 @@ pub fn fuse(graph: &mut Graph, opset: i64) -> Result<bool> {
     Ok(true)
 }
 
+/// `Where (IsNaN (s), 0, s)` of a `Softmax` that nothing else reads becomes one operator of our own domain, whose gradient keeps its
+/// result alone. Only for graphs that stay with us.
+pub(crate) fn guard_softmax(graph: &mut Graph, opset: i64) -> Result<()> {
+    for id in graph.topo_ops() {
+        let Some(softmax) = guarded(graph, id) else { continue };
+        let (Some(x), Some(op)) = (graph.input(softmax, 0), graph.node(softmax).op().cloned()) else { continue };
+        let old = Value { node: id, slot: 0 };
+        let (ty, name) = (graph.ty(old).cloned(), graph.node(softmax).name.clone());
+        let new = Emit::new(graph, opset).sartor("GuardedSoftmax", &[x], op.attrs)?;
+        graph.node_mut(new.node).name = name;
+        graph.set_ty(new, ty);
+        graph.replace_uses(old, new);
+    }
+    graph.remove_dead();
+    Ok(())
+}
+
+/// The `Softmax` that a `Where` guards.
+fn guarded(graph: &Graph, id: NodeId) -> Option<NodeId> {
+    let [condition, zero, softmax] = graph.node_inputs(id).try_into().ok()?;
+    let (condition, zero, softmax) = (condition?, zero?, softmax?);
+    let is_guard = graph.node(id).is("Where") && graph.node(condition.node).is("IsNaN");
+    let same = is_guard && graph.input(condition.node, 0) == Some(softmax) && graph.node(softmax.node).is("Softmax");
+    let alone = graph.use_count(softmax) == 2 && graph.use_count(condition) == 1;
+    let nothing = graph.constant(zero).is_some_and(|t| t.len() == 1 && t.to_f64s().is_ok_and(|n| n == [0.0]));
+    (same && alone && nothing).then_some(softmax.node)
+}
+
 /// `x`, if the node is the last product of a written-out GELU of `x`.
 fn gelu_operand(graph: &Graph, id: NodeId) -> Option<Value> {
     let mut factors = Vec::new();

@@ -9,8 +9,8 @@
 //! Some exporters (Paddle, tf2onnx) write no initializers. Only parameters can be adapted, trained, shared by programs and kept
 //! out of the arena, so `cola` and `freeze` do this first.
 //!
-//! *Needs* nothing. *Leaves* no `Constant` operator with a floating-point tensor of rank 1 or more in the inference graph and the
-//! programs; equal ones of one name are one `Frozen` parameter. Integers, scalars, functions and subgraphs stay as they are. The
+//! *Needs* nothing. *Leaves* no `Constant` operator with a floating-point tensor of two elements or more in the inference graph and
+//! the programs; equal ones of one name are one `Frozen` parameter. Integers, single numbers, functions and subgraphs stay as they are. The
 //! same numbers. Idempotent.
 
 use crate::fold::fresh_param_name;
@@ -62,7 +62,7 @@ fn lift_graph(graph: &mut Graph, model: &mut Model) -> bool {
 
 fn weight(graph: &Graph, id: NodeId) -> Option<Tensor> {
     let node = graph.node(id);
-    node.is("Constant").then(|| node.constant()).flatten().filter(|t| t.rank() > 0 && t.dtype().is_float())
+    node.is("Constant").then(|| node.constant()).flatten().filter(|t| t.len() > 1 && t.dtype().is_float())
 }
 
 /// The name of the parameter that holds this tensor: the value's own, unless a parameter with another content has it.

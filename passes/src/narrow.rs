@@ -20,7 +20,7 @@
 use crate::walk::require_internal_opset;
 use crate::{Changed, Pass};
 use sartor_ir::ops::{Emit, normal_axis};
-use sartor_ir::{Attribute, Attributes, Dim, Graph, Model, NodeId, Operator, Result, Type, Value, infer};
+use sartor_ir::{Attribute, Attributes, Dim, Graph, Model, NodeId, Operator, Result, SARTOR_DOMAIN, Type, Value, infer};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use std::collections::HashMap;
@@ -193,7 +193,8 @@ const POINTWISE: &[&str] = &[
 fn plan(emit: &Emit, x: Value, axis: usize) -> Option<Plan> {
     let id = x.node;
     let node = emit.graph.node(id);
-    let op = node.op().filter(|op| op.domain.is_empty() && x.slot == 0)?;
+    let known = |op: &&Operator| op.domain.is_empty() || (op.domain == SARTOR_DOMAIN && op.name == "GuardedSoftmax");
+    let op = node.op().filter(known).filter(|_| x.slot == 0)?;
     let others_read = emit.graph.node_outputs(id).skip(1).any(|v| emit.graph.use_count(v) > 0);
     if others_read || node.captures() > 0 {
         return None;
@@ -224,7 +225,7 @@ fn plan(emit: &Emit, x: Value, axis: usize) -> Option<Plan> {
         name if POINTWISE.binary_search(&name).is_ok() => {
             same((0..inputs.len()).map(|slot| broadcast(slot, 0)).collect::<Option<_>>()?)
         }
-        "Softmax" | "LogSoftmax" => {
+        "Softmax" | "LogSoftmax" | "GuardedSoftmax" => {
             let normal = normal_axis(op.attrs.int("axis", -1).ok()?, shape.len()).ok()?;
             (normal != axis).then(|| only_first(axis)).flatten()
         }

@@ -1,7 +1,8 @@
-//! `Softmax`, `LogSoftmax`, `Hardmax` along one axis.
+//! `Softmax`, `LogSoftmax`, `Hardmax` along one axis; and `GuardedSoftmax`, of our own domain.
 //!
 //! ```text
 //! Softmax:    y = eˣ / Σeˣ          dx = y · (dy − Σ(dy · y))
+//! Guarded…:   the same, 0 where that is not a number (a line of −∞: attention of a token that may look at nothing)
 //! LogSoftmax: y = x − ln Σeˣ        dx = dy − e^y · Σdy
 //! Hardmax:    y = 1 at the first largest element, else 0; constant almost everywhere
 //! ```
@@ -16,7 +17,7 @@ use crate::error::Result;
 use crate::graph::{Graph, NodeId, Operator, Value};
 use crate::rng::Draw;
 use crate::types::Type;
-use crate::{Attributes, Tensor};
+use crate::{Attributes, SARTOR_DOMAIN, Tensor};
 
 /// What the rows share.
 const ALONG_AXIS: OpDef = OpDef {
@@ -39,21 +40,30 @@ pub const OPS: &[OpDef] = &[
         name: "Softmax",
         eval: Some(|cx, inputs| along_axis(cx, inputs, softmax)),
         grad: Gradient::Emit(softmax_grad),
-        sample: Some(|draw| sample(draw, "Softmax")),
+        sample: Some(|draw| sample(draw, Operator::onnx("Softmax", Attributes::new()))),
+        ..ALONG_AXIS
+    },
+    OpDef {
+        domain: SARTOR_DOMAIN,
+        name: "GuardedSoftmax",
+        eval: Some(|cx, inputs| along_axis(cx, inputs, guarded_softmax)),
+        grad: Gradient::Emit(softmax_grad),
+        upgrades: &[],
+        sample: Some(|draw| sample(draw, Operator::sartor("GuardedSoftmax", Attributes::new()))),
         ..ALONG_AXIS
     },
     OpDef {
         name: "LogSoftmax",
         eval: Some(|cx, inputs| along_axis(cx, inputs, log_softmax)),
         grad: Gradient::Emit(log_softmax_grad),
-        sample: Some(|draw| sample(draw, "LogSoftmax")),
+        sample: Some(|draw| sample(draw, Operator::onnx("LogSoftmax", Attributes::new()))),
         ..ALONG_AXIS
     },
     OpDef {
         name: "Hardmax",
         eval: Some(|cx, inputs| along_axis(cx, inputs, hardmax)),
         grad: Gradient::Zero,
-        sample: Some(|draw| sample(draw, "Hardmax")),
+        sample: Some(|draw| sample(draw, Operator::onnx("Hardmax", Attributes::new()))),
         ..ALONG_AXIS
     },
 ];
@@ -97,6 +107,12 @@ pub fn softmax(line: &mut [f64]) {
     line.iter_mut().for_each(|x| *x = (*x - top).exp());
     let sum: f64 = line.iter().sum();
     line.iter_mut().for_each(|x| *x /= sum);
+}
+
+/// [`softmax`], with 0 for what is not a number.
+fn guarded_softmax(line: &mut [f64]) {
+    softmax(line);
+    line.iter_mut().filter(|x| x.is_nan()).for_each(|x| *x = 0.0);
 }
 
 /// Logarithms of [`softmax`], without computing it.
@@ -153,16 +169,23 @@ fn without_coercion(graph: &mut Graph, id: NodeId) -> Result<()> {
     Ok(())
 }
 
-fn sample(draw: &mut Draw, name: &str) -> Sample {
+fn sample(draw: &mut Draw, mut op: Operator) -> Sample {
     let x = draw.distinct(&[2, 3, 4], 0.17);
-    let attrs = Attributes::new().with("axis", draw.int(-3, 2));
-    Sample::new(Operator::onnx(name, attrs), vec![x])
+    op.attrs.set("axis", draw.int(-3, 2));
+    Sample::new(op, vec![x])
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{DType, GraphOutput};
+
+    #[test]
+    fn a_line_of_minus_infinity_is_guarded() {
+        let mut line = [f64::NEG_INFINITY; 3];
+        guarded_softmax(&mut line);
+        assert_eq!(line, [0.0; 3]);
+    }
 
     #[test]
     fn old_default_axis_becomes_a_flattened_row() {

@@ -60,7 +60,7 @@ impl Pass for Simplify {
 
 /// Applies rules until none applies. Every rule makes the graph smaller or its operators cheaper, so this ends; the
 /// bound guards against a pair of rules that undo each other.
-fn simplify_graph(graph: &mut Graph, opset: i64) -> Result<bool> {
+pub(crate) fn simplify_graph(graph: &mut Graph, opset: i64) -> Result<bool> {
     const MAX_ROUNDS: usize = 64;
     let mut changed = false;
     for _ in 0..MAX_ROUNDS {

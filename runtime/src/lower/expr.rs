@@ -2,7 +2,7 @@
 //! [`program`](super::program).
 
 use super::program::{Bin, Builder, Fold, Src, Un};
-use sartor_ir::{Attributes, Operator, Result};
+use sartor_ir::{Attributes, Operator, Result, SARTOR_DOMAIN};
 
 /// What an operator is to the fuser.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -69,7 +69,8 @@ const ELEMENTWISE: &[&str] = &[
 /// The class of an operator; `None` if it is not one of these.
 pub fn class(op: &Operator) -> Option<Class> {
     if !op.domain.is_empty() {
-        return None;
+        let guarded = op.domain == SARTOR_DOMAIN && op.name == "GuardedSoftmax";
+        return guarded.then_some(Class::Row);
     }
     match op.name.as_str() {
         "Softmax" | "LogSoftmax" | "LayerNormalization" | "RMSNormalization" => Some(Class::Row),
@@ -83,6 +84,11 @@ pub fn emit(b: &mut Builder, op: &Operator, args: &[Option<Src>], cols: usize) -
     let one = match (op.name.as_str(), given.as_slice()) {
         ("LayerNormalization" | "RMSNormalization", _) => return normalise(b, op, args, cols).map(Some),
         ("Softmax", &[x]) => softmax(b, x),
+        ("GuardedSoftmax", &[x]) => {
+            let y = softmax(b, x);
+            let not_a_number = b.un(Un::IsNan, y);
+            b.select(not_a_number, Src::Const(0.0), y)
+        }
         ("LogSoftmax", &[x]) => log_softmax(b, x),
         ("Clip", _) => clip(b, args),
         ("BatchNormalization", &[x, scale, bias, mean, variance]) => {

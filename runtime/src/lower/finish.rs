@@ -205,6 +205,17 @@ fn load(b: &mut Builder, loads: &mut HashMap<Walk, Src>, view: &View, width: Wid
     Ok(src)
 }
 
+/// Programs that fill a dense view with 0 and then copy views to parts of it.
+pub fn zeros_and_copies(target: &View, parts: &[(View, View)]) -> Vec<Program> {
+    let cols = target.shape.last().copied().unwrap_or(1);
+    let Some(walk) = Walk::new(target, cols) else { return Vec::new() };
+    let mut b = Builder::default();
+    b.store(Src::Const(0.0), walk);
+    let mut programs = vec![b.finish(target.len() / cols.max(1), cols)];
+    programs.extend(copies(parts));
+    programs
+}
+
 /// Programs that copy views to views of the same shape.
 pub fn copies(parts: &[(View, View)]) -> Vec<Program> {
     let mut programs = Vec::new();

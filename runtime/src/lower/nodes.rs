@@ -81,6 +81,8 @@ impl Lowering<'_> {
         let y = Value { node: id, slot: 0 };
         if op.domain == SARTOR_DOMAIN {
             return match op.name.as_str() {
+                "GuardedSoftmax" => self.elementwise(id, op, "GuardedSoftmax", y),
+                "SliceGrad" => self.slice_grad(id, x, y),
                 "SumTo" => self.sum_to(x, y),
                 "GatherGrad" => self.gather_grad(id, op),
                 "ConvInputGrad" => self.conv_input_grad(id, op, y),
@@ -162,23 +164,40 @@ impl Lowering<'_> {
         self.constant(self.graph.input(id, slot)?)?.to_i64s().ok()
     }
     fn slice(&mut self, id: NodeId, x: Value, y: Value) -> Result<bool> {
-        let (Some(starts), Some(_)) = (self.ints(id, 1), self.ints(id, 2)) else { return Ok(false) };
-        let all: Vec<i64> = (0..starts.len() as i64).collect();
-        let axes = if self.graph.input(id, 3).is_some() { self.ints(id, 3) } else { Some(all) };
-        let ones = vec![1; starts.len()];
-        let steps = if self.graph.input(id, 4).is_some() { self.ints(id, 4) } else { Some(ones) };
-        let (Some(axes), Some(steps)) = (axes, steps) else { return Ok(false) };
-        if steps.iter().any(|&s| s < 1) {
-            return Ok(false);
+        let (view, shape) = (self.view(x)?, self.shape(y)?);
+        match self.window(id, 1, view, &shape)? {
+            Some(view) => self.set(y, view),
+            None => Ok(false),
         }
-        let (mut view, shape) = (self.view(x)?, self.shape(y)?);
+    }
+    /// Inputs: gradient, shape of the data, then as for `Slice`. Zeros, with the gradient in the window.
+    fn slice_grad(&mut self, id: NodeId, dy: Value, y: Value) -> Result<bool> {
+        let target = self.fresh(self.shape(y)?);
+        let shape = self.shape(dy)?;
+        let Some(window) = self.window(id, 2, target.clone(), &shape)? else { return Ok(false) };
+        let picked = self.view(dy)?;
+        let program = super::finish::zeros_and_copies(&target, &[(picked.clone(), window)]);
+        self.push(Step::Copies(program), vec![picked.buf], vec![target.buf]);
+        self.set(y, target)
+    }
+    /// What starts, ends, axes and steps (inputs from `first` on) choose of a view, given the shape of what is chosen.
+    fn window(&mut self, id: NodeId, first: usize, mut view: View, shape: &[usize]) -> Result<Option<View>> {
+        let (Some(starts), Some(_)) = (self.ints(id, first), self.ints(id, first + 1)) else { return Ok(None) };
+        let all: Vec<i64> = (0..starts.len() as i64).collect();
+        let axes = if self.graph.input(id, first + 2).is_some() { self.ints(id, first + 2) } else { Some(all) };
+        let ones = vec![1; starts.len()];
+        let steps = if self.graph.input(id, first + 3).is_some() { self.ints(id, first + 3) } else { Some(ones) };
+        let (Some(axes), Some(steps)) = (axes, steps) else { return Ok(None) };
+        if steps.iter().any(|&s| s < 1) {
+            return Ok(None);
+        }
         for ((&start, &axis), &step) in starts.iter().zip(&axes).zip(&steps) {
             let axis = ops::normal_axis(axis, view.shape.len())?;
             let len = view.shape[axis] as i64;
             let start = (if start < 0 { start + len } else { start }).clamp(0, len);
             view = view.sliced(axis, start as usize, step as usize, shape[axis]);
         }
-        self.set(y, view)
+        Ok(Some(view))
     }
     fn split(&mut self, id: NodeId, op: &Operator, x: Value) -> Result<bool> {
         let view = self.view(x)?;
@@ -312,9 +331,17 @@ impl Lowering<'_> {
         }
         self.fusible(id, op, class).map(|()| true)
     }
-    /// A matrix operand: through scalings by a number, copied if neither rows nor columns are contiguous.
+    /// A matrix operand and a factor: through scalings by a number, also under a transpose.
     fn matrix(&mut self, value: Value) -> Result<(View, f32)> {
         let node = self.graph.node(value.node);
+        if let (Some(op), Some(x)) = (node.op().filter(|op| op.is("Transpose")), self.graph.input(value.node, 0))
+            && let Some(perm) = permutation(op, self.shape(x)?.len())
+        {
+            let (view, factor) = self.matrix(x)?;
+            if factor != 1.0 {
+                return Ok((view.transposed(&perm), factor));
+            }
+        }
         if let (true, [Some(a), Some(b)]) =
             (node.is("Mul") || node.is("Div"), self.graph.node_inputs(value.node).as_slice())
         {
