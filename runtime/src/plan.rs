@@ -67,6 +67,7 @@ impl Step {
             Step::Program(p) if p.whole_rows => "Row",
             Step::Program(_) => "Map",
             Step::Contract(_) => "Contract",
+            Step::Chain(_) => "Chain",
             Step::Reduce(_) => "Reduce",
             Step::Copies(_) => "Copy",
             Step::Gather(_) => "Gather",

@@ -1,5 +1,6 @@
 //! Where the time of a run goes: per kernel, and per shape of a kernel, with rates.
 
+use crate::cpu::contract::Contract;
 use crate::lower::Step;
 use crate::plan::Plan;
 use sartor_ir::Graph;
@@ -46,21 +47,27 @@ fn heaviest<'a>(steps: &[(&'a Step, f64)], graph: &Graph) -> Vec<((&'a str, Stri
 /// Floating-point operations of the products of a step.
 fn flops(step: &Step) -> u64 {
     match step {
-        Step::Contract(c) => {
-            let rows = c.batch.iter().product::<usize>() * c.m;
-            c.products.iter().map(|p| 2 * (rows * c.n * p.k) as u64).sum()
-        }
+        Step::Contract(c) => contract_flops(c),
+        Step::Chain(members) => members.iter().map(contract_flops).sum(),
         _ => 0,
     }
 }
 
+fn contract_flops(c: &Contract) -> u64 {
+    let rows = c.batch.iter().product::<usize>() * c.m;
+    c.products.iter().map(|p| 2 * (rows * c.n * p.k) as u64).sum()
+}
+
+fn describe_contract(c: &Contract) -> String {
+    let inner: Vec<usize> = c.products.iter().map(|p| p.k).collect();
+    let after = c.epilogue.as_ref().map_or(0, |p| p.code.len());
+    format!("{:?} × {} × {inner:?} × {}, {after} instructions after", c.batch, c.m, c.n)
+}
+
 fn describe(step: &Step, graph: &Graph) -> String {
     match step {
-        Step::Contract(c) => {
-            let inner: Vec<usize> = c.products.iter().map(|p| p.k).collect();
-            let after = c.epilogue.as_ref().map_or(0, |p| p.code.len());
-            format!("{:?} × {} × {inner:?} × {}, {after} instructions after", c.batch, c.m, c.n)
-        }
+        Step::Contract(c) => describe_contract(c),
+        Step::Chain(members) => members.iter().map(describe_contract).collect::<Vec<_>>().join("; "),
         Step::Program(p) => format!("{} × {}, {} instructions", p.rows, p.cols, p.code.len()),
         Step::Reduce(r) => format!("{} × {}", r.rows, r.cols),
         Step::Copies(parts) => format!("{} parts", parts.len()),

@@ -18,7 +18,7 @@ fn main() -> Result<()> {
     let mut torch = String::new();
     for _ in 0..rounds {
         let mut own = Command::new(beside("step")?);
-        own.arg(cache().join("assets/minilm-l6-ts17.onnx")).args([&batch, &sequence, &threads]);
+        own.arg(cache().join("assets/minilm-l6-classifier-ts17.onnx")).args([&batch, &sequence, &threads]);
         let peer = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/peft_step.py");
         let mut other = Command::new(cache().join("venv/bin/python"));
         other.arg(peer).arg(cache().join("assets/minilm-l6"));

@@ -155,6 +155,22 @@ impl Contract {
             unsafe { self.task(task, shared.get(), &factor) };
         });
     }
+    /// Runs several contracts over the same batches, batch by batch: see [`crate::lower::chain`].
+    ///
+    /// # Safety
+    /// As for [`Contract::run`]; and in each batch a member reads of the results of those before it only what they made in
+    /// that batch.
+    pub unsafe fn run_chain(members: &[Contract], bases: Bases) {
+        let shared = Shared(bases);
+        let batches: usize = members.first().map_or(0, |c| c.batch.iter().product());
+        super::each(batches, |batch| {
+            for member in members {
+                let tasks = member.tasks() / batches;
+                // SAFETY: the caller's contract.
+                (0..tasks).for_each(|t| unsafe { member.task(batch * tasks + t, shared.get(), &|_| None) });
+            }
+        });
+    }
     /// Runs one task. `packed` says where the packed right factor of a product is, if it is packed.
     unsafe fn task(&self, task: usize, bases: Bases, packed: &dyn Fn(usize) -> Option<*const f32>) {
         let (tm, tn) = self.tile();

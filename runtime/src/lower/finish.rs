@@ -23,6 +23,7 @@ impl Lowering<'_> {
         for draft in order {
             steps.push(self.step(draft, &read_outside)?);
         }
+        let steps = super::chain::chain(steps);
         let lowered = Lowered { buffers: self.buffers, slots: self.slots, steps, outputs };
         lowered.check()?;
         Ok(lowered)

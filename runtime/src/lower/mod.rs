@@ -7,6 +7,7 @@
 //!    reference step on host tensors.
 //! 3. [`finish`] drops what nobody reads, writes the programs, and orders the steps.
 
+pub mod chain;
 pub mod conv;
 pub mod expr;
 pub mod finish;
@@ -79,6 +80,8 @@ pub enum Step {
     Program(Program),
     /// Products with an epilogue.
     Contract(Contract),
+    /// Products over the same batches, run batch by batch.
+    Chain(Vec<Contract>),
     /// A reduction over other axes.
     Reduce(Reduce),
     /// Copies to parts of one result.
