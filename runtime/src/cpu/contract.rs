@@ -64,7 +64,7 @@ pub struct Contract {
 }
 
 /// Elements of a tile: two of them fit the second-level cache beside packed operands.
-const TILE: usize = 96 * 1024;
+const TILE: usize = 48 * 1024;
 
 /// Columns of a tile: a multiple of all panels of [`gemm`].
 const WIDTH: usize = 768;
@@ -73,7 +73,7 @@ const WIDTH: usize = 768;
 const PACKED: usize = 1 << 23;
 
 /// Tiles that a result is cut into at least, if it is large enough.
-const TASKS: usize = 8;
+const TASKS: usize = 16;
 
 /// `len` cut into equal parts of at most `most`, rounded up to a multiple.
 fn even(len: usize, most: usize, multiple: usize) -> usize {

@@ -72,13 +72,18 @@ pub unsafe fn pack(k: usize, n: usize, b: Source, panel_index: usize, to: *mut f
 
 /// `to[p · pitch + c] = from[p · down + c · across]`, in squares that stay in the first-level cache.
 unsafe fn transpose(rows: usize, cols: usize, (from, down, across): Source, (to, pitch): (*mut f32, usize)) {
-    const SIDE: usize = 16;
+    const SIDE: usize = 8;
     for p in (0..rows).step_by(SIDE) {
         for c in (0..cols).step_by(SIDE) {
             let (high, wide) = (SIDE.min(rows - p), SIDE.min(cols - c));
             // SAFETY: the caller vouches for the extents.
             unsafe {
                 let (from, to) = (from.add(p * down + c * across), to.add(p * pitch + c));
+                #[cfg(target_arch = "x86_64")]
+                if (high, wide, down) == (SIDE, SIDE, 1) && level() != Level::Portable {
+                    x86::transpose_square(from, across, to, pitch);
+                    continue;
+                }
                 for j in 0..wide {
                     for i in 0..high {
                         *to.add(i * pitch + j) = *from.add(i * down + j * across);
@@ -326,6 +331,31 @@ mod x86 {
                         to.copy_from_slice(&row[..c.cols]);
                     }
                 }
+            }
+        }
+    }
+
+    /// Eight columns of eight contiguous numbers, `across` apart, become eight rows, `pitch` apart.
+    #[target_feature(enable = "avx")]
+    pub(super) unsafe fn transpose_square(from: *const f32, across: usize, to: *mut f32, pitch: usize) {
+        // SAFETY: the caller vouches for the extents.
+        unsafe {
+            let x: [__m256; 8] = std::array::from_fn(|j| _mm256_loadu_ps(from.add(j * across)));
+            let mut y = [_mm256_setzero_ps(); 8];
+            for i in 0..4 {
+                y[2 * i] = _mm256_unpacklo_ps(x[2 * i], x[2 * i + 1]);
+                y[2 * i + 1] = _mm256_unpackhi_ps(x[2 * i], x[2 * i + 1]);
+            }
+            let mut z = [_mm256_setzero_ps(); 8];
+            for half in [0, 4] {
+                z[half] = _mm256_shuffle_ps::<0x44>(y[half], y[half + 2]);
+                z[half + 1] = _mm256_shuffle_ps::<0xee>(y[half], y[half + 2]);
+                z[half + 2] = _mm256_shuffle_ps::<0x44>(y[half + 1], y[half + 3]);
+                z[half + 3] = _mm256_shuffle_ps::<0xee>(y[half + 1], y[half + 3]);
+            }
+            for i in 0..4 {
+                _mm256_storeu_ps(to.add(i * pitch), _mm256_permute2f128_ps::<0x20>(z[i], z[i + 4]));
+                _mm256_storeu_ps(to.add((i + 4) * pitch), _mm256_permute2f128_ps::<0x31>(z[i], z[i + 4]));
             }
         }
     }
