@@ -1,7 +1,7 @@
 //! Running a plan: buffers get addresses, steps run one after the other, outputs become tensors.
 
 use crate::cpu;
-use crate::cpu::contract::Contract;
+use crate::cpu::contract;
 use crate::lower::view::{View, Walk};
 use crate::lower::{Home, Origin, Planned, Slot, Step};
 use crate::params::Params;
@@ -252,7 +252,7 @@ impl Run<'_> {
                 programs.iter().for_each(|program| unsafe { cpu::run_program(program, &self.bases) });
             }
             Step::Contract(contract) => unsafe { contract.run(&self.bases, self.scratch) },
-            Step::Chain(members) => unsafe { Contract::run_chain(members, &self.bases) },
+            Step::Chain(chain) => unsafe { contract::run_chain(chain, &self.bases, self.scratch) },
             Step::Reduce(reduce) => unsafe { reduce.run(&self.bases) },
             Step::Gather(gather) => {
                 let indices = self.tensor(gather.indices)?.to_i64s()?;

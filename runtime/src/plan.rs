@@ -35,6 +35,7 @@ impl Plan {
         let drops = drops(&lowered, &last_read);
         let packed = |p: &Planned| match &p.step {
             Step::Contract(contract) => contract.scratch(),
+            Step::Chain(chain) => chain.scratch(),
             _ => 0,
         };
         let scratch = lowered.steps.iter().map(packed).max().map_or(0, |most| most + ALIGN);

@@ -48,7 +48,7 @@ fn heaviest<'a>(steps: &[(&'a Step, f64)], graph: &Graph) -> Vec<((&'a str, Stri
 fn flops(step: &Step) -> u64 {
     match step {
         Step::Contract(c) => contract_flops(c),
-        Step::Chain(members) => members.iter().map(contract_flops).sum(),
+        Step::Chain(chain) => chain.members.iter().map(contract_flops).sum(),
         _ => 0,
     }
 }
@@ -67,7 +67,7 @@ fn describe_contract(c: &Contract) -> String {
 fn describe(step: &Step, graph: &Graph) -> String {
     match step {
         Step::Contract(c) => describe_contract(c),
-        Step::Chain(members) => members.iter().map(describe_contract).collect::<Vec<_>>().join("; "),
+        Step::Chain(chain) => chain.members.iter().map(describe_contract).collect::<Vec<_>>().join("; "),
         Step::Program(p) => format!("{} × {}, {} instructions", p.rows, p.cols, p.code.len()),
         Step::Reduce(r) => format!("{} × {}", r.rows, r.cols),
         Step::Copies(parts) => format!("{} parts", parts.len()),

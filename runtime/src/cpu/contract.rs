@@ -10,6 +10,7 @@ use super::fused::{self, Bases, Tile};
 use super::patch::Patch;
 use super::skinny::{self, Shape, Source, Target};
 use super::{Shared, gemm};
+use crate::lower::chain::Chain;
 use crate::lower::program::Program;
 use crate::lower::view::BufId;
 use faer::linalg::matmul::matmul;
@@ -128,51 +129,42 @@ impl Contract {
         let len = |p: &Product| if self.shares(p) { gemm::packed_len(p.k, self.n) } else { 0 };
         self.products.iter().map(len).sum()
     }
+    /// Packs the right factors that tiles share; returns where each begins in the scratch memory, whose first `used` elements
+    /// are taken.
+    unsafe fn pack(&self, bases: Bases, scratch: Address, used: &mut usize) -> Vec<Option<usize>> {
+        let shared = Shared(bases);
+        let mut places = vec![None; self.products.len()];
+        for (product, place) in self.products.iter().zip(&mut places).filter(|(p, _)| self.shares(p)) {
+            *place = Some(*used);
+            let (b, at) = (&product.b, *used);
+            *used += gemm::packed_len(product.k, self.n);
+            super::each(gemm::panels(self.n), |panel| {
+                let start = shared.get()[b.buf.index()].wrapping_add(b.offset).cast_const();
+                let to = scratch.get().wrapping_add(at);
+                // SAFETY: the caller's contract; panels do not overlap.
+                unsafe { gemm::pack(product.k, self.n, (start, b.row, b.col), panel, to) };
+            });
+        }
+        places
+    }
     /// Runs all tasks on the current pool.
     ///
     /// # Safety
     /// All matrices must stay inside their buffers, the result must not overlap with an operand, and `scratch` must hold
     /// [`Contract::scratch`] elements.
     pub unsafe fn run(&self, bases: Bases, scratch: *mut f32) {
-        let shared = Shared(bases);
-        let mut packed = vec![None; self.products.len()];
-        let mut used = 0;
-        for (product, place) in self.products.iter().zip(&mut packed).filter(|(p, _)| self.shares(p)) {
-            *place = Some(used);
-            let b = &product.b;
-            let to = Address(scratch.wrapping_add(used));
-            used += gemm::packed_len(product.k, self.n);
-            super::each(gemm::panels(self.n), |panel| {
-                let start = shared.get()[b.buf.index()].wrapping_add(b.offset).cast_const();
-                // SAFETY: the caller's contract; panels do not overlap.
-                unsafe { gemm::pack(product.k, self.n, (start, b.row, b.col), panel, to.get()) };
-            });
-        }
-        let (scratch, packed) = (Address(scratch), &packed);
+        let (shared, scratch) = (Shared(bases), Address(scratch));
+        // SAFETY: the caller's contract.
+        let packed = unsafe { self.pack(bases, scratch, &mut 0) };
         super::each(self.tasks(), |task| {
-            let factor = |t: usize| packed[t].map(|at: usize| scratch.get().wrapping_add(at).cast_const());
             // SAFETY: the caller's contract; tasks write disjoint tiles.
-            unsafe { self.task(task, shared.get(), &factor) };
+            unsafe { self.task(task, shared.get(), scratch, &packed) };
         });
     }
-    /// Runs several contracts over the same batches, batch by batch: see [`crate::lower::chain`].
-    ///
-    /// # Safety
-    /// As for [`Contract::run`]; and in each batch a member reads of the results of those before it only what they made in
-    /// that batch.
-    pub unsafe fn run_chain(members: &[Contract], bases: Bases) {
-        let shared = Shared(bases);
-        let batches: usize = members.first().map_or(0, |c| c.batch.iter().product());
-        super::each(batches, |batch| {
-            for member in members {
-                let tasks = member.tasks() / batches;
-                // SAFETY: the caller's contract.
-                (0..tasks).for_each(|t| unsafe { member.task(batch * tasks + t, shared.get(), &|_| None) });
-            }
-        });
-    }
-    /// Runs one task. `packed` says where the packed right factor of a product is, if it is packed.
-    unsafe fn task(&self, task: usize, bases: Bases, packed: &dyn Fn(usize) -> Option<*const f32>) {
+    /// Runs one task. `packed` says where in the scratch memory the packed right factor of a product begins.
+    unsafe fn task(&self, task: usize, bases: Bases, scratch: Address, packed: &[Option<usize>]) {
+        let packed = |t: usize| packed[t].map(|at| scratch.get().wrapping_add(at).cast_const());
+        let packed: &dyn Fn(usize) -> Option<*const f32> = &packed;
         let (tm, tn) = self.tile();
         let (down, across) = (self.m.div_ceil(tm), self.n.div_ceil(tn));
         let (batch, place) = (task / (down * across), task % (down * across));
@@ -241,6 +233,37 @@ impl Contract {
     }
 }
 
+/// Runs a chain on the current pool: see [`crate::lower::chain`].
+///
+/// # Safety
+/// As for [`Contract::run`] of every member, with scratch memory for all; and in each block a member reads of the results of those
+/// before it only what they made in that block.
+pub unsafe fn run_chain(chain: &Chain, bases: Bases, scratch: *mut f32) {
+    let (shared, scratch) = (Shared(bases), Address(scratch));
+    let mut used = 0;
+    // SAFETY: the caller's contract.
+    let packed: Vec<_> = chain.members.iter().map(|m| unsafe { m.pack(bases, scratch, &mut used) }).collect();
+    let blocks = chain.blocks();
+    let rounded = |len: usize| len.next_multiple_of(16);
+    let local: usize = chain.locals.iter().map(|l| rounded(l.len)).sum();
+    super::each(blocks, |block| {
+        let mut bases = shared.get().to_vec();
+        with_memory(&LOCAL_MEMORY, local, |memory| {
+            let mut start = memory;
+            for local in &chain.locals {
+                // The members address the block's part of the buffer.
+                bases[local.buf.index()] = start.wrapping_sub(block * local.len);
+                start = start.wrapping_add(rounded(local.len));
+            }
+            for (member, packed) in chain.members.iter().zip(&packed) {
+                let tasks = member.tasks() / blocks;
+                // SAFETY: the caller's contract.
+                (0..tasks).for_each(|t| unsafe { member.task(block * tasks + t, &bases, scratch, packed) });
+            }
+        });
+    });
+}
+
 /// An address that tasks share.
 #[derive(Clone, Copy)]
 struct Address(*mut f32);
@@ -292,6 +315,7 @@ unsafe fn general(s: Shape, a: Source, b: Source, out: Target, alpha: f32, add: 
 }
 
 thread_local! {
+    static LOCAL_MEMORY: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
     static TILE_MEMORY: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
     static PATCH_MEMORY: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }

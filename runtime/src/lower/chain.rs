@@ -1,29 +1,65 @@
-//! Chains: products over the same batches that run batch by batch, all of them for one batch before the next.
+//! Chains: products that run block by block, all of them for one block before the next.
 //!
 //! Attention is `P = softmax(Q·Kᵀ)`, `O = P·V` for every head, and four such products backwards. One after the other, each of them
 //! writes and reads the scores of *all* heads, which no cache holds. The results that one product of a head hands to the next concern that head
-//! alone, so they can be made and used while they are in the cache of one core.
+//! alone, so they can be made and used while they are in the cache of one core. The same holds for blocks of rows in the products with
+//! weights between two attentions: projection, feed-forward, normalisation.
 //!
-//! A contract joins a chain if it has the same batch axes, reads something that the chain reads or makes, and reads of the chain's
-//! results in each batch no more than was made in that batch. It must be movable there: either nothing between the two places makes what it reads, or nothing
-//! between them reads what the chain makes. For the memory plan a chain is one step.
+//! A contract with enough batch axes has a block per batch, one without has its rows cut into blocks. It joins a chain if it has the
+//! same blocks, reads something that the chain reads or makes, and reads of the chain's results in each block no more than was made in that block. It
+//! must be movable there: either nothing between the two places makes what it reads, or nothing between them reads what the
+//! chain makes. Results that nobody else reads never leave the core: they lie in memory of the thread ([`Local`]). For the
+//! memory plan a chain is one step.
 
 use super::view::{BufId, Walk};
-use super::{Planned, Step};
+use super::{Buffer, Home, Planned, Step};
 use crate::cpu::contract::{Contract, Matrix};
 use crate::lower::program::Ins;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
-/// Fewer batches are not worth it: they are what is distributed to threads.
+/// Contracts over the same blocks. The blocks are the batches of every member.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Chain {
+    /// In the order in which they run.
+    pub members: Vec<Contract>,
+    /// Results that only the chain reads.
+    pub locals: Vec<Local>,
+}
+
+/// A buffer of which each block uses its own part, one after the other.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Local {
+    /// The buffer.
+    pub buf: BufId,
+    /// Elements per block.
+    pub len: usize,
+}
+
+impl Chain {
+    /// The number of blocks.
+    pub fn blocks(&self) -> usize {
+        self.members.first().map_or(0, |c| c.batch.iter().product())
+    }
+    /// Elements that packed right factors need.
+    pub fn scratch(&self) -> usize {
+        self.members.iter().map(Contract::scratch).sum()
+    }
+}
+
+/// Fewer blocks are not worth it: they are what is distributed to threads.
 const LEAST: usize = 8;
+/// Rows of a block, at most and at least.
+const ROWS: (usize, usize) = (160, 32);
+/// Packed right factors of a chain, in elements.
+const MOST_PACKED: usize = 1 << 23;
 
 /// Chains what can be chained.
-pub fn chain(mut steps: Vec<Planned>) -> Vec<Planned> {
+pub fn chain(mut steps: Vec<Planned>, buffers: &[Buffer]) -> Vec<Planned> {
     let mut at = 0;
     while at < steps.len() {
         let mut home = at;
         let mut next = home + 1;
-        while fits_alone(&steps[home].step) && next < steps.len() {
+        while can_start(&steps[home].step) && next < steps.len() {
             if !joins(&steps[home], &steps[next]) {
                 next += 1;
                 continue;
@@ -36,9 +72,9 @@ pub fn chain(mut steps: Vec<Planned>) -> Vec<Planned> {
             } else if between.iter().all(|s| reads_none(&steps[home].writes, s)) {
                 let mut chain = steps.remove(home);
                 home = next - 1;
-                let member = std::mem::replace(&mut steps[home], Planned { step: Step::Copies(Vec::new()), ..chain.clone() });
+                let member = steps.remove(home);
                 append(&mut chain, member);
-                steps[home] = chain;
+                steps.insert(home, chain);
                 next = home + 1;
             } else {
                 next += 1;
@@ -47,18 +83,47 @@ pub fn chain(mut steps: Vec<Planned>) -> Vec<Planned> {
         // A chain that moved away leaves an unvisited step behind.
         at = if home == at { at + 1 } else { at };
     }
+    keep_locals(&mut steps, buffers);
     steps
 }
 
+/// Takes results that only their own chain reads out of the plan.
+fn keep_locals(steps: &mut [Planned], buffers: &[Buffer]) {
+    let mut readers: HashMap<BufId, usize> = HashMap::new();
+    for step in steps.iter() {
+        let all: HashSet<&BufId> = step.reads.iter().collect();
+        all.into_iter().for_each(|&b| *readers.entry(b).or_insert(0) += 1);
+    }
+    for planned in steps {
+        let Step::Chain(chain) = &mut planned.step else { continue };
+        let blocks = chain.blocks();
+        let mut areas = HashMap::new();
+        chain.members.iter().flat_map(stores).for_each(|(buf, area)| {
+            areas.insert(buf, area);
+        });
+        let local = |&buf: &BufId| {
+            let buffer = &buffers[buf.index()];
+            let own = buffer.home == Home::Arena && !readers.contains_key(&buf) && buffer.len.is_multiple_of(blocks);
+            let len = buffer.len / blocks.max(1);
+            let apart = areas.get(&buf)?.as_ref()?.stays_apart(&chain.members[0].batch, len);
+            (own && apart).then_some(Local { buf, len })
+        };
+        chain.locals = planned.writes.iter().filter_map(local).collect();
+        planned.writes.retain(|b| !chain.locals.iter().any(|l| l.buf == *b));
+    }
+}
+
 fn append(chain: &mut Planned, member: Planned) {
-    let Step::Contract(contract) = member.step else { return };
+    let Some(contract) = blocks_of(&member.step) else { return };
     chain.step = match std::mem::replace(&mut chain.step, Step::Copies(Vec::new())) {
-        Step::Contract(first) => Step::Chain(vec![first, contract]),
-        Step::Chain(mut members) => {
-            members.push(contract);
-            Step::Chain(members)
+        Step::Chain(mut chain) => {
+            chain.members.push(contract);
+            Step::Chain(chain)
         }
-        other => other,
+        first => {
+            let members = blocks_of(&first).into_iter().chain([contract]).collect();
+            Step::Chain(Chain { members, locals: Vec::new() })
+        }
     };
     chain.reads.extend(member.reads.iter().filter(|b| !chain.writes.contains(b)));
     chain.reads.sort_unstable();
@@ -66,51 +131,96 @@ fn append(chain: &mut Planned, member: Planned) {
     chain.writes.extend(member.writes);
 }
 
-fn members(step: &Step) -> &[Contract] {
-    match step {
-        Step::Contract(contract) => std::slice::from_ref(contract),
-        Step::Chain(members) => members,
-        _ => &[],
+/// A contract whose batches are blocks, if it has enough of them or its rows can be cut.
+fn blocks_of(step: &Step) -> Option<Contract> {
+    let Step::Contract(contract) = step else { return None };
+    if contract.products.iter().any(|p| p.patch.is_some()) {
+        return None;
+    }
+    match contract.batch.iter().product::<usize>() {
+        0 => None,
+        1 => cut_rows(contract),
+        batches => (batches >= LEAST).then(|| contract.clone()),
     }
 }
 
-fn fits_alone(step: &Step) -> bool {
-    let fits = |c: &Contract| {
-        let batches: usize = c.batch.iter().product();
-        batches >= LEAST && c.scratch() == 0 && c.products.iter().all(|p| p.patch.is_none())
-    };
-    !members(step).is_empty() && members(step).iter().all(fits)
+/// Equal blocks of rows become a batch axis.
+fn cut_rows(contract: &Contract) -> Option<Contract> {
+    let total = contract.m;
+    let (most, least) = ROWS;
+    let rows = (least..=most.min(total / LEAST)).rev().find(|&rows| total.is_multiple_of(rows))?;
+    let mut cut = contract.clone();
+    let place = |x: &mut Matrix, step: usize| x.batch = vec![step];
+    cut.batch = vec![total / rows];
+    cut.m = rows;
+    for product in &mut cut.products {
+        let step = rows * product.a.row;
+        place(&mut product.a, step);
+        place(&mut product.b, 0);
+    }
+    if let Some(out) = &mut cut.out {
+        let step = rows * out.row;
+        place(out, step);
+    }
+    Some(cut)
+}
+
+fn can_start(step: &Step) -> bool {
+    matches!(step, Step::Chain(_)) || blocks_of(step).is_some()
 }
 
 /// Whether a step may become a member of a chain, its place aside.
 fn joins(chain: &Planned, step: &Planned) -> bool {
-    let (Step::Contract(contract), [first, ..]) = (&step.step, members(&chain.step)) else { return false };
-    let touches = step.reads.iter().any(|b| chain.reads.contains(b) || chain.writes.contains(b));
-    if !touches || first.batch != contract.batch || !fits_alone(&step.step) {
+    let touches = || step.reads.iter().any(|b| chain.reads.contains(b) || chain.writes.contains(b));
+    if !matches!(step.step, Step::Contract(_)) || !touches() {
+        return false;
+    }
+    let Some(contract) = blocks_of(&step.step) else { return false };
+    let first;
+    let members = match &chain.step {
+        Step::Chain(chain) => chain.members.as_slice(),
+        other => {
+            first = blocks_of(other);
+            first.as_slice()
+        }
+    };
+    let packed: usize = members.iter().chain([&contract]).map(Contract::scratch).sum();
+    if members.first().is_none_or(|c| c.batch != contract.batch) || packed > MOST_PACKED {
         return false;
     }
     let mut made = HashMap::new();
-    for member in members(&chain.step) {
-        for (buf, area) in stores(member) {
-            made.insert(buf, area);
-        }
-    }
-    let handed = step.reads.iter().filter(|b| chain.writes.contains(b));
-    let wanted: Vec<&BufId> = handed.collect();
-    let areas = loads(contract);
-    wanted.iter().all(|buf| {
+    members.iter().flat_map(stores).for_each(|(buf, area)| {
+        made.insert(buf, area);
+    });
+    let areas = loads(&contract);
+    step.reads.iter().filter(|b| chain.writes.contains(b)).all(|buf| {
         let Some(Some(area)) = made.get(buf) else { return false };
-        areas.iter().filter(|(b, _)| b == *buf).all(|(_, a)| a.as_ref() == Some(area))
+        areas.iter().filter(|(b, _)| b == buf).all(|(_, a)| a.as_ref() == Some(area))
     })
 }
 
-/// What is touched in one batch: where it begins, the batch strides, and the axes within (stride and length, those of length 1
+/// What is touched in one block: where it begins, the batch strides, and the axes within (stride and length, those of length 1
 /// left out, largest stride first).
 #[derive(Clone, PartialEq, Debug)]
 struct Area {
     offset: usize,
     batch: Vec<usize>,
     axes: Vec<(usize, usize)>,
+}
+
+impl Area {
+    /// Whether every block stays inside its own part of `len` elements.
+    fn stays_apart(&self, batch: &[usize], len: usize) -> bool {
+        let mut expected = len;
+        for (&dim, &stride) in batch.iter().zip(&self.batch).rev() {
+            if dim != 1 && stride != expected {
+                return false;
+            }
+            expected *= dim;
+        }
+        let last: usize = self.axes.iter().map(|&(stride, count)| stride * (count - 1)).sum();
+        self.offset == 0 && last < len
+    }
 }
 
 fn area(contract: &Contract, offset: usize, strides: &[usize], axes: [(usize, usize); 2]) -> Area {

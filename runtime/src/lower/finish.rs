@@ -23,7 +23,7 @@ impl Lowering<'_> {
         for draft in order {
             steps.push(self.step(draft, &read_outside)?);
         }
-        let steps = super::chain::chain(steps);
+        let steps = super::chain::chain(steps, &self.buffers);
         let lowered = Lowered { buffers: self.buffers, slots: self.slots, steps, outputs };
         lowered.check()?;
         Ok(lowered)

@@ -80,8 +80,8 @@ pub enum Step {
     Program(Program),
     /// Products with an epilogue.
     Contract(Contract),
-    /// Products over the same batches, run batch by batch.
-    Chain(Vec<Contract>),
+    /// Products over the same blocks, run block by block.
+    Chain(chain::Chain),
     /// A reduction over other axes.
     Reduce(Reduce),
     /// Copies to parts of one result.
