@@ -68,7 +68,7 @@ pub struct Contract {
 const TILE: usize = 48 * 1024;
 
 /// Columns of a tile: a multiple of all panels of [`gemm`].
-const WIDTH: usize = 768;
+const WIDTH: usize = 1536;
 
 /// The largest right factor that is packed before its tiles, in elements.
 const PACKED: usize = 1 << 23;

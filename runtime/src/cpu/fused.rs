@@ -11,7 +11,7 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 /// Numbers per block and register.
-pub const BLOCK: usize = 1024;
+pub const BLOCK: usize = 2048;
 
 /// The products of a `Contract` for the rectangle that is being worked on.
 #[derive(Clone, Copy)]
