@@ -94,16 +94,19 @@ unsafe fn transpose(rows: usize, cols: usize, (from, down, across): Source, (to,
     }
 }
 
-/// Copies a block of the left factor: row by row [`PITCH`] apart, or, if its columns are contiguous, column by column
-/// [`ROWS`] apart. Returns whether it did the latter.
-unsafe fn copy_block(rows: usize, depth: usize, (start, down, across): Source, to: *mut f32) -> bool {
+/// A block of the left factor as micro-kernels read it: where it is if its rows or columns are contiguous and far enough
+/// from a multiple of the page size apart (or the rows of a kernel would share a few places of the first-level cache), else copied.
+unsafe fn block_of(rows: usize, depth: usize, (start, down, across): Source, to: *mut f32) -> Left {
     // SAFETY: the caller vouches for the extents, and for room for `ROWS · PITCH` elements.
     unsafe {
         if down == 1 && across != 1 {
             for p in 0..depth {
                 std::ptr::copy_nonoverlapping(start.add(p * across), to.add(p * ROWS), rows);
             }
-            return true;
+            return Left { start: to, pitch: ROWS, by_column: true };
+        }
+        if across == 1 && !down.is_multiple_of(1024) {
+            return Left { start, pitch: down, by_column: false };
         }
         if across == 1 {
             for i in 0..rows {
@@ -112,7 +115,7 @@ unsafe fn copy_block(rows: usize, depth: usize, (start, down, across): Source, t
         } else {
             transpose(rows, depth, (start, down, across), (to, PITCH));
         }
-        false
+        Left { start: to, pitch: PITCH, by_column: false }
     }
 }
 
@@ -147,12 +150,12 @@ pub unsafe fn multiply(s: Shape, a: Source, (b, n, j): (*const f32, usize, usize
                 // SAFETY: the caller's contract.
                 unsafe {
                     let source = (a.0.add(first * a.1 + block * a.2), a.1, a.2);
-                    let by_column = copy_block(rows, depth, source, left);
+                    let left = block_of(rows, depth, source, left);
                     for c in (0..s.n).step_by(wide) {
                         let cols = wide.min(s.n - c);
                         let right = b.add(block * padded + (j + c) * depth);
                         let target = Corner { start: out.0.add(first * out.1 + c), pitch: out.1, cols };
-                        kernels.panel(rows, depth, (left, by_column), right, target, alpha, add || block > 0);
+                        kernels.panel(rows, depth, left, right, target, alpha, add || block > 0);
                     }
                 }
             }
@@ -190,8 +193,13 @@ struct Corner {
     cols: usize,
 }
 
-/// A block of the left factor: where it begins, and whether it lies column by column.
-type Left = (*const f32, bool);
+/// A block of the left factor: where it begins, the distance of its rows (or columns), and whether it lies column by column.
+#[derive(Clone, Copy)]
+struct Left {
+    start: *const f32,
+    pitch: usize,
+    by_column: bool,
+}
 
 /// What a micro-kernel gets: rows, depth, left, right, result, factor, whether to add.
 type Kernel = unsafe fn(usize, usize, Left, *const f32, Corner, f32, bool);
@@ -212,9 +220,9 @@ impl Kernels {
         for part in 0..parts {
             let high = each + usize::from(part < more);
             let corner = Corner { start: c.start.wrapping_add(row * c.pitch), ..c };
-            let left = a.0.wrapping_add(if a.1 { row } else { row * PITCH });
+            let left = Left { start: a.start.wrapping_add(if a.by_column { row } else { row * a.pitch }), ..a };
             // SAFETY: the caller's contract.
-            unsafe { (self.run)(high, depth, (left, a.1), b, corner, alpha, add) };
+            unsafe { (self.run)(high, depth, left, b, corner, alpha, add) };
             row += high;
         }
     }
@@ -222,7 +230,7 @@ impl Kernels {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{Corner, Left, PITCH, ROWS};
+    use super::{Corner, Left};
     use std::arch::x86_64::*;
 
     /// A vector of `f32`.
@@ -284,56 +292,96 @@ mod x86 {
         }
     }
 
-    /// `M` rows by `N` vectors, of a panel of two vectors.
+    /// Writes one vector of a result.
     #[inline(always)]
-    unsafe fn micro<V: Vector, const M: usize, const N: usize, const BY_COLUMN: bool>(
-        depth: usize,
-        a: *const f32,
-        b: *const f32,
-        c: Corner,
-        alpha: f32,
-        add: bool,
-    ) {
-        // SAFETY: the caller vouches for the extents and the instruction set.
+    unsafe fn put<V: Vector>(x: V, to: *mut f32, alpha: V, add: bool) {
+        // SAFETY: the caller vouches for the place and the instruction set.
         unsafe {
-            let mut sums = [[V::splat(0.0); N]; M];
-            for p in 0..depth {
-                let mut line = [V::splat(0.0); N];
-                for (n, x) in line.iter_mut().enumerate() {
-                    *x = V::load(b.add(p * 2 * V::WIDTH + n * V::WIDTH));
-                }
-                for (i, sum) in sums.iter_mut().enumerate() {
-                    let x = V::splat(*a.add(if BY_COLUMN { p * ROWS + i } else { i * PITCH + p }));
-                    for n in 0..N {
-                        sum[n] = x.mul_add(line[n], sum[n]);
-                    }
-                }
-            }
-            let factor = V::splat(alpha);
-            if c.cols == N * V::WIDTH {
-                for (i, sum) in sums.iter().enumerate() {
-                    for (n, &x) in sum.iter().enumerate() {
-                        let to = c.start.add(i * c.pitch + n * V::WIDTH);
-                        let y = if add { x.mul_add(factor, V::load(to)) } else { x.mul(factor) };
-                        y.store(to);
-                    }
-                }
+            let y = if add { x.mul_add(alpha, V::load(to)) } else { x.mul(alpha) };
+            y.store(to);
+        }
+    }
+
+    /// Writes less than one vector of a result.
+    #[inline(always)]
+    unsafe fn put_some<V: Vector>(x: V, to: *mut f32, count: usize, alpha: V, add: bool) {
+        let mut line = [0f32; 16];
+        // SAFETY: the caller vouches for `count` places and the instruction set; no vector is longer than the line.
+        unsafe {
+            x.mul(alpha).store(line.as_mut_ptr());
+            let to = std::slice::from_raw_parts_mut(to, count);
+            if add {
+                to.iter_mut().zip(&line).for_each(|(o, &x)| *o += x);
             } else {
-                let mut row = [0f32; 64];
-                for (i, sum) in sums.iter().enumerate() {
-                    for (n, &x) in sum.iter().enumerate() {
-                        x.mul(factor).store(row.as_mut_ptr().add(n * V::WIDTH));
-                    }
-                    let to = std::slice::from_raw_parts_mut(c.start.add(i * c.pitch), c.cols);
-                    if add {
-                        to.iter_mut().zip(&row).for_each(|(o, &x)| *o += x);
-                    } else {
-                        to.copy_from_slice(&row[..c.cols]);
-                    }
-                }
+                to.copy_from_slice(&line[..count]);
             }
         }
     }
+
+    /// A micro-kernel of some rows by one or two vectors. Rows are named by literals, so that every sum is a register from
+    /// the start and no optimisation has to find out.
+    macro_rules! micro {
+        ($name:ident, $rows:literal, $($i:literal)*) => {
+            #[inline(always)]
+            unsafe fn $name<V: Vector, const TWO: bool, const BY_COLUMN: bool>(
+                depth: usize, a: Left, b: *const f32, c: Corner, alpha: f32, add: bool,
+            ) {
+                // SAFETY: the caller vouches for the extents and the instruction set.
+                unsafe {
+                    let zero = V::splat(0.0);
+                    let (mut first, mut second) = ([zero; $rows], [zero; $rows]);
+                    let (mut left, mut right) = (a.start, b);
+                    let (row, step) = if BY_COLUMN { (1, a.pitch) } else { (a.pitch, 1) };
+                    for _ in 0..depth {
+                        let x = V::load(right);
+                        let y = if TWO { V::load(right.add(V::WIDTH)) } else { zero };
+                        $(
+                            let factor = V::splat(*left.add($i * row));
+                            first[$i] = factor.mul_add(x, first[$i]);
+                            if TWO {
+                                second[$i] = factor.mul_add(y, second[$i]);
+                            }
+                        )*
+                        left = left.add(step);
+                        right = right.add(2 * V::WIDTH);
+                    }
+                    let alpha = V::splat(alpha);
+                    let whole = if TWO { 2 * V::WIDTH } else { V::WIDTH };
+                    if c.cols == whole {
+                        $(
+                            let to = c.start.add($i * c.pitch);
+                            put(first[$i], to, alpha, add);
+                            if TWO {
+                                put(second[$i], to.add(V::WIDTH), alpha, add);
+                            }
+                        )*
+                    } else {
+                        $(
+                            let to = c.start.add($i * c.pitch);
+                            if TWO {
+                                put(first[$i], to, alpha, add);
+                                put_some(second[$i], to.add(V::WIDTH), c.cols - V::WIDTH, alpha, add);
+                            } else {
+                                put_some(first[$i], to, c.cols, alpha, add);
+                            }
+                        )*
+                    }
+                }
+            }
+        };
+    }
+    micro!(micro1, 1, 0);
+    micro!(micro2, 2, 0 1);
+    micro!(micro3, 3, 0 1 2);
+    micro!(micro4, 4, 0 1 2 3);
+    micro!(micro5, 5, 0 1 2 3 4);
+    micro!(micro6, 6, 0 1 2 3 4 5);
+    micro!(micro7, 7, 0 1 2 3 4 5 6);
+    micro!(micro8, 8, 0 1 2 3 4 5 6 7);
+    micro!(micro9, 9, 0 1 2 3 4 5 6 7 8);
+    micro!(micro10, 10, 0 1 2 3 4 5 6 7 8 9);
+    micro!(micro11, 11, 0 1 2 3 4 5 6 7 8 9 10);
+    micro!(micro12, 12, 0 1 2 3 4 5 6 7 8 9 10 11);
 
     /// Eight columns of eight contiguous numbers, `across` apart, become eight rows, `pitch` apart.
     #[target_feature(enable = "avx")]
@@ -361,18 +409,18 @@ mod x86 {
     }
 
     macro_rules! kernels {
-        ($name:ident, $vector:ty, $features:literal, $($m:literal)*) => {
+        ($name:ident, $vector:ty, $features:literal, $($m:literal $micro:ident)*) => {
             #[target_feature(enable = $features)]
             pub(super) unsafe fn $name(
-                m: usize, depth: usize, (a, by_column): Left, b: *const f32, c: Corner, alpha: f32, add: bool,
+                m: usize, depth: usize, a: Left, b: *const f32, c: Corner, alpha: f32, add: bool,
             ) {
                 // SAFETY: the caller vouches for the extents.
                 unsafe {
-                    match (m, c.cols > <$vector>::WIDTH, by_column) {
-                        $(($m, true, false) => micro::<$vector, $m, 2, false>(depth, a, b, c, alpha, add),)*
-                        $(($m, false, false) => micro::<$vector, $m, 1, false>(depth, a, b, c, alpha, add),)*
-                        $(($m, true, true) => micro::<$vector, $m, 2, true>(depth, a, b, c, alpha, add),)*
-                        $(($m, false, true) => micro::<$vector, $m, 1, true>(depth, a, b, c, alpha, add),)*
+                    match (m, c.cols > <$vector>::WIDTH, a.by_column) {
+                        $(($m, true, false) => $micro::<$vector, true, false>(depth, a, b, c, alpha, add),)*
+                        $(($m, false, false) => $micro::<$vector, false, false>(depth, a, b, c, alpha, add),)*
+                        $(($m, true, true) => $micro::<$vector, true, true>(depth, a, b, c, alpha, add),)*
+                        $(($m, false, true) => $micro::<$vector, false, true>(depth, a, b, c, alpha, add),)*
                         _ => {}
                     }
                 }
@@ -380,6 +428,9 @@ mod x86 {
         };
     }
 
-    kernels!(avx512, __m512, "avx512f,avx512vl,avx512dq,avx512bw,avx2,fma", 1 2 3 4 5 6 7 8 9 10 11 12);
-    kernels!(avx2, __m256, "avx2,fma", 1 2 3 4 5 6);
+    kernels!(
+        avx512, __m512, "avx512f,avx512vl,avx512dq,avx512bw,avx2,fma",
+        1 micro1 2 micro2 3 micro3 4 micro4 5 micro5 6 micro6 7 micro7 8 micro8 9 micro9 10 micro10 11 micro11 12 micro12
+    );
+    kernels!(avx2, __m256, "avx2,fma", 1 micro1 2 micro2 3 micro3 4 micro4 5 micro5 6 micro6);
 }

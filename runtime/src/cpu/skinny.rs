@@ -2,7 +2,8 @@
 //! what GEMM libraries, which pack their operands, are slow at.
 //!
 //! * **Short inner dimension**, rows of `B` and of the result contiguous: each row of the result is a sum of `k` scaled rows of `B`.
-//! * **Few columns**, rows of `A` contiguous: `B` is copied to `n` contiguous columns once, and each result is a dot product.
+//! * **Few columns**, rows of `A` contiguous: `B` is copied to `n` contiguous columns once, and each result is a dot product; only where there
+//!   are no [micro-kernels](super::gemm), or fewer than 3 columns.
 //! * **Few columns or rows, inner dimension across rows** (`Aᵀ·B`, gradients of adapters): a sum of outer products.
 
 use crate::multiversion;
@@ -47,7 +48,8 @@ pub fn way(s: Shape, a: (usize, usize), b: (usize, usize), out: (usize, usize)) 
     } else if s.k <= SKINNY && s.n > SKINNY && b.1 == 1 && out.1 == 1 {
         Some(Way::Short)
     } else if s.n <= SKINNY && s.m > SKINNY && s.k > SKINNY && a.1 == 1 {
-        Some(Way::Narrow)
+        // Micro-kernels, even half empty, are faster than dot products.
+        (super::gemm::panel() == 0 || s.n < 3 || out.1 != 1).then_some(Way::Narrow)
     } else if s.n <= SKINNY && s.m > SKINNY && s.k > SKINNY && a.0 == 1 {
         Some(Way::Outer)
     } else if s.m <= SKINNY && s.n > SKINNY && s.k > SKINNY && b.1 == 1 {
