@@ -1,9 +1,10 @@
 //! Running a plan: buffers get addresses, steps run one after the other, outputs become tensors.
 
 use crate::cpu;
-use crate::cpu::contract;
+use crate::cpu::contract::{self, Product};
 use crate::lower::view::{View, Walk};
 use crate::lower::{Home, Origin, Planned, Slot, Step};
+use crate::packed::Packs;
 use crate::params::Params;
 use crate::plan::Plan;
 use crate::session::Key;
@@ -11,7 +12,7 @@ use bytes::Bytes;
 use sartor_ir::ops::EvalCx;
 use sartor_ir::rng::Stream;
 use sartor_ir::{Context, DType, Error, Graph, NodeId, Result, Tensor, bail, ensure};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Memory that a session keeps between runs.
@@ -20,6 +21,8 @@ pub struct Memory {
     arena: Vec<f32>,
     /// Packed factors of one step.
     scratch: Vec<f32>,
+    /// Packed factors that stay.
+    packs: Packs,
     /// Aligned copies of tensors whose bytes are not, with the bytes they were made from.
     aligned: HashMap<(usize, usize), (Bytes, Tensor)>,
     /// Buffers of outputs that nobody holds any more.
@@ -73,6 +76,10 @@ impl Drop for Lent {
 }
 
 impl Memory {
+    /// For a program that updates these parameters.
+    pub fn new(updated: HashSet<String>) -> Memory {
+        Memory { packs: Packs::new(updated), ..Memory::default() }
+    }
     fn take(&self, len: usize) -> Vec<f32> {
         let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
         spare.take(len).unwrap_or_else(|| vec![0.0; len])
@@ -126,6 +133,7 @@ struct Run<'a> {
     key: Key,
     bases: Vec<*mut f32>,
     scratch: *mut f32,
+    packs: &'a mut Packs,
     host: Vec<Option<Tensor>>,
 }
 
@@ -172,21 +180,26 @@ pub fn execute(
             Home::Host(_) => {}
         }
     }
-    let mut run = Run { plan, graph, opset, key, bases, scratch, host: vec![None; lowered.slots.len()] };
+    let mut packs = std::mem::take(&mut memory.packs);
+    packs.begin();
+    let mut run = Run { plan, graph, opset, key, bases, scratch, packs: &mut packs, host: vec![None; lowered.slots.len()] };
     for (i, slot) in lowered.slots.iter().enumerate() {
         if let Some(tensor) = leaf(slot, params, inputs)? {
             let passing = matches!(slot.origin, Origin::Input(_));
-            run.fill(i, memory.aligned(&tensor, passing))?;
+            let tensor = memory.aligned(&tensor, passing);
+            run.fill(i, tensor)?;
         }
     }
-    let pool = cpu::pool(threads)?;
-    pool.install(|| run.steps(times))?;
+    let done = cpu::pool(threads).and_then(|pool| pool.install(|| run.steps(times)));
+    let mut host = std::mem::take(&mut run.host);
+    memory.packs = packs;
+    done?;
     let mut outputs = Vec::with_capacity(lowered.outputs.len());
     for (i, output) in lowered.outputs.iter().enumerate() {
         outputs.push(match (output.slot, own[i].take()) {
-            (Some(slot), _) => match run.host[slot].take() {
+            (Some(slot), _) => match host[slot].take() {
                 Some(tensor) => {
-                    run.host[slot] = Some(tensor.clone());
+                    host[slot] = Some(tensor.clone());
                     tensor
                 }
                 None => bail!("output \"{}\" was not computed", output.name),
@@ -251,8 +264,16 @@ impl Run<'_> {
             Step::Copies(programs) => {
                 programs.iter().for_each(|program| unsafe { cpu::run_program(program, &self.bases) });
             }
-            Step::Contract(contract) => unsafe { contract.run(&self.bases, self.scratch) },
-            Step::Chain(chain) => unsafe { contract::run_chain(chain, &self.bases, self.scratch) },
+            Step::Contract(contract) => {
+                let (packs, host) = (&mut self.packs, &self.host);
+                let mut kept = |product: &Product, n: usize| packs.get(&self.plan.lowered, host, product, n);
+                unsafe { contract.run(&self.bases, self.scratch, &mut kept) };
+            }
+            Step::Chain(chain) => {
+                let (packs, host) = (&mut self.packs, &self.host);
+                let mut kept = |product: &Product, n: usize| packs.get(&self.plan.lowered, host, product, n);
+                unsafe { contract::run_chain(chain, &self.bases, self.scratch, &mut kept) };
+            }
             Step::Reduce(reduce) => unsafe { reduce.run(&self.bases) },
             Step::Gather(gather) => {
                 let indices = self.tensor(gather.indices)?.to_i64s()?;

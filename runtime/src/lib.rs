@@ -8,6 +8,7 @@ pub mod cpu;
 pub mod data;
 pub mod execute;
 pub mod lower;
+pub mod packed;
 pub mod params;
 pub mod plan;
 pub mod profile;

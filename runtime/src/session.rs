@@ -79,7 +79,8 @@ impl Session {
     }
     fn of(mut graph: Graph, bindings: Vec<Binding>, opset: i64, options: SessionOptions) -> Session {
         decompose(&mut graph, opset);
-        let (plans, memory) = (HashMap::new(), Memory::default());
+        let updated = bindings.iter().map(|b| b.param.clone()).collect();
+        let (plans, memory) = (HashMap::new(), Memory::new(updated));
         let threads = options.threads.max(1);
         Session { graph, bindings, opset, threads, limit: None, plans, last: None, memory }
     }

@@ -210,7 +210,59 @@ fn heads_are_split_and_joined_without_copies() {
     let y = g.op("MatMul", &[y, o], none());
     output(&mut g, "y", y);
     let report = check(g, &inputs, "attention");
-    assert_eq!(report.kernels.into_iter().collect::<Vec<_>>(), [("Contract", 6)]);
+    assert_eq!(report.kernels.into_iter().collect::<Vec<_>>(), [("Chain", 1), ("Contract", 4)]);
+}
+
+/// Two layers with everything around them, on rows that can be cut into blocks and rows that cannot.
+#[test]
+fn products_over_the_same_rows_are_chained() {
+    for (rows, kernel) in [(256i64, "Chain"), (592, "Chain"), (13, "Contract"), (257, "Contract")] {
+        let (mut g, mut inputs, mut draw) = (Graph::new("g"), Inputs::new(), Draw::new(5, "rows"));
+        let none = Attributes::new;
+        let mut input = |g: &mut Graph, name: &str, shape: &[usize]| input(g, &mut inputs, &mut draw, name, shape);
+        let x = input(&mut g, "x", &[rows as usize, 40]);
+        let weights = ["a", "b", "c"].map(|name| match name {
+            "a" => input(&mut g, name, &[40, 72]),
+            "b" => input(&mut g, name, &[72, 40]),
+            _ => input(&mut g, name, &[40, 17]),
+        });
+        let (bias, scale) = (input(&mut g, "bias", &[72]), input(&mut g, "scale", &[40]));
+        let h = g.op("MatMul", &[x, weights[0]], none());
+        let h = g.op("Add", &[h, bias], none());
+        let h = g.op("Gelu", &[h], none());
+        let h = g.op("MatMul", &[h, weights[1]], none());
+        let h = g.op("Add", &[h, x], none());
+        let h = g.op("LayerNormalization", &[h, scale], none());
+        let y = g.op("MatMul", &[h, weights[2]], none());
+        output(&mut g, "y", y);
+        let report = check(g, &inputs, &format!("{rows} rows"));
+        let kinds: Vec<&str> = report.kernels.keys().copied().collect();
+        assert_eq!(kinds, [kernel], "{rows} rows");
+    }
+}
+
+/// Weights are packed at the second run and kept; a parameter that changes is not read from what was packed before.
+#[test]
+fn packed_weights_follow_their_parameter() {
+    let (mut g, mut inputs, mut draw) = (Graph::new("g"), Inputs::new(), Draw::new(6, "packed"));
+    let x = input(&mut g, &mut inputs, &mut draw, "x", &[30, 40]);
+    let weights = [0, 1].map(|_| draw.tensor(&[40, 50], -1.0, 1.0).cast(DType::F32).unwrap());
+    let w = g.param("w", Type::of(&weights[0]));
+    let y = g.op("MatMul", &[x, w], Attributes::new());
+    output(&mut g, "y", y);
+    let mut model = Model::new(g);
+    let mut results = Vec::new();
+    for weight in &weights {
+        model.params.insert("w".into(), sartor_ir::Parameter { tensor: weight.clone(), role: sartor_ir::Role::Frozen });
+        results.push(reference(&model, &inputs)["y"].clone());
+    }
+    let mut session = Session::new(&model, SessionOptions { threads: 2 }).unwrap();
+    let mut params = Params::of(&model);
+    for (run, which) in [0, 0, 0, 1, 1, 1, 0, 0, 1].into_iter().enumerate() {
+        params.set("w", weights[which].clone()).unwrap();
+        let outputs = session.run(&mut params, &inputs, Key::default()).unwrap();
+        assert_close(&outputs["y"], &results[which], &format!("run {run}"));
+    }
 }
 
 #[test]
@@ -297,4 +349,17 @@ fn shapes_that_depend_on_data_run_by_the_reference_and_say_so() {
     let (found, report) = run(&model, &inputs, 1);
     assert_eq!(found["y"].to_vec::<i64>().unwrap(), [1, 3]);
     assert!(report.unplanned.is_some_and(|reason| reason.contains("depends on data")));
+}
+
+/// The same checks with the instruction sets of older machines.
+#[test]
+fn kernels_are_right_on_every_instruction_set() {
+    use sartor_runtime::cpu::simd::{Level, limit};
+    for level in [Level::Avx2, Level::Portable] {
+        limit(level);
+        every_operator_runs_as_the_reference_does();
+        products_with_epilogues_of_odd_shapes();
+        products_over_the_same_rows_are_chained();
+        heads_are_split_and_joined_without_copies();
+    }
 }

@@ -64,6 +64,9 @@ pub struct Contract {
     pub epilogue: Option<Program>,
 }
 
+/// Says where the packed right factor of a product with this many columns is kept, if it is.
+pub type Kept<'a> = &'a mut dyn FnMut(&Product, usize) -> Option<*const f32>;
+
 /// Elements of a tile: two of them fit the second-level cache beside packed operands.
 const TILE: usize = 48 * 1024;
 
@@ -112,59 +115,64 @@ impl Contract {
         let (tm, tn) = self.tile();
         self.batch.iter().product::<usize>() * self.m.div_ceil(tm) * self.n.div_ceil(tn)
     }
-    /// Whether a right factor is packed once for all tiles.
-    fn shares(&self, product: &Product) -> bool {
+    /// Whether micro-kernels read a right factor that is one for all tiles.
+    fn packable(&self, product: &Product) -> bool {
         let (tm, tn) = self.tile();
         let (a, b) = (&product.a, &product.b);
         let one = self.batch.iter().zip(&b.batch).all(|(&dim, &stride)| dim == 1 || stride == 0);
-        let tiles = self.batch.iter().product::<usize>() * self.m.div_ceil(tm);
         let shape = Shape { m: tm, n: tn.min(self.n), k: product.k };
         let out = self.out.as_ref().map_or((self.n, 1), |o| (o.row, o.col));
         let dense = skinny::way(shape, (a.row, a.col), (b.row, b.col), out).is_none() && out.1 == 1 && product.k > 0;
-        let size = product.k * self.n;
-        gemm::panel() > 0 && product.patch.is_none() && one && tiles > 1 && dense && size <= PACKED
+        gemm::panel() > 0 && product.patch.is_none() && one && dense
+    }
+    /// Whether a right factor is packed before its tiles.
+    fn shares(&self, product: &Product) -> bool {
+        let (tm, _) = self.tile();
+        let tiles = self.batch.iter().product::<usize>() * self.m.div_ceil(tm);
+        self.packable(product) && tiles > 1 && product.k * self.n <= PACKED
     }
     /// Elements that packed right factors need.
     pub fn scratch(&self) -> usize {
         let len = |p: &Product| if self.shares(p) { gemm::packed_len(p.k, self.n) } else { 0 };
         self.products.iter().map(len).sum()
     }
-    /// Packs the right factors that tiles share; returns where each begins in the scratch memory, whose first `used` elements
-    /// are taken.
-    unsafe fn pack(&self, bases: Bases, scratch: Address, used: &mut usize) -> Vec<Option<usize>> {
+    /// Finds or makes the packed right factors; `used` elements of the scratch memory are taken.
+    unsafe fn pack(&self, bases: Bases, scratch: Address, used: &mut usize, kept: Kept) -> Vec<Option<Address>> {
         let shared = Shared(bases);
-        let mut places = vec![None; self.products.len()];
-        for (product, place) in self.products.iter().zip(&mut places).filter(|(p, _)| self.shares(p)) {
-            *place = Some(*used);
-            let (b, at) = (&product.b, *used);
+        let mut packed = Vec::with_capacity(self.products.len());
+        for product in &self.products {
+            let found = if self.packable(product) { kept(product, self.n) } else { None };
+            if found.is_some() || !self.shares(product) {
+                packed.push(found.map(|address| Address(address.cast_mut())));
+                continue;
+            }
+            let (b, to) = (&product.b, Address(scratch.get().wrapping_add(*used)));
             *used += gemm::packed_len(product.k, self.n);
             super::each(gemm::panels(self.n), |panel| {
                 let start = shared.get()[b.buf.index()].wrapping_add(b.offset).cast_const();
-                let to = scratch.get().wrapping_add(at);
                 // SAFETY: the caller's contract; panels do not overlap.
-                unsafe { gemm::pack(product.k, self.n, (start, b.row, b.col), panel, to) };
+                unsafe { gemm::pack(product.k, self.n, (start, b.row, b.col), panel, to.get()) };
             });
+            packed.push(Some(to));
         }
-        places
+        packed
     }
-    /// Runs all tasks on the current pool.
+    /// Runs all tasks on the current pool. `kept` says where a right factor lies packed already.
     ///
     /// # Safety
     /// All matrices must stay inside their buffers, the result must not overlap with an operand, and `scratch` must hold
     /// [`Contract::scratch`] elements.
-    pub unsafe fn run(&self, bases: Bases, scratch: *mut f32) {
+    pub unsafe fn run(&self, bases: Bases, scratch: *mut f32, kept: Kept) {
         let (shared, scratch) = (Shared(bases), Address(scratch));
         // SAFETY: the caller's contract.
-        let packed = unsafe { self.pack(bases, scratch, &mut 0) };
+        let packed = unsafe { self.pack(bases, scratch, &mut 0, kept) };
         super::each(self.tasks(), |task| {
             // SAFETY: the caller's contract; tasks write disjoint tiles.
-            unsafe { self.task(task, shared.get(), scratch, &packed) };
+            unsafe { self.task(task, shared.get(), &packed) };
         });
     }
-    /// Runs one task. `packed` says where in the scratch memory the packed right factor of a product begins.
-    unsafe fn task(&self, task: usize, bases: Bases, scratch: Address, packed: &[Option<usize>]) {
-        let packed = |t: usize| packed[t].map(|at| scratch.get().wrapping_add(at).cast_const());
-        let packed: &dyn Fn(usize) -> Option<*const f32> = &packed;
+    /// Runs one task. `packed` says where the packed right factor of a product is, if it is packed.
+    unsafe fn task(&self, task: usize, bases: Bases, packed: &[Option<Address>]) {
         let (tm, tn) = self.tile();
         let (down, across) = (self.m.div_ceil(tm), self.n.div_ceil(tn));
         let (batch, place) = (task / (down * across), task % (down * across));
@@ -200,7 +208,7 @@ impl Contract {
     unsafe fn sum(
         &self,
         bases: Bases,
-        packed: &dyn Fn(usize) -> Option<*const f32>,
+        packed: &[Option<Address>],
         batch: usize,
         (i, rows): (usize, usize),
         (j, cols): (usize, usize),
@@ -214,10 +222,11 @@ impl Contract {
             // SAFETY: the caller's contract.
             let multiply = |right: Source| unsafe { multiply(shape, left, right, out, product.alpha, t > 0) };
             let start = bases[b.buf.index()].wrapping_add(self.place(b, batch)).cast_const();
-            match (&product.patch, packed(t)) {
+            match (&product.patch, packed[t]) {
                 (None, Some(panels)) => {
+                    let right = (panels.get().cast_const(), self.n, j);
                     // SAFETY: the caller's contract; tiles begin at panels.
-                    unsafe { gemm::multiply(shape, left, (panels, self.n, j), out, product.alpha, t > 0) };
+                    unsafe { gemm::multiply(shape, left, right, out, product.alpha, t > 0) };
                 }
                 (None, None) => multiply((start.wrapping_add(j * b.col), b.row, b.col)),
                 (Some(patch), _) => with_memory(&PATCH_MEMORY, product.k * cols, |patches| {
@@ -238,11 +247,12 @@ impl Contract {
 /// # Safety
 /// As for [`Contract::run`] of every member, with scratch memory for all; and in each block a member reads of the results of those
 /// before it only what they made in that block.
-pub unsafe fn run_chain(chain: &Chain, bases: Bases, scratch: *mut f32) {
+pub unsafe fn run_chain(chain: &Chain, bases: Bases, scratch: *mut f32, kept: Kept) {
     let (shared, scratch) = (Shared(bases), Address(scratch));
     let mut used = 0;
     // SAFETY: the caller's contract.
-    let packed: Vec<_> = chain.members.iter().map(|m| unsafe { m.pack(bases, scratch, &mut used) }).collect();
+    let mut pack = |member: &Contract| unsafe { member.pack(bases, scratch, &mut used, kept) };
+    let packed: Vec<Vec<Option<Address>>> = chain.members.iter().map(&mut pack).collect();
     let blocks = chain.blocks();
     let rounded = |len: usize| len.next_multiple_of(16);
     let local: usize = chain.locals.iter().map(|l| rounded(l.len)).sum();
@@ -258,7 +268,7 @@ pub unsafe fn run_chain(chain: &Chain, bases: Bases, scratch: *mut f32) {
             for (member, packed) in chain.members.iter().zip(&packed) {
                 let tasks = member.tasks() / blocks;
                 // SAFETY: the caller's contract.
-                (0..tasks).for_each(|t| unsafe { member.task(block * tasks + t, &bases, scratch, packed) });
+                (0..tasks).for_each(|t| unsafe { member.task(block * tasks + t, &bases, packed) });
             }
         });
     });

@@ -1,0 +1,113 @@
+//! Weights in the order in which [micro-kernels](crate::cpu::gemm) read them, made once and kept.
+//!
+//! A right factor that is a constant or a parameter that the program does not update is packed at the second run that sees it
+//! on the same memory, and dropped when it has not been seen for some runs (a knot puts new weights in its place). An entry holds
+//! the tensor's memory, so no other tensor can come to lie at its address.
+
+use crate::cpu::contract::Product;
+use crate::cpu::gemm;
+use crate::lower::{Home, Lowered, Origin};
+use bytes::Bytes;
+use sartor_ir::Tensor;
+use std::collections::{HashMap, HashSet};
+
+/// Elements that are kept at most.
+const MOST: usize = 1 << 28;
+/// Runs after which an entry that was not seen goes.
+const FORGOTTEN: u64 = 2;
+
+/// See the [module](self).
+#[derive(Debug, Default)]
+pub struct Packs {
+    seen: HashMap<(usize, usize), Seen>,
+    run: u64,
+    elements: usize,
+    /// Parameters that the program updates.
+    updated: HashSet<String>,
+}
+
+/// A tensor that was a right factor.
+#[derive(Debug)]
+struct Seen {
+    /// Keeps the memory where it is.
+    _bytes: Bytes,
+    runs: u64,
+    last: u64,
+    packed: HashMap<Layout, Pack>,
+}
+
+/// How a product reads the tensor: offset, row and column stride, rows and columns.
+type Layout = (usize, usize, usize, usize, usize);
+
+#[derive(Debug)]
+struct Pack {
+    data: Vec<f32>,
+    /// Where the first cache line begins.
+    start: usize,
+}
+
+impl Packs {
+    /// For a program that updates these parameters.
+    pub fn new(updated: HashSet<String>) -> Packs {
+        Packs { updated, ..Packs::default() }
+    }
+    /// A run begins.
+    pub fn begin(&mut self) {
+        self.run += 1;
+        let (now, elements) = (self.run, &mut self.elements);
+        self.seen.retain(|_, seen| {
+            let keep = seen.last + FORGOTTEN >= now;
+            if !keep {
+                *elements -= seen.packed.values().map(|p| p.data.len()).sum::<usize>();
+            }
+            keep
+        });
+    }
+    /// The packed right factor of a product with `n` columns, if it is kept.
+    pub fn get(
+        &mut self,
+        lowered: &Lowered,
+        host: &[Option<Tensor>],
+        product: &Product,
+        n: usize,
+    ) -> Option<*const f32> {
+        let b = &product.b;
+        let Home::Host(slot) = lowered.buffers[b.buf.index()].home else { return None };
+        match &lowered.slots[slot].origin {
+            Origin::Const(_) => {}
+            Origin::Param(name) if !self.updated.contains(name) => {}
+            _ => return None,
+        }
+        let bytes = host[slot].as_ref()?.bytes();
+        let key = (bytes.as_ptr() as usize, bytes.len());
+        let fresh = || Seen { _bytes: bytes.clone(), runs: 0, last: 0, packed: HashMap::new() };
+        let seen = self.seen.entry(key).or_insert_with(fresh);
+        if seen.last < self.run {
+            (seen.runs, seen.last) = (seen.runs + 1, self.run);
+        }
+        let layout = (b.offset, b.row, b.col, product.k, n);
+        if !seen.packed.contains_key(&layout) {
+            let len = gemm::packed_len(product.k, n) + LINE;
+            if seen.runs < 2 || self.elements + len > MOST {
+                return None;
+            }
+            self.elements += len;
+            seen.packed.insert(layout, pack(key.0 as *const f32, layout));
+        }
+        seen.packed.get(&layout).map(|pack| pack.data[pack.start..].as_ptr())
+    }
+}
+
+/// Elements of a cache line.
+const LINE: usize = 16;
+
+fn pack(tensor: *const f32, (offset, row, col, k, n): Layout) -> Pack {
+    let mut data = vec![0f32; gemm::packed_len(k, n) + LINE];
+    let start = data.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
+    let (from, to) = (tensor as usize + offset * size_of::<f32>(), data[start..].as_mut_ptr() as usize);
+    crate::cpu::each(gemm::panels(n), |panel| {
+        // SAFETY: the plan keeps the factor inside its tensor; panels do not overlap.
+        unsafe { gemm::pack(k, n, (from as *const f32, row, col), panel, to as *mut f32) };
+    });
+    Pack { data, start }
+}
