@@ -5,7 +5,7 @@
 //! where they belong.
 
 use super::simd::{self, larger, smaller};
-use crate::lower::program::{Bin, Fold, Ins, Program, Reg, Src, Un, Width};
+use crate::lower::program::{Bin, Fold, Ins, Program, Reg, Simple, Src, Then, Un, Width};
 use crate::lower::view::Walk;
 use std::cell::RefCell;
 use std::ops::Range;
@@ -152,6 +152,7 @@ unsafe fn block_inner<const FMA: bool>(block: &mut Block) {
                 Ins::Tile(dst) => load_tile(block, *dst),
                 Ins::Un(f, dst, a) => unary::<FMA>(*f, shape(block, *dst, &[*a])),
                 Ins::Bin(f, dst, a, b) => binary(*f, shape(block, *dst, &[*a, *b])),
+                Ins::Two(f, g, dst, a, b, c) => two(*f, *g, shape(block, *dst, &[*a, *b, *c])),
                 Ins::Select(dst, c, a, b) => select(shape(block, *dst, &[*c, *a, *b])),
                 Ins::Fold(f, dst, a) => fold(block, *f, *dst, *a),
                 Ins::Store(src, walk) => store(block, *src, walk),
@@ -311,6 +312,74 @@ unsafe fn binary(f: Bin, s: Shape) {
             Bin::Less => map2(&s, |a, b| if a < b { 1.0 } else { 0.0 }),
             Bin::LessEqual => map2(&s, |a, b| if a <= b { 1.0 } else { 0.0 }),
             Bin::Equal => map2(&s, |a, b| if a == b { 1.0 } else { 0.0 }),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn map3(s: &Shape, f: impl Fn(f32, f32, f32) -> f32) {
+    for row in 0..s.height {
+        // SAFETY: see `Shape`.
+        let (out, a, b, c) = unsafe { (s.out(row), s.line(0, row), s.line(1, row), s.line(2, row)) };
+        match (a, b, c) {
+            (Line::Many(a), Line::Many(b), Line::Many(c)) => {
+                for (((o, &a), &b), &c) in out.iter_mut().zip(a).zip(b).zip(c) {
+                    *o = f(a, b, c);
+                }
+            }
+            (Line::Many(a), Line::Many(b), Line::One(c)) => {
+                for ((o, &a), &b) in out.iter_mut().zip(a).zip(b) {
+                    *o = f(a, b, c);
+                }
+            }
+            (Line::Many(a), Line::One(b), Line::Many(c)) => {
+                for ((o, &a), &c) in out.iter_mut().zip(a).zip(c) {
+                    *o = f(a, b, c);
+                }
+            }
+            (Line::One(a), Line::Many(b), Line::Many(c)) => {
+                for ((o, &b), &c) in out.iter_mut().zip(b).zip(c) {
+                    *o = f(a, b, c);
+                }
+            }
+            (Line::Many(a), Line::One(b), Line::One(c)) => {
+                for (o, &a) in out.iter_mut().zip(a) {
+                    *o = f(a, b, c);
+                }
+            }
+            (Line::One(a), Line::Many(b), Line::One(c)) => {
+                for (o, &b) in out.iter_mut().zip(b) {
+                    *o = f(a, b, c);
+                }
+            }
+            (Line::One(a), Line::One(b), Line::Many(c)) => {
+                for (o, &c) in out.iter_mut().zip(c) {
+                    *o = f(a, b, c);
+                }
+            }
+            (Line::One(a), Line::One(b), Line::One(c)) => out.fill(f(a, b, c)),
+        }
+    }
+}
+
+/// Two functions in one pass; each rounds for itself.
+#[inline(always)]
+unsafe fn two(f: Simple, g: Then, s: Shape) {
+    // SAFETY: see `Shape`.
+    unsafe {
+        match (f, g) {
+            (Simple::Add, Then::Add) => map3(&s, |a, b, c| (a + b) + c),
+            (Simple::Add, Then::Sub) => map3(&s, |a, b, c| (a + b) - c),
+            (Simple::Add, Then::SubFrom) => map3(&s, |a, b, c| c - (a + b)),
+            (Simple::Add, Then::Mul) => map3(&s, |a, b, c| (a + b) * c),
+            (Simple::Sub, Then::Add) => map3(&s, |a, b, c| (a - b) + c),
+            (Simple::Sub, Then::Sub) => map3(&s, |a, b, c| (a - b) - c),
+            (Simple::Sub, Then::SubFrom) => map3(&s, |a, b, c| c - (a - b)),
+            (Simple::Sub, Then::Mul) => map3(&s, |a, b, c| (a - b) * c),
+            (Simple::Mul, Then::Add) => map3(&s, |a, b, c| (a * b) + c),
+            (Simple::Mul, Then::Sub) => map3(&s, |a, b, c| (a * b) - c),
+            (Simple::Mul, Then::SubFrom) => map3(&s, |a, b, c| c - (a * b)),
+            (Simple::Mul, Then::Mul) => map3(&s, |a, b, c| (a * b) * c),
         }
     }
 }

@@ -68,6 +68,26 @@ pub enum Bin {
     Equal,
 }
 
+/// The first function of a pair.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[allow(missing_docs)]
+pub enum Simple {
+    Add,
+    Sub,
+    Mul,
+}
+
+/// The second function of a pair, of the first one's result and another operand.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[allow(missing_docs)]
+pub enum Then {
+    Add,
+    Sub,
+    /// The other operand minus the result.
+    SubFrom,
+    Mul,
+}
+
 /// Reductions of a row.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[allow(missing_docs)]
@@ -88,6 +108,8 @@ pub enum Ins {
     Un(Un, Reg, Src),
     /// `dst = f(a, b)`
     Bin(Bin, Reg, Src, Src),
+    /// `dst = second(first(a, b), c)`
+    Two(Simple, Then, Reg, Src, Src, Src),
     /// `dst = condition ≠ 0 ? a : b`
     Select(Reg, Src, Src, Src),
     /// `dst[row] = fold of a along the row`
@@ -228,7 +250,7 @@ impl Builder {
     }
     /// Drops what no store needs, orders loads before their first reader, and assigns scratch blocks.
     pub fn finish(self, rows: usize, cols: usize) -> Program {
-        let code = lazy_loads(live(self.code, self.width.len()));
+        let code = lazy_loads(pairs(live(self.code, self.width.len()), &self.width));
         let (block, blocks) = assign_blocks(&code, self.width.len());
         let whole_rows = code.iter().any(|ins| matches!(ins, Ins::Fold(..)));
         Program { rows, cols, code, width: self.width, block, blocks, whole_rows, in_place: false }
@@ -240,7 +262,7 @@ impl Ins {
     pub fn dst(&self) -> Option<Reg> {
         match self {
             Ins::Load(d, _) | Ins::Tile(d) | Ins::Un(_, d, _) | Ins::Bin(_, d, ..) => Some(*d),
-            Ins::Select(d, ..) | Ins::Fold(_, d, _) => Some(*d),
+            Ins::Select(d, ..) | Ins::Two(_, _, d, ..) | Ins::Fold(_, d, _) => Some(*d),
             Ins::Store(..) => None,
         }
     }
@@ -250,7 +272,7 @@ impl Ins {
             Ins::Load(..) | Ins::Tile(_) => [None; 3],
             Ins::Un(_, _, a) | Ins::Fold(_, _, a) | Ins::Store(a, _) => [Some(*a), None, None],
             Ins::Bin(_, _, a, b) => [Some(*a), Some(*b), None],
-            Ins::Select(_, a, b, c) => [Some(*a), Some(*b), Some(*c)],
+            Ins::Select(_, a, b, c) | Ins::Two(_, _, _, a, b, c) => [Some(*a), Some(*b), Some(*c)],
         };
         args.into_iter().flatten().filter_map(|src| match src {
             Src::Reg(reg) => Some(reg),
@@ -270,6 +292,48 @@ fn live(code: Vec<Ins>, regs: usize) -> Vec<Ins> {
     }
     kept.reverse();
     kept
+}
+
+/// Makes one instruction of two where the first one's result has no other reader: a pass over the block less. The same bits.
+fn pairs(mut code: Vec<Ins>, width: &[Width]) -> Vec<Ins> {
+    let (mut readers, mut maker) = (vec![0; width.len()], vec![None; width.len()]);
+    for (i, ins) in code.iter().enumerate() {
+        ins.reads().for_each(|r| readers[r as usize] += 1);
+        if let Some(dst) = ins.dst() {
+            maker[dst as usize] = Some(i);
+        }
+    }
+    let mut gone = vec![false; code.len()];
+    for i in 0..code.len() {
+        let Ins::Bin(second, dst, a, b) = code[i] else { continue };
+        // The function of the result, if it is the left or the right operand.
+        let (left, right) = match second {
+            Bin::Add => (Then::Add, Then::Add),
+            Bin::Mul => (Then::Mul, Then::Mul),
+            Bin::Sub => (Then::Sub, Then::SubFrom),
+            _ => continue,
+        };
+        for (inner, other, then) in [(a, b, left), (b, a, right)] {
+            let Src::Reg(reg) = inner else { continue };
+            let full = width[reg as usize] == Width::Full && width[dst as usize] == Width::Full;
+            let Some(at) = maker[reg as usize].filter(|&at| full && readers[reg as usize] == 1 && !gone[at]) else {
+                continue;
+            };
+            let Ins::Bin(first, _, x, y) = code[at] else { continue };
+            let first = match first {
+                Bin::Add => Simple::Add,
+                Bin::Sub => Simple::Sub,
+                Bin::Mul => Simple::Mul,
+                _ => continue,
+            };
+            code[i] = Ins::Two(first, then, dst, x, y, other);
+            gone[at] = true;
+            break;
+        }
+    }
+    let mut gone = gone.into_iter();
+    code.retain(|_| gone.next() == Some(false));
+    code
 }
 
 /// Moves every load in front of its first reader, so that few registers are alive at a time.
