@@ -4,7 +4,8 @@
 //! * **Short inner dimension**, rows of `B` and of the result contiguous: each row of the result is a sum of `k` scaled rows of `B`.
 //! * **Few columns**, rows of `A` contiguous: `B` is copied to `n` contiguous columns once, and each result is a dot product; only where there
 //!   are no [micro-kernels](super::gemm), or fewer than 3 columns.
-//! * **Few columns or rows, inner dimension across rows** (`Aᵀ·B`, gradients of adapters): a sum of outer products.
+//! * **Few rows, or few columns where there are no micro-kernels, inner dimension across rows** (`Aᵀ·B`, gradients of adapters): a sum of outer
+//!   products.
 
 use crate::multiversion;
 use std::cell::RefCell;
@@ -51,7 +52,7 @@ pub fn way(s: Shape, a: (usize, usize), b: (usize, usize), out: (usize, usize)) 
         // Micro-kernels, even half empty, are faster than dot products.
         (super::gemm::panel() == 0 || s.n < 3 || out.1 != 1).then_some(Way::Narrow)
     } else if s.n <= SKINNY && s.m > SKINNY && s.k > SKINNY && a.0 == 1 {
-        Some(Way::Outer)
+        (super::gemm::panel() == 0 || out.1 != 1).then_some(Way::Outer)
     } else if s.m <= SKINNY && s.n > SKINNY && s.k > SKINNY && b.1 == 1 {
         Some(Way::Flipped)
     } else {
