@@ -8,8 +8,8 @@ use sartor_ir::{Model, Result};
 /// Name, summary, and the passes in order.
 pub const PIPELINES: &[(&str, &str, &[&str])] = &[(
     "optimize",
-    "lift to the internal opset, inline, fold, simplify and remove what is left over",
-    &["upgrade", "inline", "infer", "fold", "simplify", "fold", "cse", "dce", "infer"],
+    "lift to the internal opset, inline, fold, simplify, compute only what is read, and remove what is left over",
+    &["upgrade", "inline", "infer", "fold", "simplify", "narrow", "fold", "cse", "dce", "infer"],
 )];
 
 /// The passes that a pipeline's name stands for.
