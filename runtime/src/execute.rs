@@ -182,7 +182,8 @@ pub fn execute(
     }
     let mut packs = std::mem::take(&mut memory.packs);
     packs.begin();
-    let mut run = Run { plan, graph, opset, key, bases, scratch, packs: &mut packs, host: vec![None; lowered.slots.len()] };
+    let mut run =
+        Run { plan, graph, opset, key, bases, scratch, packs: &mut packs, host: vec![None; lowered.slots.len()] };
     for (i, slot) in lowered.slots.iter().enumerate() {
         if let Some(tensor) = leaf(slot, params, inputs)? {
             let passing = matches!(slot.origin, Origin::Input(_));

@@ -1,10 +1,9 @@
 //! Dense matrix products on one thread, near the peak of the machine's vector units.
 //!
-//! The right factor is [packed](pack) into panels of [`Level`]-dependent width: for a block of the inner dimension ([`DEPTH`]),
-//! the panel's columns side by side. A block of rows of the left factor is copied to rows at a fixed distance ([`PITCH`]),
-//! so that a micro-kernel addresses all its rows from one pointer and broadcasts straight from memory. The micro-kernel keeps
-//! `M × 2` vectors of sums in registers over the whole block (`M ≤ 12` with AVX-512, `≤ 6` with AVX2); rows are split as
-//! evenly as possible, so that no kernel runs nearly empty.
+//! The right factor is [packed](pack) into panels of [`panel`] columns: for a block of the inner dimension ([`DEPTH`]), the panel's
+//! columns side by side. The left factor is read where it is if its rows are contiguous, else copied by blocks; a
+//! micro-kernel broadcasts its numbers straight from memory. It keeps `M × 2` vectors of sums in registers over the whole block
+//! (`M ≤ 12` with AVX-512, `≤ 6` with AVX2); rows are split as evenly as possible, so that no kernel runs nearly empty.
 //!
 //! The order of additions depends on the shape and the instruction set, on nothing else. Without AVX2 the caller uses a library.
 

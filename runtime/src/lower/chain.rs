@@ -271,9 +271,10 @@ fn stores(contract: &Contract) -> Vec<(BufId, Option<Area>)> {
 }
 
 fn loads(contract: &Contract) -> Vec<(BufId, Option<Area>)> {
-    let operands = contract.products.iter().flat_map(|p| {
-        [of_matrix(contract, &p.a, contract.m, p.k), of_matrix(contract, &p.b, p.k, contract.n)]
-    });
+    let operands = contract
+        .products
+        .iter()
+        .flat_map(|p| [of_matrix(contract, &p.a, contract.m, p.k), of_matrix(contract, &p.b, p.k, contract.n)]);
     let code = contract.epilogue.iter().flat_map(|p| &p.code);
     let loaded = code.filter_map(|ins| match ins {
         Ins::Load(_, walk) => Some(of_walk(contract, walk)),
