@@ -4,6 +4,7 @@
 //! differs, both models are run again with every value that exists in both by name as an output, and these are walked in
 //! the first model's topological order: the first that differs is where to look.
 
+use crate::{Failure, Outcome, files};
 use sartor_ir::rng::Stream;
 use sartor_ir::{DType, Graph, GraphOutput, Model, Result, Tensor, Type, Value, bail, ensure};
 use sartor_runtime::data::schema::find_embedding;
@@ -120,24 +121,42 @@ fn with_outputs(model: &Model, names: &[String]) -> Model {
     model
 }
 
-/// Inputs drawn for a model with static input types: floats from the standard normal distribution, token ids below the
-/// number of rows of the embedding they index, masks of ones, other integers 0 or 1.
-pub fn generated_inputs(model: &Model, types: &HashMap<String, Type>, seed: u64) -> Result<Arrays> {
-    let draw = |(name, ty): (&String, &Type)| Ok((name.clone(), draw(model, name, ty, seed)?));
-    types.iter().map(draw).collect()
+/// Inputs drawn for a graph of a model: floats from the standard normal distribution, token ids below the number of rows of the
+/// embedding they index, masks of ones, other integers 0 or 1. Symbolic dimensions are those of `dims`; the first one that is not there is 2,
+/// others are 7, in images 64.
+pub fn drawn_inputs(model: &Model, graph: &Graph, dims: &[String], seed: u64) -> Outcome<Arrays> {
+    let dims = files::parse_dims(dims)?;
+    let symbols: Vec<&str> = graph
+        .inputs()
+        .filter_map(|v| graph.ty(v)?.shape())
+        .flat_map(|shape| shape.iter().flat_map(|d| d.names()))
+        .collect();
+    let mut arrays = Arrays::new();
+    for value in graph.inputs() {
+        let name = graph.value_name(value);
+        let Some(ty) = graph.ty(value) else {
+            return Err(Failure::usage(format!("the type of input \"{name}\" is unknown: give it with --inputs")));
+        };
+        // Images need room for their windows.
+        let rest = if ty.rank().is_some_and(|rank| rank >= 4) { 64 } else { 7 };
+        let default = |name: &str| if symbols.first() == Some(&name) { 2 } else { rest };
+        let tensor = draw(model, graph, name, &files::bound_type(ty, &dims, &default), seed)?;
+        arrays.insert(name.to_string(), tensor);
+    }
+    Ok(arrays)
 }
 
 /// Larger generated inputs are refused: somebody bound a dimension to a number that was not meant.
 const MAX_GENERATED: usize = 1 << 28;
 
-fn draw(model: &Model, name: &str, ty: &Type, seed: u64) -> Result<Tensor> {
+fn draw(model: &Model, graph: &Graph, name: &str, ty: &Type, seed: u64) -> Result<Tensor> {
     let (Some(dtype), Some(shape)) = (ty.dtype(), ty.static_shape()) else {
         bail!("input \"{name}\" is {ty}: give it with --inputs");
     };
     let count = sartor_ir::tensor::element_count(&shape).filter(|&n| n <= MAX_GENERATED);
     let Some(count) = count else { bail!("input \"{name}\" would be {ty}: give it with --inputs") };
     let stream = Stream::new(seed, 0, name);
-    let bound = find_embedding(model, &model.graph, name).map_or(2, |e| e.rows.max(1) as u64);
+    let bound = find_embedding(model, graph, name).map_or(2, |e| e.rows.max(1) as u64);
     let number = |i: u64| match dtype {
         d if d.is_float() => stream.normal(i),
         _ if name.contains("mask") => 1.0,

@@ -1,4 +1,4 @@
-//! ONNX Runtime as a second judge: `sartor verify --against ort`. Needs the feature `ort`, and at run time the library
+//! ONNX Runtime as a second judge: `sartor verify --against ort`, `sartor bench --against ort`. Needs the feature `ort`, and at run time the library
 //! `libonnxruntime.so`, for example out of the Python package `onnxruntime` (folder `onnxruntime/capi`).
 
 use crate::compare::Arrays;
@@ -6,16 +6,37 @@ use sartor_ir::{Model, Result};
 use std::path::Path;
 
 /// Runs a model in ONNX Runtime. `library`: where `libonnxruntime.so` is; default: what `ORT_DYLIB_PATH` says.
-#[cfg(not(feature = "ort"))]
-pub fn run(_: &Model, _: &Arrays, _: Option<&Path>) -> Result<Arrays> {
-    sartor_ir::bail!(
-        "this build of sartor cannot call ONNX Runtime: build it with `--features ort`, or write the outputs with \
-         `sartor run` and compare them in Python"
-    )
+pub fn run(model: &Model, inputs: &Arrays, library: Option<&Path>) -> Result<Arrays> {
+    Peer::new(model, None, library)?.run(inputs)
 }
 
 #[cfg(feature = "ort")]
-pub use with_ort::run;
+pub use with_ort::Peer;
+
+/// A session of ONNX Runtime, which this build does not have.
+#[cfg(not(feature = "ort"))]
+pub struct Peer {
+    never: std::convert::Infallible,
+}
+
+#[cfg(not(feature = "ort"))]
+impl Peer {
+    /// Says that it cannot.
+    pub fn new(_: &Model, _: Option<usize>, _: Option<&Path>) -> Result<Peer> {
+        sartor_ir::bail!(
+            "this build of sartor cannot call ONNX Runtime: build it with `--features ort`, or write the outputs with \
+             `sartor run` and compare them in Python"
+        )
+    }
+    /// Cannot be called.
+    pub fn run(&mut self, _: &Arrays) -> Result<Arrays> {
+        match self.never {}
+    }
+    /// Cannot be called.
+    pub fn time(&mut self, _: &Arrays) -> Result<f64> {
+        match self.never {}
+    }
+}
 
 #[cfg(feature = "ort")]
 mod with_ort {
@@ -26,24 +47,48 @@ mod with_ort {
     use sartor_ir::{DType, Element, Error, Tensor, bail, onnx};
     use std::path::PathBuf;
     use std::sync::OnceLock;
+    use std::time::Instant;
 
     fn wrong(error: impl std::fmt::Display) -> Error {
         Error::msg(error.to_string().replace('\n', " ")).at("ONNX Runtime")
     }
 
-    /// Runs a model in ONNX Runtime. `library`: where `libonnxruntime.so` is; default: what `ORT_DYLIB_PATH` says.
-    pub fn run(model: &Model, inputs: &Arrays, library: Option<&Path>) -> Result<Arrays> {
-        let environment = environment(library)?;
-        let bytes = onnx::to_bytes(model)?;
-        let mut session = Session::builder(environment).map_err(wrong)?.commit_from_memory(&bytes).map_err(wrong)?;
-        let given: Result<Vec<(&str, SessionInputValue)>> = model
-            .graph
-            .inputs()
-            .filter_map(|v| inputs.get_key_value(model.graph.value_name(v)))
-            .map(|(name, tensor)| Ok((name.as_str(), to_ort(tensor)?.into())))
-            .collect();
-        let outputs = session.run(given?).map_err(wrong)?;
-        outputs.iter().map(|(name, value)| Ok((name.to_string(), from_ort(&value)?))).collect()
+    /// A session of ONNX Runtime.
+    pub struct Peer {
+        session: Session,
+        inputs: Vec<String>,
+    }
+
+    impl Peer {
+        /// For a model, on so many threads. `library`: where `libonnxruntime.so` is; default: what `ORT_DYLIB_PATH` says.
+        pub fn new(model: &Model, threads: Option<usize>, library: Option<&Path>) -> Result<Peer> {
+            let environment = environment(library)?;
+            let bytes = onnx::to_bytes(model)?;
+            let mut builder = Session::builder(environment).map_err(wrong)?;
+            if let Some(threads) = threads {
+                builder = builder.with_intra_threads(threads).map_err(wrong)?;
+            }
+            let session = builder.commit_from_memory(&bytes).map_err(wrong)?;
+            let inputs = model.graph.inputs().map(|v| model.graph.value_name(v).to_string()).collect();
+            Ok(Peer { session, inputs })
+        }
+        /// The outputs by name.
+        pub fn run(&mut self, inputs: &Arrays) -> Result<Arrays> {
+            let given = self.given(inputs)?;
+            let outputs = self.session.run(given).map_err(wrong)?;
+            outputs.iter().map(|(name, value)| Ok((name.to_string(), from_ort(&value)?))).collect()
+        }
+        /// The seconds of a run, without the conversion of inputs and outputs.
+        pub fn time(&mut self, inputs: &Arrays) -> Result<f64> {
+            let given = self.given(inputs)?;
+            let start = Instant::now();
+            self.session.run(given).map_err(wrong)?;
+            Ok(start.elapsed().as_secs_f64())
+        }
+        fn given(&self, inputs: &Arrays) -> Result<Vec<(String, SessionInputValue<'static>)>> {
+            let named = self.inputs.iter().filter_map(|name| inputs.get_key_value(name));
+            named.map(|(name, tensor)| Ok((name.clone(), to_ort(tensor)?.into()))).collect()
+        }
     }
 
     /// The process's only environment.

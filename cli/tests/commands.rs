@@ -10,7 +10,7 @@ use serde_json::Value;
 #[test]
 fn every_command_has_help_with_examples() {
     let folder = Folder::new();
-    let all = "demo inspect transform optimize train eval run verify merge adapter passes schema";
+    let all = "demo inspect transform optimize train eval run verify bench merge adapter passes schema";
     for command in all.split(' ') {
         let help = folder.ok(&[command, "--help"]);
         assert!(help.contains("Examples:") && help.contains(&format!("sartor {command}")), "{help}");
@@ -117,6 +117,28 @@ fn verify_names_the_first_tensor_that_differs() {
     assert_eq!(done.code, Some(1), "{}{}", done.out, done.err);
     assert!(done.out.starts_with("the first tensor that differs is \"/enc/query/MatMul"), "{}", done.out);
     assert!(done.out.contains("output \"features\" differs: by "), "{}", done.out);
+}
+
+#[test]
+fn bench_times_inference_and_training_steps() {
+    let folder = Folder::with_task();
+    let text =
+        folder.ok(&["bench", "model.onnx", "--runs", "3", "--threads", "1", "--json", "--profile", "trace.json"]);
+    let json: Value = serde_json::from_str(&text).unwrap();
+    assert!(json["median_ms"].as_f64().unwrap() > 0.0 && json["min_ms"].as_f64() <= json["median_ms"].as_f64());
+    assert_eq!((json["runs"].as_u64(), json["threads"].as_u64()), (Some(3), Some(1)));
+    let trace: Value = serde_json::from_slice(&folder.read("trace.json")).unwrap();
+    assert!(trace["traceEvents"].as_array().unwrap().iter().any(|e| e["name"] == "Contract"), "{trace}");
+    let text = folder.ok(&["bench", "model.onnx", "--dim", "batch=9", "--runs", "1", "--table"]);
+    assert!(text.contains("median") && text.contains("GFLOP/s") && text.contains("Contract"), "{text}");
+
+    let error = folder.fails(2, &["bench", "model.onnx", "--train"]);
+    assert!(error.contains("model.onnx: it has no training program") && error.contains("sartor transform"), "{error}");
+    let passes = ["-p", "cola(targets=[query])", "-p", "loss(kind=mse)", "-p", "autodiff", "-p", "optimizer"];
+    folder.ok(&[&["transform", "model.onnx"], &passes[..], &["-o", "step.onnx"]].concat());
+    let text = folder.ok(&["bench", "step.onnx", "--train", "--runs", "2", "--json"]);
+    assert!(serde_json::from_str::<Value>(&text).unwrap()["median_ms"].as_f64().unwrap() > 0.0, "{text}");
+    folder.fails(2, &["bench", "model.onnx", "--runs", "0"]);
 }
 
 #[test]

@@ -7,6 +7,7 @@ use crate::execute::{self, Memory};
 use crate::lower::{self, Step};
 use crate::params::Params;
 use crate::plan::Plan;
+use crate::profile::Event;
 use sartor_ir::{Binding, DType, Graph, Model, Result, Tensor, Type, bail, ensure, eval, infer, ops};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -133,13 +134,13 @@ impl Session {
         self.last = Some(plan.clone());
         Ok(plan)
     }
-    /// Runs once without writing parameters and says where the time went: a line per kernel, then the slowest steps.
-    pub fn profile(&mut self, params: &Params, inputs: &HashMap<String, Tensor>) -> Result<Vec<String>> {
+    /// Runs once without writing parameters and says where the time went: see [`crate::profile`].
+    pub fn trace(&mut self, params: &Params, inputs: &HashMap<String, Tensor>) -> Result<Vec<Event>> {
         let Ok(plan) = self.plan(inputs)? else { bail!("the graph runs by the reference evaluator") };
         let (mut times, key) = (Vec::new(), Key::default());
         let (graph, memory) = (&self.graph, &mut self.memory);
         execute::execute(&plan, graph, self.opset, key, memory, params, inputs, self.threads, Some(&mut times))?;
-        Ok(crate::profile::lines(&plan, graph, &times))
+        Ok(crate::profile::events(&plan, graph, &times))
     }
     fn signature(&self, inputs: &HashMap<String, Tensor>) -> Result<Signature> {
         let mut signature = Vec::new();

@@ -6,8 +6,9 @@
 use sartor_ir::rng::Draw;
 use sartor_ir::{DType, Error, Model, Result, Tensor, onnx};
 use sartor_passes::{Driver, Registry, options, pipelines};
+use sartor_runtime::cpu::machine::measure;
 use sartor_runtime::train::summary::peak_rss_mib;
-use sartor_runtime::{Key, Params, Session, SessionOptions};
+use sartor_runtime::{Key, Params, Session, SessionOptions, profile};
 use std::collections::HashMap;
 use std::path::Path;
 use std::time::Instant;
@@ -40,7 +41,8 @@ fn main() -> Result<()> {
         }
     }
     if std::env::var_os("SARTOR_PROFILE").is_some() {
-        session.profile(&params, &inputs)?.iter().for_each(|line| println!("{line}"));
+        let events = session.trace(&params, &inputs)?;
+        profile::lines(&events, Some(measure(threads)?)).iter().for_each(|line| println!("{line}"));
     }
     times.sort_by(f64::total_cmp);
     let median = times[times.len() / 2];

@@ -1,6 +1,7 @@
 //! The subcommands, one file each.
 
 pub mod adapter;
+pub mod bench;
 pub mod demo;
 pub mod eval;
 pub mod inspect;
@@ -47,6 +48,7 @@ enum Command {
     Eval(eval::Args),
     Run(run::Args),
     Verify(verify::Args),
+    Bench(bench::Args),
     Merge(merge::Args),
     Adapter(adapter::Args),
     Passes(passes::Args),
@@ -65,6 +67,7 @@ pub fn run(cli: Cli, registry: &Registry) -> Outcome {
         Command::Transform(args) => transform::run(args, registry),
         Command::Run(args) => run::run(args, registry),
         Command::Verify(args) => verify::run(args, registry),
+        Command::Bench(args) => bench::run(args, registry),
         Command::Merge(args) => merge::run(args, registry),
         Command::Adapter(args) => adapter::run(args, registry),
         Command::Passes(args) => passes::run(args, registry),

@@ -6,7 +6,6 @@ use crate::failure::Running;
 use crate::{Failure, Outcome, files, onnxruntime, say};
 use sartor_ir::{Error, Model, Result, Tensor, Type, onnx};
 use sartor_passes::Registry;
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 /// Runs two models on the same inputs and compares their outputs; names the first tensor that differs
@@ -58,7 +57,7 @@ pub fn run(args: Args, registry: &Registry) -> Outcome {
     let b = load(path_b, registry, !in_ort)?;
     let inputs = match &args.inputs {
         Some(path) => files::read_inputs(path, &a.graph)?,
-        None => generated(&args, &a)?,
+        None => compare::drawn_inputs(&a, &a.graph, &args.dims, args.seed)?,
     };
     check_inputs(&b, &inputs).map_err(|e| e.at(format!("file {}", path_b.display())))?;
     let options = session_options(args.threads);
@@ -92,28 +91,6 @@ fn load(path: &Path, registry: &Registry, prepared: bool) -> Result<Model> {
         files::prepare(&mut model, registry).map_err(|e| e.at(format!("file {}", path.display())))?;
     }
     Ok(model)
-}
-
-fn generated(args: &Args, model: &Model) -> Outcome<Arrays> {
-    let dims = files::parse_dims(&args.dims)?;
-    let symbols: Vec<&str> = model
-        .graph
-        .inputs()
-        .filter_map(|v| model.graph.ty(v)?.shape())
-        .flat_map(|shape| shape.iter().flat_map(|d| d.names()))
-        .collect();
-    let mut types = HashMap::new();
-    for value in model.graph.inputs() {
-        let name = model.graph.value_name(value);
-        let Some(ty) = model.graph.ty(value) else {
-            return Err(Failure::usage(format!("the type of input \"{name}\" is unknown: give it with --inputs")));
-        };
-        // Images need room for their windows.
-        let rest = if ty.rank().is_some_and(|rank| rank >= 4) { 64 } else { 7 };
-        let default = |name: &str| if symbols.first() == Some(&name) { 2 } else { rest };
-        types.insert(name.to_string(), files::bound_type(ty, &dims, &default));
-    }
-    Ok(compare::generated_inputs(model, &types, args.seed)?)
 }
 
 fn check_inputs(model: &Model, inputs: &Arrays) -> Result<()> {

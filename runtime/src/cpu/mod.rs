@@ -4,6 +4,7 @@ pub mod contract;
 pub mod fused;
 pub mod gather;
 pub mod gemm;
+pub mod machine;
 pub mod patch;
 pub mod reduce;
 pub mod simd;
