@@ -10,6 +10,9 @@
 //! parameter and the loss are visited, and only the inputs that lead to one get a gradient: frozen weights cost nothing and the backward pass ends at the
 //! lowest trained layer.
 //!
+//! Before that, the programs are made cheaper to differentiate: `simplify`, `fuse`, `narrow`, and a softmax that is guarded against NaN becomes one
+//! operator (whose gradient is 0, not NaN, for a line that has no finite entry).
+//!
 //! Precondition: the programs have an output `loss` of one element. It refuses, naming *all* of them at once, operators on the way that have no gradient rule,
 //! and trainable parameters that the loss does not depend on. It does not differentiate twice.
 
