@@ -471,6 +471,15 @@ impl Graph {
         self.replace_uses_if(old, new, |_, _| true);
         self.outputs.iter_mut().filter(|o| o.value == old).for_each(|o| o.value = new);
     }
+    /// Lets everybody who reads `old` read `new`, of which is then known what was known of either.
+    pub fn substitute(&mut self, old: Value, new: Value) {
+        let merged = match (self.ty(new), self.ty(old)) {
+            (Some(a), Some(b)) => a.merge(b).or(Some(a.clone())),
+            (a, b) => a.or(b).cloned(),
+        };
+        self.set_ty(new, merged);
+        self.replace_uses(old, new);
+    }
     /// Lets the node readers for which `keep` holds (asked with node and input slot) read `new` instead of `old`;
     /// graph outputs are left alone.
     pub fn replace_uses_if(&mut self, old: Value, new: Value, keep: impl Fn(NodeId, usize) -> bool) {

@@ -17,12 +17,10 @@
 //! additions inside matrix products. Idempotent. Moves through elementwise operators, normalisation and reductions along other axes, matrix
 //! products (rows of the left factor, batch axes), transposes and reshapes that keep the axis; not through random operators, and never into columns of weights.
 
-use crate::walk::require_internal_opset;
+use crate::walk::{edit_typed_graphs, require_internal_opset};
 use crate::{Changed, Pass};
-use sartor_ir::ops::{Emit, normal_axis};
-use sartor_ir::{
-    Attribute, Attributes, Dim, Graph, Model, NodeId, Operator, Result, SARTOR_DOMAIN, Type, Value, infer,
-};
+use sartor_ir::ops::{self, Emit, normal_axis};
+use sartor_ir::{Attribute, Attributes, Dim, Graph, Model, NodeId, Operator, Result, SARTOR_DOMAIN, Type, Value};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use std::collections::HashMap;
@@ -38,18 +36,7 @@ impl Pass for Narrow {
     }
     fn run(&self, model: &mut Model) -> Result<Changed> {
         require_internal_opset(model)?;
-        let opset = model.opset();
-        let mut changed = false;
-        for graph in model.graphs_mut() {
-            let mut typed = graph.clone();
-            infer::infer_graph(&mut typed, opset)?;
-            // The types are what the rules look at; a graph in which nothing moves stays as it was.
-            if narrow(&mut typed, opset)? {
-                *graph = typed;
-                changed = true;
-            }
-        }
-        Ok(changed.into())
+        edit_typed_graphs(model, narrow).map(Changed::from)
     }
 }
 
@@ -182,147 +169,106 @@ struct Plan {
 /// Stands for the number of chosen entries in the shape of a [`Plan`].
 const CHOSEN: i64 = -2;
 
-/// Elementwise operators with broadcasting.
-const POINTWISE: &[&str] = &[
-    "Abs",
-    "Add",
-    "And",
-    "Cast",
-    "Ceil",
-    "Celu",
-    "Clip",
-    "Cos",
-    "Div",
-    "Elu",
-    "Equal",
-    "Erf",
-    "Exp",
-    "Floor",
-    "Gelu",
-    "Greater",
-    "GreaterOrEqual",
-    "HardSigmoid",
-    "HardSwish",
-    "Identity",
-    "IsInf",
-    "IsNaN",
-    "LeakyRelu",
-    "Less",
-    "LessOrEqual",
-    "Log",
-    "Max",
-    "Mean",
-    "Min",
-    "Mish",
-    "Mul",
-    "Neg",
-    "Not",
-    "Or",
-    "PRelu",
-    "Pow",
-    "Reciprocal",
-    "Relu",
-    "Round",
-    "Selu",
-    "Sigmoid",
-    "Sign",
-    "Sin",
-    "Softplus",
-    "Softsign",
-    "Sqrt",
-    "Sub",
-    "Sum",
-    "Swish",
-    "Tanh",
-    "ThresholdedRelu",
-    "Where",
-    "Xor",
-];
-
 /// `None` where the choice cannot stand in front of the operator that makes `x`.
 fn plan(emit: &Emit, x: Value, axis: usize) -> Option<Plan> {
-    let id = x.node;
-    let node = emit.graph.node(id);
+    let node = emit.graph.node(x.node);
     let known = |op: &&Operator| op.domain.is_empty() || (op.domain == SARTOR_DOMAIN && op.name == "GuardedSoftmax");
     let op = node.op().filter(known).filter(|_| x.slot == 0)?;
-    let others_read = emit.graph.node_outputs(id).skip(1).any(|v| emit.graph.use_count(v) > 0);
+    let others_read = emit.graph.node_outputs(x.node).skip(1).any(|v| emit.graph.use_count(v) > 0);
     if others_read || node.captures() > 0 {
         return None;
     }
-    let inputs = emit.graph.node_inputs(id);
-    let shape = emit.shape(x).ok()?;
-    let input_shape = |slot: usize| emit.shape((*inputs.get(slot)?)?).ok();
-    // The axis of an input that is broadcast; `Some(None)` if it does not have it.
-    let broadcast = |slot: usize, kept: usize| -> Option<Option<usize>> {
-        let Some(value) = inputs[slot] else { return Some(None) };
-        let own = emit.shape(value).ok()?;
-        let Some(place) = (axis + own.len()).checked_sub(shape.len()) else { return Some(None) };
+    let maker = Maker { emit, op, inputs: emit.graph.node_inputs(x.node), shape: emit.shape(x).ok()?, axis };
+    match op.name.as_str() {
+        "Reshape" | "Flatten" => {
+            let from = maker.input_shape(0)?;
+            let axes = maker.first(kept_axis(&from, &maker.shape, axis)?)?;
+            Some(Plan { axes, shape: Some(target_shape(&from, &maker.shape, axis)?) })
+        }
+        _ => Some(Plan { axes: maker.axes()?, shape: None }),
+    }
+}
+
+/// The operator that makes a value of which entries along an axis are chosen.
+struct Maker<'a> {
+    emit: &'a Emit<'a>,
+    op: &'a Operator,
+    inputs: Vec<Option<Value>>,
+    /// Of the value.
+    shape: Vec<Dim>,
+    axis: usize,
+}
+
+impl Maker<'_> {
+    fn input_shape(&self, slot: usize) -> Option<Vec<Dim>> {
+        self.emit.shape((*self.inputs.get(slot)?)?).ok()
+    }
+    /// The chosen axis of an input that is broadcast; `Some(None)` if it does not have it. `None` if it is not certain, or among
+    /// the input's last `kept` axes, which the operator does not treat independently.
+    fn broadcast(&self, slot: usize, kept: usize) -> Option<Option<usize>> {
+        let Some(value) = self.inputs[slot] else { return Some(None) };
+        let own = self.emit.shape(value).ok()?;
+        let Some(place) = (self.axis + own.len()).checked_sub(self.shape.len()) else { return Some(None) };
         if place + kept >= own.len() && kept > 0 {
             return None;
         }
         match own[place].known() {
             Some(1) => Some(None),
-            _ => own[place].same(&shape[axis]).then_some(Some(place)),
+            _ => own[place].same(&self.shape[self.axis]).then_some(Some(place)),
         }
-    };
-    let same = |axes: Vec<Option<usize>>| Some(Plan { axes, shape: None });
-    let only_first = |place: usize| {
-        let mut axes = vec![None; inputs.len()];
-        axes[0] = Some(place);
-        Some(Plan { axes, shape: None })
-    };
-    match op.name.as_str() {
-        name if POINTWISE.binary_search(&name).is_ok() => {
-            same((0..inputs.len()).map(|slot| broadcast(slot, 0)).collect::<Option<_>>()?)
-        }
-        "Softmax" | "LogSoftmax" | "GuardedSoftmax" => {
-            let normal = normal_axis(op.attrs.int("axis", -1).ok()?, shape.len()).ok()?;
-            (normal != axis).then(|| only_first(axis)).flatten()
-        }
-        "LayerNormalization" | "RMSNormalization" => {
-            let normal = normal_axis(op.attrs.int("axis", -1).ok()?, shape.len()).ok()?;
-            (axis < normal).then(|| only_first(axis)).flatten()
-        }
-        "ReduceMean" | "ReduceSum" | "ReduceMax" | "ReduceMin" => {
-            let axes = emit.graph.constant(inputs.get(1).copied().flatten()?)?.to_i64s().ok()?;
-            let from = input_shape(0)?;
-            let normal: Option<Vec<usize>> = axes.iter().map(|&a| normal_axis(a, from.len()).ok()).collect();
-            let kept = op.attrs.int("keepdims", 1).ok()? == 1;
-            (kept && !normal?.contains(&axis)).then(|| only_first(axis)).flatten()
-        }
-        "MatMul" => {
-            let (a, b) = (input_shape(0)?, input_shape(1)?);
-            let last = shape.len() - 1;
-            if a.len() < 2 || b.len() < 2 || axis == last {
-                return None;
+    }
+    /// The choice goes to this axis of the first input.
+    fn first(&self, place: usize) -> Option<Vec<Option<usize>>> {
+        let mut axes = vec![None; self.inputs.len()];
+        *axes.first_mut()? = Some(place);
+        Some(axes)
+    }
+    /// For each input the axis along which it is chosen from.
+    fn axes(&self) -> Option<Vec<Option<usize>>> {
+        let (op, axis, rank) = (self.op, self.axis, self.shape.len());
+        match op.name.as_str() {
+            name if ops::is_elementwise(name) => (0..self.inputs.len()).map(|slot| self.broadcast(slot, 0)).collect(),
+            "Softmax" | "LogSoftmax" | "GuardedSoftmax" => {
+                let normal = normal_axis(op.attrs.int("axis", -1).ok()?, rank).ok()?;
+                (normal != axis).then(|| self.first(axis)).flatten()
             }
-            if axis + 1 == last {
-                return same(vec![Some(a.len() - 2), None]);
+            "LayerNormalization" | "RMSNormalization" => {
+                let normal = normal_axis(op.attrs.int("axis", -1).ok()?, rank).ok()?;
+                (axis < normal).then(|| self.first(axis)).flatten()
             }
-            same(vec![broadcast(0, 2)?, broadcast(1, 2)?])
-        }
-        "Gemm" => {
-            let transposed = op.attrs.int("transA", 0).ok()? != 0;
-            let summand = if inputs.len() > 2 { broadcast(2, 0)? } else { None };
-            let mut axes = vec![Some(usize::from(transposed)), None, summand];
-            axes.truncate(inputs.len());
-            (axis == 0).then(|| same(axes)).flatten()
-        }
-        "Transpose" => {
-            let reversed: Vec<i64> = (0..shape.len() as i64).rev().collect();
-            let perm = op.attrs.ints("perm", &reversed).ok()?;
-            only_first(*perm.get(axis)? as usize)
-        }
-        "Reshape" | "Squeeze" | "Unsqueeze" | "Flatten" => {
-            let (from, place) = (input_shape(0)?, kept_axis(&input_shape(0)?, &shape, axis)?);
-            if op.name == "Squeeze" || op.name == "Unsqueeze" {
-                return (inputs.len() == 2).then(|| only_first(place)).flatten();
+            "ReduceMean" | "ReduceSum" | "ReduceMax" | "ReduceMin" => {
+                let axes = self.emit.graph.constant(self.inputs.get(1).copied().flatten()?)?.to_i64s().ok()?;
+                let from = self.input_shape(0)?;
+                let normal: Option<Vec<usize>> = axes.iter().map(|&a| normal_axis(a, from.len()).ok()).collect();
+                let kept = op.attrs.int("keepdims", 1).ok()? == 1;
+                (kept && !normal?.contains(&axis)).then(|| self.first(axis)).flatten()
             }
-            let mut axes = vec![None; inputs.len()];
-            axes[0] = Some(place);
-            Some(Plan { axes, shape: Some(target_shape(&from, &shape, axis)?) })
+            "MatMul" => {
+                let (a, b) = (self.input_shape(0)?.len(), self.input_shape(1)?.len());
+                match rank - axis {
+                    _ if a < 2 || b < 2 => None,
+                    1 => None,
+                    2 => Some(vec![Some(a - 2), None]),
+                    _ => Some(vec![self.broadcast(0, 2)?, self.broadcast(1, 2)?]),
+                }
+            }
+            "Gemm" => {
+                let transposed = op.attrs.int("transA", 0).ok()? != 0;
+                let summand = if self.inputs.len() > 2 { self.broadcast(2, 0)? } else { None };
+                let mut axes = vec![Some(usize::from(transposed)), None, summand];
+                axes.truncate(self.inputs.len());
+                (axis == 0).then_some(axes)
+            }
+            "Transpose" => {
+                let reversed: Vec<i64> = (0..rank as i64).rev().collect();
+                let perm = op.attrs.ints("perm", &reversed).ok()?;
+                self.first(*perm.get(axis)? as usize)
+            }
+            "Squeeze" | "Unsqueeze" if self.inputs.len() == 2 => {
+                self.first(kept_axis(&self.input_shape(0)?, &self.shape, axis)?)
+            }
+            _ => None,
         }
-        _ => None,
     }
 }
 
@@ -386,12 +332,7 @@ fn apply(emit: &mut Emit, x: Value, choice: &Choice, readers: &[NodeId], plan: P
         } else {
             result
         };
-        let merged = match (emit.graph.ty(new), emit.graph.ty(old)) {
-            (Some(a), Some(b)) => a.merge(b).or(Some(a.clone())),
-            (a, b) => a.or(b).cloned(),
-        };
-        emit.graph.set_ty(new, merged);
-        emit.graph.replace_uses(old, new);
+        emit.graph.substitute(old, new);
     }
     Ok(())
 }

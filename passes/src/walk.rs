@@ -1,12 +1,28 @@
 //! Walks over all graphs of a model: the inference graph, the programs, and every subgraph, innermost first.
 
-use sartor_ir::{Graph, Model, NodeId, OPSET, Result, ensure};
+use sartor_ir::{Graph, Model, NodeId, OPSET, Result, ensure, infer};
 
 /// Runs `edit` on every graph; returns whether any call said that it changed something.
 pub fn edit_graphs(model: &mut Model, mut edit: impl FnMut(&mut Graph) -> Result<bool>) -> Result<bool> {
     let mut changed = false;
     for graph in model.graphs_mut() {
         changed |= edit_with_subgraphs(graph, &mut edit)?;
+    }
+    Ok(changed)
+}
+
+/// Runs `edit` (with the model's opset) on the inference graph and every program's graph, each with all types inferred. A graph that
+/// it does not change stays as it was, without the types.
+pub fn edit_typed_graphs(model: &mut Model, mut edit: impl FnMut(&mut Graph, i64) -> Result<bool>) -> Result<bool> {
+    let opset = model.opset();
+    let mut changed = false;
+    for graph in model.graphs_mut() {
+        let mut typed = graph.clone();
+        infer::infer_graph(&mut typed, opset)?;
+        if edit(&mut typed, opset)? {
+            *graph = typed;
+            changed = true;
+        }
     }
     Ok(changed)
 }

@@ -1,7 +1,7 @@
 //! Running a plan: buffers get addresses, steps run one after the other, outputs become tensors.
 
 use crate::cpu;
-use crate::cpu::contract::{self, Product};
+use crate::cpu::contract;
 use crate::lower::view::{View, Walk};
 use crate::lower::{Home, Origin, Planned, Slot, Step};
 use crate::packed::Packs;
@@ -137,8 +137,6 @@ struct Run<'a> {
     host: Vec<Option<Tensor>>,
 }
 
-const CACHE_LINE: usize = 64;
-
 // SAFETY: the addresses point to memory that `execute` owns or borrows for the whole run.
 unsafe impl Send for Run<'_> {}
 
@@ -162,8 +160,7 @@ pub fn execute(
     if memory.scratch.len() < plan.scratch {
         memory.scratch = zeroed(plan.scratch);
     }
-    let scratch = memory.scratch.as_mut_ptr();
-    let scratch = scratch.wrapping_add(scratch.align_offset(CACHE_LINE));
+    let scratch = cpu::on_line(memory.scratch.as_mut_ptr());
     // What one run gives back, and what the next one gives back while the first is still held.
     let given: usize = lowered.buffers.iter().filter(|b| matches!(b.home, Home::Output(_))).map(|b| b.len).sum();
     memory.limit_spare(2 * given);
@@ -192,17 +189,14 @@ pub fn execute(
         }
     }
     let done = cpu::pool(threads).and_then(|pool| pool.install(|| run.steps(times)));
-    let mut host = std::mem::take(&mut run.host);
+    let host = std::mem::take(&mut run.host);
     memory.packs = packs;
     done?;
     let mut outputs = Vec::with_capacity(lowered.outputs.len());
     for (i, output) in lowered.outputs.iter().enumerate() {
         outputs.push(match (output.slot, own[i].take()) {
-            (Some(slot), _) => match host[slot].take() {
-                Some(tensor) => {
-                    host[slot] = Some(tensor.clone());
-                    tensor
-                }
+            (Some(slot), _) => match host[slot].clone() {
+                Some(tensor) => tensor,
                 None => bail!("output \"{}\" was not computed", output.name),
             },
             (None, Some(data)) => {
@@ -266,13 +260,11 @@ impl Run<'_> {
                 programs.iter().for_each(|program| unsafe { cpu::run_program(program, &self.bases) });
             }
             Step::Contract(contract) => {
-                let (packs, host) = (&mut self.packs, &self.host);
-                let mut kept = |product: &Product, n: usize| packs.get(&self.plan.lowered, host, product, n);
+                let mut kept = self.packs.finder(&self.plan.lowered, &self.host);
                 unsafe { contract.run(&self.bases, self.scratch, &mut kept) };
             }
             Step::Chain(chain) => {
-                let (packs, host) = (&mut self.packs, &self.host);
-                let mut kept = |product: &Product, n: usize| packs.get(&self.plan.lowered, host, product, n);
+                let mut kept = self.packs.finder(&self.plan.lowered, &self.host);
                 unsafe { contract::run_chain(chain, &self.bases, self.scratch, &mut kept) };
             }
             Step::Reduce(reduce) => unsafe { reduce.run(&self.bases) },

@@ -5,7 +5,7 @@
 //! the tensor's memory, so no other tensor can come to lie at its address.
 
 use crate::cpu::contract::Product;
-use crate::cpu::gemm;
+use crate::cpu::{LINE, gemm};
 use crate::lower::{Home, Lowered, Origin};
 use bytes::Bytes;
 use sartor_ir::Tensor;
@@ -63,14 +63,16 @@ impl Packs {
             keep
         });
     }
+    /// Says where the packed right factor of a product with so many columns is kept, if it is.
+    pub fn finder<'a>(
+        &'a mut self,
+        lowered: &'a Lowered,
+        host: &'a [Option<Tensor>],
+    ) -> impl FnMut(&Product, usize) -> Option<*const f32> + 'a {
+        move |product, n| self.get(lowered, host, product, n)
+    }
     /// The packed right factor of a product with `n` columns, if it is kept.
-    pub fn get(
-        &mut self,
-        lowered: &Lowered,
-        host: &[Option<Tensor>],
-        product: &Product,
-        n: usize,
-    ) -> Option<*const f32> {
+    fn get(&mut self, lowered: &Lowered, host: &[Option<Tensor>], product: &Product, n: usize) -> Option<*const f32> {
         let b = &product.b;
         let Home::Host(slot) = lowered.buffers[b.buf.index()].home else { return None };
         match &lowered.slots[slot].origin {
@@ -97,9 +99,6 @@ impl Packs {
         seen.packed.get(&layout).map(|pack| pack.data[pack.start..].as_ptr())
     }
 }
-
-/// Elements of a cache line.
-const LINE: usize = 16;
 
 fn pack(tensor: *const f32, (offset, row, col, k, n): Layout) -> Pack {
     let mut data = vec![0f32; gemm::packed_len(k, n) + LINE];

@@ -3,6 +3,7 @@
 //! Buffers are placed largest first, each into the smallest gap left by those it shares a moment with. The peak is
 //! known before anything runs.
 
+use crate::cpu::LINE;
 use crate::lower::program::{Ins, Program, Reg, Src};
 use crate::lower::view::BufId;
 use crate::lower::{Home, Lowered, Planned, Step};
@@ -23,9 +24,6 @@ pub struct Plan {
     pub drops: Vec<Vec<usize>>,
 }
 
-/// Buffers begin at multiples of this many elements: a cache line.
-const ALIGN: usize = 16;
-
 impl Plan {
     /// Plans the memory of a lowered graph.
     pub fn new(mut lowered: Lowered) -> Plan {
@@ -38,7 +36,7 @@ impl Plan {
             Step::Chain(chain) => chain.scratch(),
             _ => 0,
         };
-        let scratch = lowered.steps.iter().map(packed).max().map_or(0, |most| most + ALIGN);
+        let scratch = lowered.steps.iter().map(packed).max().map_or(0, |most| most + LINE);
         Plan { lowered, offsets, arena, scratch, drops }
     }
     /// Bytes that a run needs besides parameters and inputs: the arena, scratch memory, outputs, and host tensors between steps.
@@ -177,7 +175,7 @@ fn place(lowered: &Lowered, last_read: &[usize], owner: &[BufId]) -> (Vec<usize>
     let (mut offsets, mut peak) = (vec![0; count], 0);
     let mut placed: Vec<(usize, usize, usize, usize)> = Vec::new();
     for b in order {
-        let size = lowered.buffers[b].len.next_multiple_of(ALIGN).max(ALIGN);
+        let size = lowered.buffers[b].len.next_multiple_of(LINE).max(LINE);
         let mut gap_start = 0;
         let mut best: Option<(usize, usize)> = None;
         for &(offset, end, from, to) in &placed {

@@ -6,7 +6,7 @@ use crate::failure::Running;
 use crate::onnxruntime::Peer;
 use crate::table::Table;
 use crate::{Failure, Outcome, files, note, say};
-use sartor_ir::{Context, Error, Graph, Model, Result, onnx};
+use sartor_ir::{Error, Graph, Model, Result, onnx};
 use sartor_passes::Registry;
 use sartor_runtime::cpu::machine;
 use sartor_runtime::train::summary::peak_rss_mib;
@@ -201,5 +201,5 @@ fn report_steps(args: &Args, session: &mut Session, params: &Params, inputs: &Ar
 
 fn write_trace(path: &Path, trace: &serde_json::Value) -> Result<()> {
     let text = serde_json::to_vec(trace).map_err(|e| Error::msg(e.to_string()))?;
-    std::fs::write(path, text).map_err(|e| Error::msg(e.to_string())).context(|| format!("file {}", path.display()))
+    std::fs::write(path, text).map_err(|e| Error::io(path, e))
 }

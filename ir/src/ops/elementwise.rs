@@ -13,6 +13,69 @@ use crate::rng::Draw;
 use crate::types::Type;
 use crate::{Attributes, DType, Dim, Tensor, bail, dispatch, ensure};
 
+/// Operators of ONNX's own domain of which every output element depends on one element of each input, under broadcasting;
+/// in alphabetical order. Those that draw random numbers or have several outputs are not among them.
+const ELEMENTWISE: &[&str] = &[
+    "Abs",
+    "Add",
+    "And",
+    "Cast",
+    "Ceil",
+    "Celu",
+    "Clip",
+    "Cos",
+    "Div",
+    "Elu",
+    "Equal",
+    "Erf",
+    "Exp",
+    "Floor",
+    "Gelu",
+    "Greater",
+    "GreaterOrEqual",
+    "HardSigmoid",
+    "HardSwish",
+    "Identity",
+    "IsInf",
+    "IsNaN",
+    "LeakyRelu",
+    "Less",
+    "LessOrEqual",
+    "Log",
+    "Max",
+    "Mean",
+    "Min",
+    "Mish",
+    "Mul",
+    "Neg",
+    "Not",
+    "Or",
+    "PRelu",
+    "Pow",
+    "Reciprocal",
+    "Relu",
+    "Round",
+    "Selu",
+    "Sigmoid",
+    "Sign",
+    "Sin",
+    "Softplus",
+    "Softsign",
+    "Sqrt",
+    "Sub",
+    "Sum",
+    "Swish",
+    "Tanh",
+    "ThresholdedRelu",
+    "Where",
+    "Xor",
+];
+
+/// Whether an operator of ONNX's own domain is elementwise, with broadcasting.
+pub fn is_elementwise(name: &str) -> bool {
+    ELEMENTWISE.binary_search(&name).is_ok()
+}
+
 /// What rows of one input share: the output has its type.
 pub(super) const UNARY: OpDef = OpDef {
     infer: infer_unary,
@@ -319,6 +382,12 @@ pub(super) fn random_bools(draw: &mut Draw, shape: &[usize]) -> Tensor {
 mod tests {
     use super::*;
     use crate::ops::probe::Probe;
+
+    /// They are searched by halves.
+    #[test]
+    fn names_are_in_order() {
+        assert!(ELEMENTWISE.is_sorted());
+    }
 
     #[test]
     fn shape_arithmetic_is_followed() {

@@ -73,6 +73,7 @@ pub mod upgrade;
 pub mod variadic;
 pub mod window;
 
+pub use elementwise::is_elementwise;
 pub use emit::Emit;
 pub use gradient::{decompose_composites, gradients, has_gradient};
 

@@ -17,11 +17,11 @@
 mod batch_norm;
 mod rules;
 
-use crate::walk::{edit_with_subgraphs, require_internal_opset};
+use crate::walk::{edit_typed_graphs, edit_with_subgraphs, require_internal_opset};
 use crate::{Changed, Pass};
 use rules::{Found, RULES};
 use sartor_ir::ops::Emit;
-use sartor_ir::{Context, Graph, Model, NodeId, Result, ensure, infer};
+use sartor_ir::{Context, Graph, Model, NodeId, Result, ensure};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -39,17 +39,8 @@ impl Pass for Simplify {
     }
     fn run(&self, model: &mut Model) -> Result<Changed> {
         require_internal_opset(model)?;
-        let opset = model.opset();
-        let mut changed = false;
-        for graph in model.graphs_mut() {
-            let mut typed = graph.clone();
-            infer::infer_graph(&mut typed, opset)?;
-            // The types help the rules; a graph that no rule touches stays as it was.
-            if edit_with_subgraphs(&mut typed, &mut |g| simplify_graph(g, opset))? {
-                *graph = typed;
-                changed = true;
-            }
-        }
+        let mut changed =
+            edit_typed_graphs(model, |graph, opset| edit_with_subgraphs(graph, &mut |g| simplify_graph(g, opset)))?;
         if self.fuse_batch_norm {
             ensure!(model.programs.is_empty(), "fuse_batch_norm needs a model without training programs");
             changed |= batch_norm::fuse(model)?;
@@ -88,12 +79,7 @@ fn simplify_node(graph: &mut Graph, id: NodeId, opset: i64) -> Result<bool> {
         let found = (rule.apply)(&mut emit, id).context(|| format!("rule \"{}\": {label}", rule.name))?;
         if let Some(Found(new)) = found {
             let old = sartor_ir::Value { node: id, slot: 0 };
-            let merged = match (graph.ty(new), graph.ty(old)) {
-                (Some(a), Some(b)) => a.merge(b).or(Some(a.clone())),
-                (a, b) => a.or(b).cloned(),
-            };
-            graph.set_ty(new, merged);
-            graph.replace_uses(old, new);
+            graph.substitute(old, new);
             return Ok(true);
         }
     }

@@ -12,7 +12,7 @@ use super::skinny::{self, Shape, Source, Target};
 use super::{Shared, gemm};
 use crate::lower::chain::Chain;
 use crate::lower::program::Program;
-use crate::lower::view::BufId;
+use crate::lower::view::{self, BufId};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 use std::cell::RefCell;
@@ -197,12 +197,7 @@ impl Contract {
         }
     }
     fn place(&self, matrix: &Matrix, batch: usize) -> usize {
-        let (mut rest, mut place) = (batch, matrix.offset);
-        for (&dim, &stride) in self.batch.iter().zip(&matrix.batch).rev() {
-            place += rest % dim * stride;
-            rest /= dim;
-        }
-        place
+        matrix.offset + view::place(batch, self.batch.iter().copied().zip(matrix.batch.iter().copied()))
     }
     /// The sum of products for one rectangle.
     unsafe fn sum(
@@ -254,7 +249,7 @@ pub unsafe fn run_chain(chain: &Chain, bases: Bases, scratch: *mut f32, kept: Ke
     let mut pack = |member: &Contract| unsafe { member.pack(bases, scratch, &mut used, kept) };
     let packed: Vec<Vec<Option<Address>>> = chain.members.iter().map(&mut pack).collect();
     let blocks = chain.blocks();
-    let rounded = |len: usize| len.next_multiple_of(16);
+    let rounded = |len: usize| len.next_multiple_of(super::LINE);
     let local: usize = chain.locals.iter().map(|l| rounded(l.len)).sum();
     super::each(blocks, |block| {
         let mut bases = shared.get().to_vec();

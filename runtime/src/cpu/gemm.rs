@@ -9,6 +9,7 @@
 
 use super::simd::{Level, level};
 use super::skinny::{Shape, Source, Target};
+use super::{LINE, on_line};
 use std::cell::RefCell;
 
 /// Terms that are summed in registers at a time.
@@ -138,10 +139,9 @@ pub unsafe fn multiply(s: Shape, a: Source, (b, n, j): (*const f32, usize, usize
         _ => return,
     };
     LEFT.with_borrow_mut(|left| {
-        left.resize(ROWS * PITCH + 16, 0.0);
+        left.resize(ROWS * PITCH + LINE, 0.0);
         // To a cache line, so that no broadcast of a full line crosses one.
-        let left = left.as_mut_ptr();
-        let left = left.wrapping_add(left.align_offset(64));
+        let left = on_line(left.as_mut_ptr());
         for first in (0..s.m).step_by(ROWS) {
             let rows = ROWS.min(s.m - first);
             for block in (0..s.k).step_by(DEPTH) {
@@ -172,9 +172,8 @@ pub unsafe fn product(s: Shape, a: Source, b: Source, out: Target, alpha: f32, a
     }
     RIGHT.with_borrow_mut(|right| {
         let len = packed_len(s.k, s.n);
-        right.resize(right.len().max(len + 16), 0.0);
-        let right = right.as_mut_ptr();
-        let right = right.wrapping_add(right.align_offset(64));
+        right.resize(right.len().max(len + LINE), 0.0);
+        let right = on_line(right.as_mut_ptr());
         // SAFETY: the caller's contract.
         unsafe {
             (0..panels(s.n)).for_each(|i| pack(s.k, s.n, b, i, right));
@@ -242,54 +241,36 @@ mod x86 {
         unsafe fn mul(self, by: Self) -> Self;
     }
 
-    impl Vector for __m512 {
-        const WIDTH: usize = 16;
-        #[inline(always)]
-        unsafe fn splat(x: f32) -> Self {
-            // SAFETY (all of this trait's methods): only called where the instruction set is enabled.
-            unsafe { _mm512_set1_ps(x) }
-        }
-        #[inline(always)]
-        unsafe fn load(from: *const f32) -> Self {
-            unsafe { _mm512_loadu_ps(from) }
-        }
-        #[inline(always)]
-        unsafe fn store(self, to: *mut f32) {
-            unsafe { _mm512_storeu_ps(to, self) }
-        }
-        #[inline(always)]
-        unsafe fn mul_add(self, by: Self, plus: Self) -> Self {
-            unsafe { _mm512_fmadd_ps(self, by, plus) }
-        }
-        #[inline(always)]
-        unsafe fn mul(self, by: Self) -> Self {
-            unsafe { _mm512_mul_ps(self, by) }
-        }
+    macro_rules! vector {
+        ($ty:ty, $width:literal, $splat:ident, $load:ident, $store:ident, $mul_add:ident, $mul:ident) => {
+            // SAFETY (all methods): only called where the instruction set is enabled.
+            impl Vector for $ty {
+                const WIDTH: usize = $width;
+                #[inline(always)]
+                unsafe fn splat(x: f32) -> Self {
+                    unsafe { $splat(x) }
+                }
+                #[inline(always)]
+                unsafe fn load(from: *const f32) -> Self {
+                    unsafe { $load(from) }
+                }
+                #[inline(always)]
+                unsafe fn store(self, to: *mut f32) {
+                    unsafe { $store(to, self) }
+                }
+                #[inline(always)]
+                unsafe fn mul_add(self, by: Self, plus: Self) -> Self {
+                    unsafe { $mul_add(self, by, plus) }
+                }
+                #[inline(always)]
+                unsafe fn mul(self, by: Self) -> Self {
+                    unsafe { $mul(self, by) }
+                }
+            }
+        };
     }
-
-    impl Vector for __m256 {
-        const WIDTH: usize = 8;
-        #[inline(always)]
-        unsafe fn splat(x: f32) -> Self {
-            unsafe { _mm256_set1_ps(x) }
-        }
-        #[inline(always)]
-        unsafe fn load(from: *const f32) -> Self {
-            unsafe { _mm256_loadu_ps(from) }
-        }
-        #[inline(always)]
-        unsafe fn store(self, to: *mut f32) {
-            unsafe { _mm256_storeu_ps(to, self) }
-        }
-        #[inline(always)]
-        unsafe fn mul_add(self, by: Self, plus: Self) -> Self {
-            unsafe { _mm256_fmadd_ps(self, by, plus) }
-        }
-        #[inline(always)]
-        unsafe fn mul(self, by: Self) -> Self {
-            unsafe { _mm256_mul_ps(self, by) }
-        }
-    }
+    vector!(__m512, 16, _mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_fmadd_ps, _mm512_mul_ps);
+    vector!(__m256, 8, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_fmadd_ps, _mm256_mul_ps);
 
     /// Writes one vector of a result.
     #[inline(always)]

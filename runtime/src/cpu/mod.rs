@@ -55,6 +55,14 @@ impl<'a> Shared<'a> {
     }
 }
 
+/// Elements of a cache line.
+pub const LINE: usize = 16;
+
+/// The first cache line from an address on; memory for it needs [`LINE`] elements more.
+pub fn on_line(start: *mut f32) -> *mut f32 {
+    start.wrapping_add(start.align_offset(LINE * size_of::<f32>()))
+}
+
 /// Elements per task of a kernel that is bound by memory.
 const GRAIN: usize = 32 * 1024;
 

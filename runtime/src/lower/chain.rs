@@ -11,7 +11,7 @@
 //! chain makes. Results that nobody else reads never leave the core: they lie in memory of the thread ([`Local`]). For the
 //! memory plan a chain is one step.
 
-use super::view::{BufId, Walk};
+use super::view::{BufId, Walk, place};
 use super::{Buffer, Home, Planned, Step};
 use crate::cpu::contract::{Contract, Matrix};
 use crate::lower::program::Ins;
@@ -247,12 +247,8 @@ fn of_walk(contract: &Contract, walk: &Walk) -> (BufId, Option<Area>) {
             inner *= dim;
         }
         let regular = (0..inner / rows.max(1)).all(|batch| {
-            let (mut rest, mut place) = (batch, walk.row(0));
-            for (&dim, &stride) in contract.batch.iter().zip(&strides).rev() {
-                place += rest % dim * stride;
-                rest /= dim;
-            }
-            walk.row(batch * rows) == place && walk.even(batch * rows, rows) == Some(row)
+            let place = place(batch, contract.batch.iter().copied().zip(strides.iter().copied()));
+            walk.row(batch * rows) == walk.row(0) + place && walk.even(batch * rows, rows) == Some(row)
         });
         let cols = if walk.col == 0 { 1 } else { contract.n };
         regular.then(|| area(contract, walk.offset, &strides, [(row, rows), (walk.col, cols)]))

@@ -2,7 +2,7 @@
 //! [`program`](super::program).
 
 use super::program::{Bin, Builder, Fold, Src, Un};
-use sartor_ir::{Attributes, Operator, Result, SARTOR_DOMAIN};
+use sartor_ir::{Attributes, Operator, Result, SARTOR_DOMAIN, ops};
 
 /// What an operator is to the fuser.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -13,59 +13,6 @@ pub enum Class {
     Row,
 }
 
-const ELEMENTWISE: &[&str] = &[
-    "Abs",
-    "Add",
-    "And",
-    "Ceil",
-    "Celu",
-    "Clip",
-    "Cos",
-    "Div",
-    "Elu",
-    "Equal",
-    "Erf",
-    "Exp",
-    "Floor",
-    "Gelu",
-    "Greater",
-    "GreaterOrEqual",
-    "HardSigmoid",
-    "HardSwish",
-    "IsNaN",
-    "LeakyRelu",
-    "Less",
-    "LessOrEqual",
-    "Log",
-    "Max",
-    "Mean",
-    "Min",
-    "Mish",
-    "Mul",
-    "Neg",
-    "Not",
-    "Or",
-    "PRelu",
-    "Pow",
-    "Reciprocal",
-    "Relu",
-    "Round",
-    "Selu",
-    "Sigmoid",
-    "Sign",
-    "Sin",
-    "Softplus",
-    "Softsign",
-    "Sqrt",
-    "Sub",
-    "Sum",
-    "Swish",
-    "Tanh",
-    "ThresholdedRelu",
-    "Where",
-    "Xor",
-];
-
 /// The class of an operator; `None` if it is not one of these.
 pub fn class(op: &Operator) -> Option<Class> {
     if !op.domain.is_empty() {
@@ -74,7 +21,9 @@ pub fn class(op: &Operator) -> Option<Class> {
     }
     match op.name.as_str() {
         "Softmax" | "LogSoftmax" | "LayerNormalization" | "RMSNormalization" => Some(Class::Row),
-        name => ELEMENTWISE.binary_search(&name).is_ok().then_some(Class::Elementwise),
+        // Views, or left to the reference.
+        "Cast" | "Identity" | "IsInf" => None,
+        name => ops::is_elementwise(name).then_some(Class::Elementwise),
     }
 }
 
@@ -349,12 +298,4 @@ fn normalise(b: &mut Builder, op: &Operator, args: &[Option<Src>], cols: usize) 
         y = b.bin(Bin::Add, y, bias);
     }
     Ok(vec![y, average, inverse])
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn the_table_is_sorted() {
-        assert!(super::ELEMENTWISE.is_sorted());
-    }
 }

@@ -124,6 +124,17 @@ impl View {
     }
 }
 
+/// Where the element of a row-major number lies along axes of these lengths and strides.
+#[inline]
+pub fn place(number: usize, axes: impl DoubleEndedIterator<Item = (usize, usize)>) -> usize {
+    let (mut rest, mut place) = (number, 0);
+    for (dim, stride) in axes.rev() {
+        place += rest % dim * stride;
+        rest /= dim;
+    }
+    place
+}
+
 /// A view walked as `rows × cols`: the place of `(r, c)` is `offset + Σ index of r along lead · stride + c · col`.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Walk {
@@ -168,14 +179,7 @@ impl Walk {
         match self.lead.as_slice() {
             [] => self.offset,
             [(_, stride)] => self.offset + row * stride,
-            lead => {
-                let (mut rest, mut place) = (row, self.offset);
-                for &(dim, stride) in lead.iter().rev() {
-                    place += rest % dim * stride;
-                    rest /= dim;
-                }
-                place
-            }
+            lead => self.offset + place(row, lead.iter().copied()),
         }
     }
     /// The distance of rows, if it is the same between all of `height` rows from `row` on.
