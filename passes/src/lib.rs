@@ -28,6 +28,7 @@ pub mod pattern;
 pub mod pipelines;
 pub mod registry;
 pub mod simplify;
+pub mod train_mode;
 pub mod training;
 pub mod upgrade;
 pub mod walk;
@@ -101,4 +102,11 @@ const BUILTIN: &[fn() -> PassInfo] = &[
     || PassInfo::of::<cse::Cse>("cse", "clean-up", "compute the same thing once"),
     || PassInfo::of::<dce::Dce>("dce", "clean-up", "remove what nothing needs"),
     || PassInfo::of::<freeze::Freeze>("freeze", "tailoring", "say which parameters training changes"),
+    || {
+        PassInfo::of::<train_mode::TrainMode>(
+            "train-mode",
+            "training",
+            "normalise by the statistics of the batch while training",
+        )
+    },
 ];

@@ -272,6 +272,10 @@ impl Run<'_> {
                 let indices = self.tensor(gather.indices)?.to_i64s()?;
                 unsafe { gather.run(&indices, &self.bases)? };
             }
+            Step::ConvWeightGrad(grad) => unsafe { grad.run(&self.bases, self.scratch) },
+            Step::ChannelStats(stats) => unsafe { stats.run(&self.bases, self.scratch) },
+            Step::ChannelSums(sums) => unsafe { sums.run(&self.bases, self.scratch) },
+            Step::Pool(pool) => unsafe { pool.run(&self.bases) },
             Step::Import(slot, out) => {
                 let numbers = self.tensor(*slot)?.cast(DType::F32)?;
                 let numbers = numbers.as_slice::<f32>()?;

@@ -4,8 +4,9 @@
 //! on the same memory, and dropped when it has not been seen for some runs (a knot puts new weights in its place). An entry holds
 //! the tensor's memory, so no other tensor can come to lie at its address.
 
+use crate::cpu::LINE;
 use crate::cpu::contract::Product;
-use crate::cpu::{LINE, gemm};
+use crate::cpu::patch::Patch;
 use crate::lower::{Home, Lowered, Origin};
 use bytes::Bytes;
 use sartor_ir::Tensor;
@@ -36,8 +37,8 @@ struct Seen {
     packed: HashMap<Layout, Pack>,
 }
 
-/// How a product reads the tensor: offset, row and column stride, rows and columns.
-type Layout = (usize, usize, usize, usize, usize);
+/// How a product reads the tensor: offset, row and column stride, rows and columns, and under which window.
+type Layout = (usize, usize, usize, usize, usize, Option<Patch>);
 
 #[derive(Debug)]
 struct Pack {
@@ -87,26 +88,25 @@ impl Packs {
         if seen.last < self.run {
             (seen.runs, seen.last) = (seen.runs + 1, self.run);
         }
-        let layout = (b.offset, b.row, b.col, product.k, n);
+        // What the image looks like does not matter to the weights.
+        let window = product.patch.map(|p| Patch { image: (0, 0), steps: [0; 3], grid: (0, 0), ..p });
+        let layout = (b.offset, b.row, b.col, product.k, n, window);
         if !seen.packed.contains_key(&layout) {
-            let len = gemm::packed_len(product.k, n) + LINE;
+            let len = product.packed_len(n) + LINE;
             if seen.runs < 2 || self.elements + len > MOST {
                 return None;
             }
             self.elements += len;
-            seen.packed.insert(layout, pack(key.0 as *const f32, layout));
+            seen.packed.insert(layout, pack(key.0 as *const f32, product, n));
         }
         seen.packed.get(&layout).map(|pack| pack.data[pack.start..].as_ptr())
     }
 }
 
-fn pack(tensor: *const f32, (offset, row, col, k, n): Layout) -> Pack {
-    let mut data = vec![0f32; gemm::packed_len(k, n) + LINE];
+fn pack(tensor: *const f32, product: &Product, n: usize) -> Pack {
+    let mut data = vec![0f32; product.packed_len(n) + LINE];
     let start = data.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
-    let (from, to) = (tensor as usize + offset * size_of::<f32>(), data[start..].as_mut_ptr() as usize);
-    crate::cpu::each(gemm::panels(n), |panel| {
-        // SAFETY: the plan keeps the factor inside its tensor; panels do not overlap.
-        unsafe { gemm::pack(k, n, (from as *const f32, row, col), panel, to as *mut f32) };
-    });
+    // SAFETY: the plan keeps the factor inside its tensor.
+    unsafe { product.pack(tensor.wrapping_add(product.b.offset), n, data[start..].as_mut_ptr()) };
     Pack { data, start }
 }

@@ -3,7 +3,7 @@
 //! Buffers are placed largest first, each into the smallest gap left by those it shares a moment with. The peak is
 //! known before anything runs.
 
-use crate::cpu::LINE;
+use crate::cpu::{LINE, batch_norm};
 use crate::lower::program::{Ins, Program, Reg, Src};
 use crate::lower::view::BufId;
 use crate::lower::{Home, Lowered, Planned, Step};
@@ -34,6 +34,9 @@ impl Plan {
         let packed = |p: &Planned| match &p.step {
             Step::Contract(contract) => contract.scratch(),
             Step::Chain(chain) => chain.scratch(),
+            Step::ConvWeightGrad(grad) => grad.scratch(),
+            Step::ChannelStats(stats) => batch_norm::scratch(stats.extent),
+            Step::ChannelSums(sums) => batch_norm::scratch(sums.extent),
             _ => 0,
         };
         let scratch = lowered.steps.iter().map(packed).max().map_or(0, |most| most + LINE);
@@ -65,11 +68,16 @@ impl Step {
         match self {
             Step::Program(p) if p.whole_rows => "Row",
             Step::Program(_) => "Map",
+            Step::Contract(c) if c.products.iter().any(|p| p.patch.is_some()) => "Conv",
             Step::Contract(_) => "Contract",
             Step::Chain(_) => "Chain",
             Step::Reduce(_) => "Reduce",
             Step::Copies(_) => "Copy",
             Step::Gather(_) => "Gather",
+            Step::ConvWeightGrad(_) => "ConvWeightGrad",
+            Step::ChannelStats(_) => "ChannelStats",
+            Step::ChannelSums(_) => "ChannelSums",
+            Step::Pool(_) => "Pool",
             Step::Import(..) => "Import",
             Step::Export(..) => "Export",
             Step::Reference(..) => "Reference",

@@ -112,6 +112,7 @@ fn flops(step: &Step) -> u64 {
     match step {
         Step::Contract(c) => contract_flops(c),
         Step::Chain(chain) => chain.members.iter().map(contract_flops).sum(),
+        Step::ConvWeightGrad(grad) => grad.flops(),
         _ => 0,
     }
 }
@@ -124,6 +125,15 @@ fn contract_flops(c: &Contract) -> u64 {
 fn describe_contract(c: &Contract) -> String {
     let inner: Vec<usize> = c.products.iter().map(|p| p.k).collect();
     let after = c.epilogue.as_ref().map_or(0, |p| p.code.len());
+    if let Some(p) = c.products.iter().find_map(|p| p.patch) {
+        let kind = if p.transposed { "back " } else { "" };
+        let sort = if p.depthwise { "depthwise " } else { "" };
+        let (image, grid, window, stride) = (p.image, p.grid, p.kernel, p.stride);
+        return format!(
+            "{kind}{sort}{:?} × {} × {image:?} → {} × {grid:?}, window {window:?} / {stride:?}, {after} instructions after",
+            c.batch, p.channels, c.n
+        );
+    }
     format!("{:?} × {} × {inner:?} × {}, {after} instructions after", c.batch, c.m, c.n)
 }
 
@@ -135,6 +145,16 @@ fn describe(step: &Step, graph: &Graph) -> String {
         Step::Reduce(r) => format!("{} × {}", r.rows, r.cols),
         Step::Copies(parts) => format!("{} parts", parts.len()),
         Step::Gather(g) => format!("{} × {} × {}, scatter: {}", g.outer, g.len, g.width, g.scatter),
+        Step::ConvWeightGrad(g) => {
+            let p = &g.patch;
+            format!(
+                "{} × {:?} × {} → {}, window {:?}, groups {}",
+                g.images, p.grid, p.channels, g.outputs, p.kernel, p.groups.0
+            )
+        }
+        Step::ChannelStats(s) => format!("{} × {}", s.extent.0, s.extent.1),
+        Step::ChannelSums(s) => format!("{} × {}", s.extent.0, s.extent.1),
+        Step::Pool(p) => format!("{} × {:?} × {}, window {:?}", p.extent.0, p.grid, p.extent.1, p.kernel),
         Step::Import(_, view) | Step::Export(view, _) => format!("{:?}", view.shape),
         Step::Reference(id, ..) => graph.node(*id).label(),
     }

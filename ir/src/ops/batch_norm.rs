@@ -8,6 +8,7 @@
 //!            dx = r · (g − mean g − x̂ · mean(g · x̂)),  g = dy · scale
 //!            running_mean = momentum · input_mean + (1 − momentum) · mean, likewise running_var
 //! both:      dscale = Σ dy · x̂,  dbias = Σ dy
+//! ai.sartor::BatchNormGrad(dy, x, scale): dx, dscale, dbias of training mode
 //! ```
 //!
 //! Spec: <https://onnx.ai/onnx/operators/onnx__BatchNormalization.html>; Ioffe and Szegedy 2015. Shapes: X, Y
@@ -23,18 +24,32 @@ use crate::rng::Draw;
 use crate::{Attributes, Dim, Tensor, bail, ensure};
 
 /// The rows of this file.
-pub const OPS: &[OpDef] = &[OpDef {
-    name: "BatchNormalization",
-    inputs: (5, 5),
-    outputs: (1, 3),
-    infer,
-    eval: Some(eval),
-    grad: Gradient::Emit(grad),
-    flops: |cx| 4 * cx.output_len(0),
-    upgrades: UPGRADES,
-    sample: Some(sample),
-    ..OpDef::DEFAULT
-}];
+pub const OPS: &[OpDef] = &[
+    OpDef {
+        name: "BatchNormalization",
+        inputs: (5, 5),
+        outputs: (1, 3),
+        infer,
+        eval: Some(eval),
+        grad: Gradient::Emit(grad),
+        flops: |cx| 4 * cx.output_len(0),
+        upgrades: UPGRADES,
+        sample: Some(sample),
+        ..OpDef::DEFAULT
+    },
+    OpDef {
+        domain: crate::SARTOR_DOMAIN,
+        name: "BatchNormGrad",
+        inputs: (3, 3),
+        outputs: (3, 3),
+        infer: infer_grad,
+        decompose: Some(decompose_grad),
+        grad: Gradient::Decompose,
+        flops: |cx| 8 * cx.output_len(0),
+        sample: Some(sample_grad),
+        ..OpDef::DEFAULT
+    },
+];
 const UPGRADES: &[(i64, UpgradeFn)] = &[(7, without_test_flag), (9, without_spatial), (14, with_training_mode)];
 
 fn infer(cx: &mut InferCx) -> Result<()> {
@@ -133,6 +148,13 @@ fn grad(cx: &mut GradCx) -> Result<Vec<Option<Value>>> {
     let axes: Vec<usize> = (0..rank).filter(|&a| a != 1).collect();
     let epsilon = f64::from(op.attrs.float("epsilon", 1e-5)?);
     let mut grads = vec![None; 5];
+    if op.attrs.flag("training_mode", false)? {
+        let scale = cx.input(1)?;
+        let op = Operator::sartor("BatchNormGrad", Attributes::new().with("epsilon", op.attrs.float("epsilon", 1e-5)?));
+        let all = cx.emit.node(op, &[Some(dy), Some(x), Some(scale)], 3)?;
+        (0..3).filter(|&slot| cx.want(slot)).for_each(|slot| grads[slot] = Some(all[slot]));
+        return Ok(grads);
+    }
     if cx.want(2) {
         grads[2] = Some(cx.emit.reduce_sum(dy, &axes, false)?);
     }
@@ -140,20 +162,29 @@ fn grad(cx: &mut GradCx) -> Result<Vec<Option<Value>>> {
         return Ok(grads);
     }
     let scale = per_channel(cx.emit, cx.node, 1, rank)?;
-    if op.attrs.flag("training_mode", false)? {
-        let (normal, inverse) = normalise(cx.emit, x, &axes, epsilon)?;
-        if cx.want(0) {
-            let scaled = cx.emit.mul(dy, scale)?;
-            grads[0] = Some(normalised_grad(cx.emit, scaled, normal, inverse, &axes)?);
-        }
-        if cx.want(1) {
-            let product = cx.emit.mul(dy, normal)?;
-            grads[1] = Some(cx.emit.reduce_sum(product, &axes, false)?);
-        }
-        return Ok(grads);
-    }
     inference_grads(cx, &axes, scale, epsilon, &mut grads)?;
     Ok(grads)
+}
+
+fn infer_grad(cx: &mut InferCx) -> Result<()> {
+    let (ty, scale) = (cx.ty(1)?.clone(), cx.ty(2)?.clone());
+    cx.set(0, ty);
+    cx.set(1, scale.clone());
+    cx.set(2, scale);
+    Ok(())
+}
+
+fn decompose_grad(emit: &mut Emit, id: NodeId) -> Result<Vec<Value>> {
+    let op = emit.graph.node(id).op().cloned().unwrap_or_default();
+    let (Some(dy), Some(x)) = (emit.graph.input(id, 0), emit.graph.input(id, 1)) else { bail!("an input is missing") };
+    let rank = emit.rank(x)?;
+    let axes: Vec<usize> = (0..rank).filter(|&a| a != 1).collect();
+    let scale = per_channel(emit, id, 2, rank)?;
+    let (normal, inverse) = normalise(emit, x, &axes, f64::from(op.attrs.float("epsilon", 1e-5)?))?;
+    let scaled = emit.mul(dy, scale)?;
+    let dx = normalised_grad(emit, scaled, normal, inverse, &axes)?;
+    let product = emit.mul(dy, normal)?;
+    Ok(vec![dx, emit.reduce_sum(product, &axes, false)?, emit.reduce_sum(dy, &axes, false)?])
 }
 
 /// The gradients of data, scale, mean and variance when the statistics are inputs.
@@ -259,5 +290,14 @@ fn sample(draw: &mut Draw) -> Sample {
         sample.check[3] = false;
         sample.check[4] = false;
     }
+    sample
+}
+
+fn sample_grad(draw: &mut Draw) -> Sample {
+    let shapes: [&[usize]; 3] = [&[3, 2], &[2, 3, 4], &[2, 2, 2, 3]];
+    let shape = *draw.pick(&shapes);
+    let inputs = vec![draw.tensor(shape, -1.0, 1.0), draw.tensor(shape, -1.0, 1.0), draw.tensor(&[shape[1]], 0.5, 1.5)];
+    let mut sample = Sample::new(Operator::sartor("BatchNormGrad", Attributes::new()), inputs);
+    sample.outputs = 3;
     sample
 }

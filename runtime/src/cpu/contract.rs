@@ -43,7 +43,7 @@ pub struct Product {
     pub k: usize,
     /// What the product is multiplied by.
     pub alpha: f32,
-    /// The right factor is made of patches of the image that `b` points to.
+    /// The left factor is made of windows of the image that `a` points to; then it is the only product.
     pub patch: Option<Patch>,
 }
 
@@ -85,17 +85,44 @@ fn even(len: usize, most: usize, multiple: usize) -> usize {
     len.div_ceil(parts).next_multiple_of(multiple).min(len).max(1)
 }
 
-/// Elements of a tile of patches.
-const PATCHES: usize = 96 * 1024;
+impl Product {
+    /// Elements of its packed right factor.
+    pub fn packed_len(&self, n: usize) -> usize {
+        self.patch.map_or_else(|| gemm::packed_len(self.k, n), |patch| patch.packed_len(n))
+    }
+    /// The number of parts in which it is packed.
+    fn parts(&self, n: usize) -> usize {
+        self.patch.map_or_else(|| gemm::panels(n), |patch| patch.parts(n))
+    }
+    /// Packs the right factor that begins at `start` on the current pool.
+    ///
+    /// # Safety
+    /// The factor must cover its extent, `to` must hold [`Product::packed_len`] elements.
+    pub unsafe fn pack(&self, start: *const f32, n: usize, to: *mut f32) {
+        let (start, to) = (Address(start.cast_mut()), Address(to));
+        super::each(self.parts(n), |part| {
+            let (start, to) = (start.get().cast_const(), to.get());
+            // SAFETY: the caller's contract; parts do not overlap.
+            unsafe {
+                match &self.patch {
+                    Some(patch) => patch.pack(start, self.b.col, n, part, to),
+                    None => gemm::pack(self.k, n, (start, self.b.row, self.b.col), part, to),
+                }
+            }
+        });
+    }
+}
 
 impl Contract {
     /// Rows and columns of a tile.
     fn tile(&self) -> (usize, usize) {
         let whole = self.epilogue.as_ref().is_some_and(|p| p.whole_rows);
-        if let Some(longest) = self.products.iter().filter(|p| p.patch.is_some()).map(|p| p.k).max() {
-            // Patches are made once per tile, so tiles span all rows.
-            let tn = if whole { self.n } else { (PATCHES / longest.max(1)).next_multiple_of(16).clamp(16, 1024) };
-            return (self.m.max(1), tn.clamp(1, self.n.max(1)));
+        if let Some((patch, k)) = self.products.iter().find_map(|p| Some((p.patch?, p.k))) {
+            let rows = patch.rows_per_task(self.n, k);
+            let images: usize = self.batch.iter().product();
+            // Enough tasks for some threads where there are few images.
+            let rows = rows.min((patch.grid.0 * images.max(1)).div_ceil(TASKS).max(1));
+            return ((rows * patch.grid.1).max(1), self.n.max(1));
         }
         let batches: usize = self.batch.iter().product::<usize>().max(1);
         let mut tn = if whole || self.n <= WIDTH { self.n } else { even(self.n, WIDTH, 32) };
@@ -123,22 +150,21 @@ impl Contract {
         let shape = Shape { m: tm, n: tn.min(self.n), k: product.k };
         let out = self.out.as_ref().map_or((self.n, 1), |o| (o.row, o.col));
         let dense = skinny::way(shape, (a.row, a.col), (b.row, b.col), out).is_none() && out.1 == 1 && product.k > 0;
-        gemm::panel() > 0 && product.patch.is_none() && one && dense
+        product.patch.is_some() || gemm::panel() > 0 && one && dense
     }
     /// Whether a right factor is packed before its tiles.
     fn shares(&self, product: &Product) -> bool {
         let (tm, _) = self.tile();
         let tiles = self.batch.iter().product::<usize>() * self.m.div_ceil(tm);
-        self.packable(product) && tiles > 1 && product.k * self.n <= PACKED
+        product.patch.is_some() || self.packable(product) && tiles > 1 && product.k * self.n <= PACKED
     }
     /// Elements that packed right factors need.
     pub fn scratch(&self) -> usize {
-        let len = |p: &Product| if self.shares(p) { gemm::packed_len(p.k, self.n) } else { 0 };
+        let len = |p: &Product| if self.shares(p) { p.packed_len(self.n).next_multiple_of(super::LINE) } else { 0 };
         self.products.iter().map(len).sum()
     }
     /// Finds or makes the packed right factors; `used` elements of the scratch memory are taken.
     unsafe fn pack(&self, bases: Bases, scratch: Address, used: &mut usize, kept: Kept) -> Vec<Option<Address>> {
-        let shared = Shared(bases);
         let mut packed = Vec::with_capacity(self.products.len());
         for product in &self.products {
             let found = if self.packable(product) { kept(product, self.n) } else { None };
@@ -147,12 +173,10 @@ impl Contract {
                 continue;
             }
             let (b, to) = (&product.b, Address(scratch.get().wrapping_add(*used)));
-            *used += gemm::packed_len(product.k, self.n);
-            super::each(gemm::panels(self.n), |panel| {
-                let start = shared.get()[b.buf.index()].wrapping_add(b.offset).cast_const();
-                // SAFETY: the caller's contract; panels do not overlap.
-                unsafe { gemm::pack(product.k, self.n, (start, b.row, b.col), panel, to.get()) };
-            });
+            *used += product.packed_len(self.n).next_multiple_of(super::LINE);
+            let start = bases[b.buf.index()].wrapping_add(b.offset).cast_const();
+            // SAFETY: the caller's contract.
+            unsafe { product.pack(start, self.n, to.get()) };
             packed.push(Some(to));
         }
         packed
@@ -211,9 +235,9 @@ impl Contract {
     ) {
         for (t, product) in self.products.iter().enumerate() {
             let (a, b) = (&product.a, &product.b);
-            let pa = bases[a.buf.index()].wrapping_add(self.place(a, batch) + i * a.row);
+            let pa = bases[a.buf.index()].wrapping_add(self.place(a, batch) + i * a.row).cast_const();
             let shape = Shape { m: rows, n: cols, k: product.k };
-            let left = (pa.cast_const(), a.row, a.col);
+            let left = (pa, a.row, a.col);
             // SAFETY: the caller's contract.
             let multiply = |right: Source| unsafe { multiply(shape, left, right, out, product.alpha, t > 0) };
             let start = bases[b.buf.index()].wrapping_add(self.place(b, batch)).cast_const();
@@ -224,14 +248,16 @@ impl Contract {
                     unsafe { gemm::multiply(shape, left, right, out, product.alpha, t > 0) };
                 }
                 (None, None) => multiply((start.wrapping_add(j * b.col), b.row, b.col)),
-                (Some(patch), _) => with_memory(&PATCH_MEMORY, product.k * cols, |patches| {
-                    let (all, some) = (0..product.k, j..j + cols);
-                    let (taps, places) = if patch.taps_across { (some, all) } else { (all, some) };
-                    let (down, across) = if patch.taps_across { (1, product.k) } else { (cols, 1) };
-                    // SAFETY: the memory has room for the tile.
-                    unsafe { patch.fill(start, taps, places, patches) };
-                    multiply((patches.cast_const(), down, across));
-                }),
+                (Some(patch), Some(weights)) => {
+                    let rows = i / patch.grid.1..(i + rows) / patch.grid.1;
+                    let group = batch % patch.groups.0 * patch.group_len(self.n);
+                    let weights = weights.get().cast_const().wrapping_add(group);
+                    with_memory(&PATCH_MEMORY, patch.area(&rows).len(), |memory| {
+                        // SAFETY: the memory has room for the area; tiles are whole rows of places.
+                        unsafe { patch.run(pa, weights, self.n, rows, memory, (out.0, out.1)) };
+                    });
+                }
+                (Some(_), None) => {}
             }
         }
     }
@@ -271,7 +297,7 @@ pub unsafe fn run_chain(chain: &Chain, bases: Bases, scratch: *mut f32, kept: Ke
 
 /// An address that tasks share.
 #[derive(Clone, Copy)]
-struct Address(*mut f32);
+pub(crate) struct Address(pub *mut f32);
 
 // SAFETY: tasks write disjoint places behind it.
 unsafe impl Sync for Address {}
@@ -279,7 +305,8 @@ unsafe impl Sync for Address {}
 unsafe impl Send for Address {}
 
 impl Address {
-    fn get(self) -> *mut f32 {
+    /// The address.
+    pub fn get(self) -> *mut f32 {
         self.0
     }
 }

@@ -2,11 +2,12 @@
 //!
 //! The right factor is [packed](pack) into panels of [`panel`] columns: for a block of the inner dimension ([`DEPTH`]), the panel's
 //! columns side by side. The left factor is read where it is if its rows are contiguous, else copied by blocks; a
-//! micro-kernel broadcasts its numbers straight from memory. It keeps `M × 2` vectors of sums in registers over the whole block
+//! [micro-kernel](super::micro) broadcasts its numbers straight from memory. It keeps `M × 2` vectors of sums in registers over the whole block
 //! (`M ≤ 12` with AVX-512, `≤ 6` with AVX2); rows are split as evenly as possible, so that no kernel runs nearly empty.
 //!
 //! The order of additions depends on the shape and the instruction set, on nothing else. Without AVX2 the caller uses a library.
 
+use super::micro::{Corner, Left, Span, kernels};
 use super::simd::{Level, level};
 use super::skinny::{Shape, Source, Target};
 use super::{LINE, on_line};
@@ -22,9 +23,8 @@ const ROWS: usize = 192;
 /// Columns of a panel; 0 where this machine has no kernel.
 pub fn panel() -> usize {
     match level() {
-        Level::Avx512 => 32,
-        Level::Avx2 => 16,
         Level::Portable => 0,
+        _ => kernels().panel,
     }
 }
 
@@ -131,13 +131,7 @@ thread_local! {
 /// Operands and result must cover their extents, and not overlap.
 pub unsafe fn multiply(s: Shape, a: Source, (b, n, j): (*const f32, usize, usize), out: Target, alpha: f32, add: bool) {
     let (padded, wide) = (n.next_multiple_of(panel()), panel());
-    let kernels = match level() {
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => Kernels { most: 12, run: x86::avx512 },
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => Kernels { most: 6, run: x86::avx2 },
-        _ => return,
-    };
+    let kernels = kernels();
     LEFT.with_borrow_mut(|left| {
         left.resize(ROWS * PITCH + LINE, 0.0);
         // To a cache line, so that no broadcast of a full line crosses one.
@@ -154,7 +148,8 @@ pub unsafe fn multiply(s: Shape, a: Source, (b, n, j): (*const f32, usize, usize
                         let cols = wide.min(s.n - c);
                         let right = b.add(block * padded + (j + c) * depth);
                         let target = Corner { start: out.0.add(first * out.1 + c), pitch: out.1, cols };
-                        kernels.panel(rows, depth, left, right, target, alpha, add || block > 0);
+                        let span = Span { stretches: &[(0, 0)], depth, right: wide };
+                        kernels.panel(rows, span, left, right, target, alpha, add || block > 0);
                     }
                 }
             }
@@ -183,185 +178,9 @@ pub unsafe fn product(s: Shape, a: Source, b: Source, out: Target, alpha: f32, a
     true
 }
 
-/// Part of a result: at most a panel wide.
-#[derive(Clone, Copy)]
-struct Corner {
-    start: *mut f32,
-    pitch: usize,
-    cols: usize,
-}
-
-/// A block of the left factor: where it begins, the distance of its rows (or columns), and whether it lies column by column.
-#[derive(Clone, Copy)]
-struct Left {
-    start: *const f32,
-    pitch: usize,
-    by_column: bool,
-}
-
-/// What a micro-kernel gets: rows, depth, left, right, result, factor, whether to add.
-type Kernel = unsafe fn(usize, usize, Left, *const f32, Corner, f32, bool);
-
-struct Kernels {
-    /// Rows of the largest micro-kernel.
-    most: usize,
-    run: Kernel,
-}
-
-impl Kernels {
-    /// One panel, all rows: as many kernels as needed, of equal height to one row.
-    #[inline]
-    unsafe fn panel(&self, rows: usize, depth: usize, a: Left, b: *const f32, c: Corner, alpha: f32, add: bool) {
-        let parts = rows.div_ceil(self.most);
-        let (each, more) = (rows / parts, rows % parts);
-        let mut row = 0;
-        for part in 0..parts {
-            let high = each + usize::from(part < more);
-            let corner = Corner { start: c.start.wrapping_add(row * c.pitch), ..c };
-            let left = Left { start: a.start.wrapping_add(if a.by_column { row } else { row * a.pitch }), ..a };
-            // SAFETY: the caller's contract.
-            unsafe { (self.run)(high, depth, left, b, corner, alpha, add) };
-            row += high;
-        }
-    }
-}
-
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{Corner, Left};
     use std::arch::x86_64::*;
-
-    /// A vector of `f32`.
-    trait Vector: Copy {
-        const WIDTH: usize;
-        unsafe fn splat(x: f32) -> Self;
-        unsafe fn load(from: *const f32) -> Self;
-        unsafe fn store(self, to: *mut f32);
-        unsafe fn mul_add(self, by: Self, plus: Self) -> Self;
-        unsafe fn mul(self, by: Self) -> Self;
-    }
-
-    macro_rules! vector {
-        ($ty:ty, $width:literal, $splat:ident, $load:ident, $store:ident, $mul_add:ident, $mul:ident) => {
-            // SAFETY (all methods): only called where the instruction set is enabled.
-            impl Vector for $ty {
-                const WIDTH: usize = $width;
-                #[inline(always)]
-                unsafe fn splat(x: f32) -> Self {
-                    unsafe { $splat(x) }
-                }
-                #[inline(always)]
-                unsafe fn load(from: *const f32) -> Self {
-                    unsafe { $load(from) }
-                }
-                #[inline(always)]
-                unsafe fn store(self, to: *mut f32) {
-                    unsafe { $store(to, self) }
-                }
-                #[inline(always)]
-                unsafe fn mul_add(self, by: Self, plus: Self) -> Self {
-                    unsafe { $mul_add(self, by, plus) }
-                }
-                #[inline(always)]
-                unsafe fn mul(self, by: Self) -> Self {
-                    unsafe { $mul(self, by) }
-                }
-            }
-        };
-    }
-    vector!(__m512, 16, _mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_fmadd_ps, _mm512_mul_ps);
-    vector!(__m256, 8, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_fmadd_ps, _mm256_mul_ps);
-
-    /// Writes one vector of a result.
-    #[inline(always)]
-    unsafe fn put<V: Vector>(x: V, to: *mut f32, alpha: V, add: bool) {
-        // SAFETY: the caller vouches for the place and the instruction set.
-        unsafe {
-            let y = if add { x.mul_add(alpha, V::load(to)) } else { x.mul(alpha) };
-            y.store(to);
-        }
-    }
-
-    /// Writes less than one vector of a result.
-    #[inline(always)]
-    unsafe fn put_some<V: Vector>(x: V, to: *mut f32, count: usize, alpha: V, add: bool) {
-        let mut line = [0f32; 16];
-        // SAFETY: the caller vouches for `count` places and the instruction set; no vector is longer than the line.
-        unsafe {
-            x.mul(alpha).store(line.as_mut_ptr());
-            let to = std::slice::from_raw_parts_mut(to, count);
-            if add {
-                to.iter_mut().zip(&line).for_each(|(o, &x)| *o += x);
-            } else {
-                to.copy_from_slice(&line[..count]);
-            }
-        }
-    }
-
-    /// A micro-kernel of some rows by one or two vectors. Rows are named by literals, so that every sum is a register from
-    /// the start and no optimisation has to find out.
-    macro_rules! micro {
-        ($name:ident, $rows:literal, $($i:literal)*) => {
-            #[inline(always)]
-            unsafe fn $name<V: Vector, const TWO: bool, const BY_COLUMN: bool>(
-                depth: usize, a: Left, b: *const f32, c: Corner, alpha: f32, add: bool,
-            ) {
-                // SAFETY: the caller vouches for the extents and the instruction set.
-                unsafe {
-                    let zero = V::splat(0.0);
-                    let (mut first, mut second) = ([zero; $rows], [zero; $rows]);
-                    let (mut left, mut right) = (a.start, b);
-                    let (row, step) = if BY_COLUMN { (1, a.pitch) } else { (a.pitch, 1) };
-                    for _ in 0..depth {
-                        let x = V::load(right);
-                        let y = if TWO { V::load(right.add(V::WIDTH)) } else { zero };
-                        $(
-                            let factor = V::splat(*left.add($i * row));
-                            first[$i] = factor.mul_add(x, first[$i]);
-                            if TWO {
-                                second[$i] = factor.mul_add(y, second[$i]);
-                            }
-                        )*
-                        left = left.add(step);
-                        right = right.add(2 * V::WIDTH);
-                    }
-                    let alpha = V::splat(alpha);
-                    let whole = if TWO { 2 * V::WIDTH } else { V::WIDTH };
-                    if c.cols == whole {
-                        $(
-                            let to = c.start.add($i * c.pitch);
-                            put(first[$i], to, alpha, add);
-                            if TWO {
-                                put(second[$i], to.add(V::WIDTH), alpha, add);
-                            }
-                        )*
-                    } else {
-                        $(
-                            let to = c.start.add($i * c.pitch);
-                            if TWO {
-                                put(first[$i], to, alpha, add);
-                                put_some(second[$i], to.add(V::WIDTH), c.cols - V::WIDTH, alpha, add);
-                            } else {
-                                put_some(first[$i], to, c.cols, alpha, add);
-                            }
-                        )*
-                    }
-                }
-            }
-        };
-    }
-    micro!(micro1, 1, 0);
-    micro!(micro2, 2, 0 1);
-    micro!(micro3, 3, 0 1 2);
-    micro!(micro4, 4, 0 1 2 3);
-    micro!(micro5, 5, 0 1 2 3 4);
-    micro!(micro6, 6, 0 1 2 3 4 5);
-    micro!(micro7, 7, 0 1 2 3 4 5 6);
-    micro!(micro8, 8, 0 1 2 3 4 5 6 7);
-    micro!(micro9, 9, 0 1 2 3 4 5 6 7 8);
-    micro!(micro10, 10, 0 1 2 3 4 5 6 7 8 9);
-    micro!(micro11, 11, 0 1 2 3 4 5 6 7 8 9 10);
-    micro!(micro12, 12, 0 1 2 3 4 5 6 7 8 9 10 11);
 
     /// Eight columns of eight contiguous numbers, `across` apart, become eight rows, `pitch` apart.
     #[target_feature(enable = "avx")]
@@ -387,30 +206,4 @@ mod x86 {
             }
         }
     }
-
-    macro_rules! kernels {
-        ($name:ident, $vector:ty, $features:literal, $($m:literal $micro:ident)*) => {
-            #[target_feature(enable = $features)]
-            pub(super) unsafe fn $name(
-                m: usize, depth: usize, a: Left, b: *const f32, c: Corner, alpha: f32, add: bool,
-            ) {
-                // SAFETY: the caller vouches for the extents.
-                unsafe {
-                    match (m, c.cols > <$vector>::WIDTH, a.by_column) {
-                        $(($m, true, false) => $micro::<$vector, true, false>(depth, a, b, c, alpha, add),)*
-                        $(($m, false, false) => $micro::<$vector, false, false>(depth, a, b, c, alpha, add),)*
-                        $(($m, true, true) => $micro::<$vector, true, true>(depth, a, b, c, alpha, add),)*
-                        $(($m, false, true) => $micro::<$vector, false, true>(depth, a, b, c, alpha, add),)*
-                        _ => {}
-                    }
-                }
-            }
-        };
-    }
-
-    kernels!(
-        avx512, __m512, "avx512f,avx512vl,avx512dq,avx512bw,avx2,fma",
-        1 micro1 2 micro2 3 micro3 4 micro4 5 micro5 6 micro6 7 micro7 8 micro8 9 micro9 10 micro10 11 micro11 12 micro12
-    );
-    kernels!(avx2, __m256, "avx2,fma", 1 micro1 2 micro2 3 micro3 4 micro4 5 micro5 6 micro6);
 }

@@ -1,11 +1,15 @@
 //! The CPU device: kernels on planned memory, run by rayon on partitions that depend on shapes only.
 
+pub mod batch_norm;
 pub mod contract;
+pub mod conv_grad;
 pub mod fused;
 pub mod gather;
 pub mod gemm;
 pub mod machine;
+pub mod micro;
 pub mod patch;
+pub mod pool;
 pub mod reduce;
 pub mod simd;
 pub mod skinny;

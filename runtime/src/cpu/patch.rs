@@ -1,96 +1,333 @@
-//! Patches of an image as a matrix, made tile by tile: what turns a convolution into a matrix product.
+//! Windows of an image as the left factor of a product: what turns a convolution into a matrix product without copying
+//! every number once per tap.
 //!
-//! Row `(c, ky, kx)`, column `(oy, ox)`:
+//! Row `(oy, ox)` of the factor is a place of the window, column `(ky, kx, c)` a number under it:
 //! * forward: `image[c, oy·stride − pad + ky·dilation, ox·stride − pad + kx·dilation]`, 0 outside;
 //! * transposed (gradient by input): `image[c, (oy + pad − ky·dilation) / stride, …]` where that divides, else 0.
+//!
+//! A task copies the rows of the image that it reads once, channels last, with the zeros around them, to memory of its thread. There a row
+//! of the window is one [stretch](super::micro::Span) of contiguous numbers, equally far apart for neighbouring places, which
+//! is what micro-kernels read in place. Transposed, the places of one residue modulo the stride see the same taps: they are neighbours then.
+//! The layout of the image itself does not matter.
+//!
+//! Weights are packed in panels of columns; a panel holds its rows in the order of the stretches. If every channel is convolved
+//! by itself (depthwise), weights lie tap by tap.
+
+use super::LINE;
+use super::micro::{Corner, Left, Span, kernels};
+use std::ops::Range;
 
 /// See the [module](self). Pairs are (vertical, horizontal).
-#[derive(Clone, Copy, PartialEq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Patch {
     /// The size of one channel of the image.
     pub image: (usize, usize),
-    /// The kernel.
+    /// Channels of the image, of one group.
+    pub channels: usize,
+    /// Distances in the image: of rows, of pixels, of channels.
+    pub steps: [usize; 3],
+    /// Distances in the weights: of the window's rows, of its columns, of channels.
+    pub weights: [usize; 3],
+    /// Groups of channels, and the distance of their weights.
+    pub groups: (usize, usize),
+    /// The window.
     pub kernel: (usize, usize),
-    /// The columns: the grid of places that the kernel is put on.
+    /// The places that the window is put on.
     pub grid: (usize, usize),
     /// The distance of places.
     pub stride: (usize, usize),
     /// The padding before the first element.
     pub pad: (usize, usize),
-    /// The distance of the kernel's elements.
+    /// The distance of the window's elements.
     pub dilation: (usize, usize),
     /// Whether places and image change roles.
     pub transposed: bool,
-    /// Whether the product wants the matrix with places down and taps across (gradient by weight).
-    pub taps_across: bool,
+    /// Whether every channel is convolved by itself.
+    pub depthwise: bool,
+}
+
+/// One axis of a window.
+#[derive(Clone, Copy)]
+struct Axis {
+    kernel: usize,
+    stride: usize,
+    pad: usize,
+    dilation: usize,
+    transposed: bool,
+}
+
+impl Axis {
+    /// How many kinds of places there are; a place's kind says which taps it sees.
+    fn kinds(&self) -> usize {
+        if self.transposed { self.stride } else { 1 }
+    }
+    /// The kind of a place, and where it reads: the taps' distances come on top.
+    fn place(&self, at: usize) -> (usize, isize) {
+        let padded = at + self.pad;
+        if self.transposed {
+            (padded % self.stride, (padded / self.stride) as isize)
+        } else {
+            (0, (at * self.stride) as isize - self.pad as isize)
+        }
+    }
+    /// The taps that a kind of place sees, in the order of the packed weights, and their distances.
+    fn taps(&self, kind: usize) -> Vec<(usize, isize)> {
+        let tap = |t: usize| {
+            if !self.transposed {
+                return Some((t, (t * self.dilation) as isize));
+            }
+            let away = kind as isize - ((self.kernel - 1 - t) * self.dilation) as isize;
+            let stride = self.stride as isize;
+            (away.rem_euclid(stride) == 0).then_some((t, away.div_euclid(stride)))
+        };
+        (0..self.kernel).filter_map(tap).collect()
+    }
+    /// The part of the image that some places read, its edges included or not.
+    fn reach(&self, places: &Range<usize>) -> Range<isize> {
+        let (first, last) = (self.place(places.start).1, self.place(places.end.max(1) - 1).1);
+        let far = ((self.kernel - 1) * self.dilation) as isize;
+        if self.transposed {
+            let stride = self.stride as isize;
+            ((places.start + self.pad) as isize - far).div_euclid(stride)..last + 1
+        } else {
+            first..last + far + 1
+        }
+    }
+    /// The distance, in the image, of the places of one kind.
+    fn advance(&self) -> usize {
+        if self.transposed { 1 } else { self.stride }
+    }
+}
+
+/// A part of an image, channels last, zeros around it.
+#[derive(Clone, Debug)]
+pub struct Area {
+    rows: Range<isize>,
+    cols: Range<isize>,
+    channels: usize,
+}
+
+impl Area {
+    /// The elements that it needs, some more for the last vector included.
+    pub fn len(&self) -> usize {
+        self.rows.len() * self.cols.len() * self.channels + LINE
+    }
+    /// The distance of its rows.
+    pub fn pitch(&self) -> usize {
+        self.cols.len() * self.channels
+    }
+    /// Where a pixel lies.
+    fn at(&self, y: isize, x: isize) -> isize {
+        ((y - self.rows.start) * self.cols.len() as isize + x - self.cols.start) * self.channels as isize
+    }
+}
+
+/// What the places of one kind read.
+struct Kind {
+    /// The stretches (or taps): where they begin in the area and in the weights.
+    stretches: Vec<(usize, usize)>,
+    /// Terms of a stretch.
+    depth: usize,
+    /// Where the first stretch begins, counted from the place.
+    shift: isize,
 }
 
 impl Patch {
-    /// Writes rows `taps` and columns `places`, one row after the other.
+    fn axes(&self) -> (Axis, Axis) {
+        let axis = |pick: fn((usize, usize)) -> usize| Axis {
+            kernel: pick(self.kernel),
+            stride: pick(self.stride),
+            pad: pick(self.pad),
+            dilation: pick(self.dilation),
+            transposed: self.transposed,
+        };
+        (axis(|p| p.0), axis(|p| p.1))
+    }
+    /// Whether no place reads outside of the image.
+    pub fn reaches_inside(&self) -> bool {
+        let area = self.area(&(0..self.grid.0));
+        let inside = |range: &Range<isize>, size: usize| range.start >= 0 && range.end <= size as isize;
+        inside(&area.rows, self.image.0) && inside(&area.cols, self.image.1)
+    }
+    /// The number of taps.
+    pub fn taps(&self) -> usize {
+        self.kernel.0 * self.kernel.1
+    }
+    /// The part of the image that some rows of places read.
+    pub fn area(&self, rows: &Range<usize>) -> Area {
+        let (down, across) = self.axes();
+        Area { rows: down.reach(rows), cols: across.reach(&(0..self.grid.1)), channels: self.channels }
+    }
+    /// Copies a part of the image.
     ///
     /// # Safety
-    /// `image` must hold the channels that `taps` reach, `out` must have room for the matrix.
-    pub unsafe fn fill(
-        &self,
-        image: *const f32,
-        taps: std::ops::Range<usize>,
-        places: std::ops::Range<usize>,
-        out: *mut f32,
-    ) {
-        let (per_channel, width) = (self.kernel.0 * self.kernel.1, places.len());
-        for (row, tap) in taps.enumerate() {
-            let (c, ky, kx) = (tap / per_channel, tap % per_channel / self.kernel.1, tap % self.kernel.1);
-            let mut place = places.start;
-            while place < places.end {
-                let (oy, ox) = (place / self.grid.1, place % self.grid.1);
-                let count = (self.grid.1 - ox).min(places.end - place);
-                // SAFETY: `out` has room for the row; `line` checks the image's bounds.
-                unsafe {
-                    let to = std::slice::from_raw_parts_mut(out.add(row * width + place - places.start), count);
-                    match self.source(oy, ky, self.image.0, |p| p.0) {
-                        Some(y) => {
-                            let start = (c * self.image.0 + y) * self.image.1;
-                            let from = std::slice::from_raw_parts(image.add(start), self.image.1);
-                            self.line(from, ox, kx, to);
-                        }
-                        None => to.fill(0.0),
+    /// `image` must hold the image at its steps, `to` the elements of the area.
+    pub unsafe fn fill(&self, area: &Area, image: *const f32, to: *mut f32) {
+        let (high, wide) = (self.image.0 as isize, self.image.1 as isize);
+        let [row, pixel, channel] = self.steps;
+        let channels = self.channels;
+        let first = area.cols.start.clamp(0, wide);
+        let end = area.cols.end.clamp(first, wide);
+        let (before, count) = ((first - area.cols.start) as usize, (end - first) as usize);
+        for (i, y) in area.rows.clone().enumerate() {
+            // SAFETY: rows and columns are cut to the image; the area has room for all of its rows.
+            unsafe {
+                let line = std::slice::from_raw_parts_mut(to.add(i * area.pitch()), area.pitch());
+                if y < 0 || y >= high {
+                    line.fill(0.0);
+                    continue;
+                }
+                let (zeros, rest) = line.split_at_mut(before * channels);
+                let (line, tail) = rest.split_at_mut(count * channels);
+                zeros.fill(0.0);
+                tail.fill(0.0);
+                let from = image.add(y as usize * row + first as usize * pixel);
+                if channel == 1 && pixel == channels {
+                    std::ptr::copy_nonoverlapping(from, line.as_mut_ptr(), line.len());
+                } else if channel == 1 {
+                    for (x, line) in line.chunks_exact_mut(channels).enumerate() {
+                        std::ptr::copy_nonoverlapping(from.add(x * pixel), line.as_mut_ptr(), channels);
+                    }
+                } else {
+                    for c in 0..channels {
+                        let from = from.add(c * channel);
+                        (0..count).for_each(|x| *line.get_unchecked_mut(x * channels + c) = *from.add(x * pixel));
                     }
                 }
-                place += count;
+            }
+        }
+        // SAFETY: the area ends with a line for the last vector.
+        unsafe { std::slice::from_raw_parts_mut(to.add(area.len() - LINE), LINE).fill(0.0) };
+    }
+    /// Rows of places per task, for results of `n` columns and `k` terms.
+    pub fn rows_per_task(&self, n: usize, k: usize) -> usize {
+        // Weights that no second-level cache holds are read once per task: larger tasks then.
+        const WEIGHTS: usize = 1 << 18;
+        let most = if k * n > WEIGHTS && !self.depthwise { 64 * 1024 } else { 16 * 1024 };
+        let per_row = self.grid.1 * n.max(self.channels * self.stride.0.max(self.stride.1));
+        (most / per_row.max(1)).clamp(1, self.grid.0.max(1))
+    }
+    /// Elements of packed weights of `n` columns, of one group.
+    pub fn group_len(&self, n: usize) -> usize {
+        if self.depthwise {
+            return self.taps() * n.next_multiple_of(LINE);
+        }
+        self.taps() * self.channels * n.next_multiple_of(kernels().panel)
+    }
+    /// Elements of packed weights of `n` columns.
+    pub fn packed_len(&self, n: usize) -> usize {
+        self.groups.0 * self.group_len(n)
+    }
+    fn panels(&self, n: usize) -> usize {
+        if self.depthwise { 1 } else { n.div_ceil(kernels().panel) }
+    }
+    /// The number of parts that can be [packed](Patch::pack) by themselves.
+    pub fn parts(&self, n: usize) -> usize {
+        self.groups.0 * self.panels(n)
+    }
+    /// Packs one part of weights whose columns are `across` apart.
+    ///
+    /// # Safety
+    /// `weights` must cover all taps, channels and columns, `to` must hold [`Patch::packed_len`] elements.
+    pub unsafe fn pack(&self, weights: *const f32, across: usize, n: usize, part: usize, to: *mut f32) {
+        let (group, panel) = (part / self.panels(n), part % self.panels(n));
+        let weights = weights.wrapping_add(group * self.groups.1);
+        let to = to.wrapping_add(group * self.group_len(n));
+        let (wide, channels) = if self.depthwise { (n, 1) } else { (kernels().panel, self.channels) };
+        let pitch = if self.depthwise { n.next_multiple_of(LINE) } else { wide };
+        let cols = wide.min(n - panel * wide);
+        let [row, col, channel] = self.weights;
+        let mut to = to.wrapping_add(panel * self.taps() * channels * wide);
+        let place = |t: usize, size: usize| if self.transposed { size - 1 - t } else { t };
+        for ky in 0..self.kernel.0 {
+            for kx in 0..self.kernel.1 {
+                let tap = place(ky, self.kernel.0) * row + place(kx, self.kernel.1) * col + panel * wide * across;
+                for c in 0..channels {
+                    // SAFETY: the caller's contract.
+                    unsafe {
+                        let line = std::slice::from_raw_parts_mut(to, pitch);
+                        let from = weights.add(tap + c * channel);
+                        (0..cols).for_each(|j| line[j] = *from.add(j * across));
+                        line[cols..].fill(0.0);
+                    }
+                    to = to.wrapping_add(pitch);
+                }
             }
         }
     }
-    /// Where a place reads along one axis.
-    #[inline]
-    fn source(&self, o: usize, k: usize, size: usize, axis: impl Fn((usize, usize)) -> usize) -> Option<usize> {
-        let (stride, pad, tap) = (axis(self.stride), axis(self.pad), k * axis(self.dilation));
-        let place = if self.transposed {
-            let at = (o + pad).checked_sub(tap)?;
-            (at % stride == 0).then_some(at / stride)?
-        } else {
-            (o * stride + tap).checked_sub(pad)?
+    /// What a kind of place reads; `right` is the distance of the weights' rows.
+    fn kind(&self, area: &Area, (ky, kx): (usize, usize), right: usize) -> Kind {
+        let (down, across) = self.axes();
+        let depth = if self.depthwise { 1 } else { self.channels };
+        let (origin, columns) = (area.at(0, 0), across.taps(kx));
+        let mut all: Vec<(isize, usize)> = Vec::new();
+        for (ty, y) in down.taps(ky) {
+            let tap = |&(tx, x): &(usize, isize)| (area.at(y, x) - origin, (ty * self.kernel.1 + tx) * depth * right);
+            all.extend(columns.iter().map(tap));
+        }
+        // Rows of the window whose taps are neighbours become one stretch each.
+        let run = columns.len().max(1);
+        let follows = |i: usize| {
+            let ((x, w), (next, more)) = (all[i - 1], all[i]);
+            next == x + depth as isize && more == w + depth * right
         };
-        (place < size).then_some(place)
+        let joined = !self.depthwise && (1..all.len()).all(|i| i % run == 0 || follows(i));
+        let (step, depth) = if joined { (run, depth * run) } else { (1, depth) };
+        let shift = all.iter().map(|&(x, _)| x).min().unwrap_or(0);
+        let stretches = all.into_iter().step_by(step).map(|(x, w)| ((x - shift) as usize, w)).collect();
+        Kind { stretches, depth, shift }
     }
-    fn line(&self, from: &[f32], ox: usize, kx: usize, to: &mut [f32]) {
-        if self.stride.1 != 1 {
-            for (i, x) in to.iter_mut().enumerate() {
-                *x = self.source(ox + i, kx, from.len(), |p| p.1).map_or(0.0, |place| from[place]);
+    /// Some rows of places, all columns, from packed weights. `out`: where the first place's result begins, and the distance of places.
+    ///
+    /// # Safety
+    /// `memory` must hold the [area](Patch::area) of the rows; image, weights and result must cover their extents.
+    pub unsafe fn run(
+        &self,
+        image: *const f32,
+        weights: *const f32,
+        n: usize,
+        rows: Range<usize>,
+        memory: *mut f32,
+        (out, pitch): (*mut f32, usize),
+    ) {
+        let area = self.area(&rows);
+        let (down, across) = self.axes();
+        let kernels = kernels();
+        // SAFETY: the caller's contract.
+        unsafe { self.fill(&area, image, memory) };
+        let right = if self.depthwise { n.next_multiple_of(LINE) } else { kernels.panel };
+        let kinds: Vec<_> = (0..down.kinds())
+            .flat_map(|ky| (0..across.kinds()).map(move |kx| (ky, kx)))
+            .map(|kind| self.kind(&area, kind, right))
+            .collect();
+        let panel_len = self.taps() * self.channels * kernels.panel;
+        let wide = if self.depthwise { n } else { kernels.panel };
+        for panel in 0..self.panels(n) {
+            let cols = wide.min(n - panel * wide);
+            let weights = weights.wrapping_add(panel * panel_len);
+            for oy in rows.clone() {
+                let (ky, y) = down.place(oy);
+                for first in 0..across.kinds().min(self.grid.1) {
+                    let (kx, x) = across.place(first);
+                    let Kind { stretches, depth, shift } = &kinds[ky * across.kinds() + kx];
+                    let count = (self.grid.1 - first).div_ceil(across.kinds());
+                    let place = (oy - rows.start) * self.grid.1 + first;
+                    let start = out.wrapping_add(place * pitch + panel * wide);
+                    let corner = Corner { start, pitch: pitch * across.kinds(), cols };
+                    let from = memory.cast_const().wrapping_offset(area.at(y, x) + shift);
+                    let step = across.advance() * self.channels;
+                    // SAFETY: every tap of every place lies in the area; the rest is the caller's contract.
+                    unsafe {
+                        if self.depthwise {
+                            kernels.depthwise(count, stretches, (from, step), weights, corner);
+                        } else {
+                            let span = Span { stretches, depth: *depth, right };
+                            let left = Left { start: from, pitch: step, by_column: false };
+                            kernels.panel(count, span, left, weights, corner, 1.0, false);
+                        }
+                    }
+                }
             }
-            return;
         }
-        // Places follow each other: zeros, a run of the line, zeros.
-        let tap = kx * self.dilation.1;
-        let shift =
-            if self.transposed { self.pad.1 as isize - tap as isize } else { tap as isize - self.pad.1 as isize };
-        let first = ox as isize + shift;
-        let before = (-first).clamp(0, to.len() as isize) as usize;
-        let end = (from.len() as isize - first).clamp(before as isize, to.len() as isize) as usize;
-        to[..before].fill(0.0);
-        if end > before {
-            let start = (first + before as isize) as usize;
-            to[before..end].copy_from_slice(&from[start..start + end - before]);
-        }
-        to[end..].fill(0.0);
     }
 }

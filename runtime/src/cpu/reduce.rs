@@ -1,7 +1,7 @@
 //! Reductions over leading or middle axes, or over rows too long for a register: sums, maxima and minima of strided views.
 //!
-//! The input is seen as `outer × inner` after the reduced axes are moved in front: every result is a fold over `outer`
-//! places. Long folds are cut into chunks of fixed length whose partial results are joined in order.
+//! The input is seen as `outer × rows × cols`: every result is a fold over `rows` places. Axes that do not lie side by side are moved
+//! in front first. Long folds are cut into chunks of fixed length whose partial results are joined in order.
 
 use super::fused::Bases;
 use super::simd::{larger, smaller};
@@ -15,17 +15,19 @@ use crate::multiversion;
 pub struct Reduce {
     /// How.
     pub fold: Fold,
-    /// The input as `folded axes … kept axes`: rows are folded, columns kept.
+    /// The input as `outer · rows` rows of `cols` numbers.
     pub input: Walk,
+    /// How many folds there are above each other.
+    pub outer: usize,
     /// How many places are folded.
     pub rows: usize,
-    /// How many results there are.
+    /// How many results of a fold there are.
     pub cols: usize,
     /// Where they go, one after the other.
     pub out: View,
     /// What results are multiplied by (a mean).
     pub scale: f32,
-    /// Room for partial results, `chunks × cols`, if there is more than one chunk.
+    /// Room for partial results, `outer × chunks × cols`, if there is more than one chunk.
     pub partial: Option<View>,
 }
 
@@ -50,24 +52,29 @@ impl Reduce {
         let strips = self.cols.div_ceil(STRIP);
         let target = self.partial.as_ref().unwrap_or(&self.out);
         let scale = if self.partial.is_some() { 1.0 } else { self.scale };
-        each(chunks * strips, |task| {
-            let (chunk, strip) = (task / strips, task % strips);
-            let rows = (chunk * per_chunk).min(self.rows)..((chunk + 1) * per_chunk).min(self.rows);
+        each(self.outer * chunks * strips, |task| {
+            let (fold, strip) = (task / strips, task % strips);
+            let (outer, chunk) = (fold / chunks.max(1), fold % chunks.max(1));
+            let first = outer * self.rows;
+            let rows = first + (chunk * per_chunk).min(self.rows)..first + ((chunk + 1) * per_chunk).min(self.rows);
             let cols = strip * STRIP..self.cols.min((strip + 1) * STRIP);
             let base = shared.get()[self.input.buf.index()];
-            let place = target.offset + chunk * self.cols + cols.start;
+            let place = target.offset + fold * self.cols + cols.start;
             let out = shared.get()[target.buf.index()].wrapping_add(place);
             // SAFETY: the caller's contract; tasks write disjoint strips.
             unsafe { strip_fold(self.fold, base, &self.input, rows, cols, out, scale) };
         });
         if let Some(partial) = &self.partial {
-            let walk = Walk { buf: partial.buf, offset: partial.offset, lead: vec![(chunks, self.cols)], col: 1 };
+            let lead = vec![(self.outer * chunks, self.cols)];
+            let walk = Walk { buf: partial.buf, offset: partial.offset, lead, col: 1 };
             let base = bases[partial.buf.index()];
-            let out = bases[self.out.buf.index()].wrapping_add(self.out.offset);
-            for start in (0..self.cols).step_by(STRIP) {
-                let cols = start..self.cols.min(start + STRIP);
-                // SAFETY: as above.
-                unsafe { strip_fold(self.fold, base, &walk, 0..chunks, cols, out.wrapping_add(start), self.scale) };
+            for outer in 0..self.outer {
+                let out = bases[self.out.buf.index()].wrapping_add(self.out.offset + outer * self.cols);
+                for start in (0..self.cols).step_by(STRIP) {
+                    let (rows, cols) = (outer * chunks..(outer + 1) * chunks, start..self.cols.min(start + STRIP));
+                    // SAFETY: as above.
+                    unsafe { strip_fold(self.fold, base, &walk, rows, cols, out.wrapping_add(start), self.scale) };
+                }
             }
         }
     }

@@ -33,7 +33,16 @@ impl Lowering<'_> {
         let mut outputs = Vec::new();
         for (i, output) in self.graph.outputs.iter().enumerate() {
             let (dtype, shape) = self.known_type(output.value)?;
-            let place = self.places.get(&output.value).cloned();
+            let mut place = self.places.get(&output.value).cloned();
+            // Results that lie in another order are put in ONNX's by a kernel.
+            if let Some(Place::View(view)) = &place
+                && dtype == DType::F32
+                && super::layout::is_channels_last(view)
+            {
+                let copy = Place::View(self.copied(view.clone()));
+                self.places.insert(output.value, copy.clone());
+                place = Some(copy);
+            }
             let own = match &place {
                 Some(Place::View(view)) if dtype == DType::F32 && view.is_dense() && view.offset == 0 => {
                     let buffer = &mut self.buffers[view.buf.index()];
@@ -176,6 +185,34 @@ impl Lowering<'_> {
                 let scaled = if beta == 1.0 { arg(1) } else { b.with(Bin::Mul, arg(1), beta) };
                 vec![b.bin(Bin::Add, arg(0), scaled)]
             }
+            What::Product(number) => {
+                let mut product = arg(0);
+                for i in 1..args.len() {
+                    product = b.bin(Bin::Mul, product, arg(i));
+                }
+                vec![if number == 1.0 && args.len() > 1 { product } else { b.with(Bin::Mul, product, number) }]
+            }
+            What::Mix(share) => {
+                let (old, new) = (b.with(Bin::Mul, arg(0), share), b.with(Bin::Mul, arg(1), 1.0 - share));
+                vec![b.bin(Bin::Add, old, new)]
+            }
+            What::Deviation(epsilon) => {
+                let shifted = b.with(Bin::Add, arg(1), epsilon);
+                let root = b.un(Un::Sqrt, shifted);
+                vec![b.bin(Bin::Div, arg(0), root)]
+            }
+            What::Affine => {
+                let centred = b.bin(Bin::Sub, arg(0), arg(1));
+                let scaled = b.bin(Bin::Mul, centred, arg(2));
+                vec![b.bin(Bin::Add, scaled, arg(3))]
+            }
+            What::AffineGrad => {
+                let first = b.bin(Bin::Mul, arg(0), arg(3));
+                let centred = b.bin(Bin::Sub, arg(1), arg(2));
+                let second = b.bin(Bin::Mul, centred, arg(4));
+                let sum = b.bin(Bin::Add, first, second);
+                vec![b.bin(Bin::Add, sum, arg(5))]
+            }
             What::Fold(fold, scale, square) => {
                 let x = if square { b.bin(Bin::Mul, arg(0), arg(0)) } else { arg(0) };
                 let y = b.fold(fold, x);
@@ -284,7 +321,9 @@ fn contract(core: &Core, out: Option<&View>, epilogue: Option<Program>) -> Contr
         let last = |x: &Matrix| x.batch.last().copied().unwrap_or(0);
         let follows = |x: &Matrix| m == 1 || last(x) == m * x.row;
         let rows = out.iter().chain(products.iter().map(|p| &p.a));
-        let foldable = dim == 1 || (rows.clone().all(follows) && products.iter().all(|p| last(&p.b) == 0));
+        let windows = products.iter().any(|p| p.patch.is_some());
+        let foldable =
+            dim == 1 && !windows || !windows && (rows.clone().all(follows) && products.iter().all(|p| last(&p.b) == 0));
         if !foldable {
             break;
         }

@@ -2,6 +2,7 @@
 
 use super::expr::Class;
 use super::group::{Arg, Core, Group, Item, MAX_ITEMS, MAX_ROW, Out, What};
+use super::layout;
 use super::program::{Fold, Width};
 use super::view::{BufId, View, Walk, dense_strides};
 use super::{Lowering, Place, Work};
@@ -40,6 +41,9 @@ impl Lowering<'_> {
                 Some(v) => self.arg(v, &shape)?,
             });
         }
+        if class == Class::Elementwise && self.graph.node_outputs(id).count() == 1 {
+            return self.map(What::Node(id), args, value);
+        }
         let cols = match class {
             Class::Elementwise => None,
             Class::Row => {
@@ -61,6 +65,31 @@ impl Lowering<'_> {
         }
         let item = Item { what: What::Node(id), args, width: Width::Full, outs, at: self.at };
         self.add_item(item, shape.iter().product(), cols);
+        Ok(())
+    }
+    /// Adds an elementwise operation on operands of the result's shape. The result is stored channels last if an operand is.
+    pub(crate) fn map(&mut self, what: What, mut args: Vec<Arg>, value: Value) -> Result<()> {
+        let shape = self.shape(value)?;
+        let numel = shape.iter().product();
+        let last = |arg: &Arg| matches!(arg, Arg::View(view) if layout::is_channels_last(view));
+        let moved = args.iter().any(last);
+        let (view, natural) = if moved {
+            let perm = layout::to_last(shape.len());
+            for arg in &mut args {
+                if let Arg::View(view) = arg {
+                    *view = view.transposed(&perm);
+                }
+            }
+            (self.fresh(perm.iter().map(|&p| shape[p]).collect()), true)
+        } else {
+            self.storage(value, &shape, true)
+        };
+        let place = if moved { view.transposed(&layout::to_first(shape.len())) } else { view.clone() };
+        let outs = vec![Out { value: Some(value), view, width: Width::Full, natural }];
+        self.add_item(Item { what, args, width: Width::Full, outs, at: self.at }, numel, None);
+        if moved {
+            self.places.insert(value, Place::View(place));
+        }
         Ok(())
     }
     /// An operand, broadcast to a shape.
@@ -179,9 +208,6 @@ impl Lowering<'_> {
         if group.items.len() >= MAX_ITEMS || (group.core.is_some() && cols.is_some_and(|c| c > MAX_ROW / 4)) {
             return false;
         }
-        if cols.is_some() && group.has_large_patches() {
-            return false;
-        }
         let Some(agreed) = group.agree(None, Some(&item), cols) else { return false };
         let outside = self.read_bufs(&item).filter_map(|b| self.writer(b)).filter(|&d| d != draft);
         if outside.into_iter().any(|d| self.depends(d, draft)) {
@@ -229,11 +255,6 @@ impl Lowering<'_> {
         let (Some(a), Some(b)) = (self.group(home), self.group(other)) else { return false };
         let too_many = a.items.len() + b.items.len() > MAX_ITEMS;
         if a.numel != b.numel || too_many || (a.core.is_some() && b.core.is_some()) {
-            return false;
-        }
-        // A group without a contract has a row length because something folds its rows.
-        let folds = |g: &Group| g.core.is_none() && g.cols.is_some();
-        if (folds(a) && b.has_large_patches()) || (folds(b) && a.has_large_patches()) {
             return false;
         }
         let Some(cols) = a.agree(Some(b), None, None) else { return false };
@@ -308,7 +329,8 @@ impl Lowering<'_> {
     fn pure_contract(&self, value: Value) -> Option<usize> {
         let Some(Place::View(view)) = self.places.get(&value) else { return None };
         let draft = self.writer(view.buf)?;
-        let group = self.group(draft).filter(|g| g.is_linear())?;
+        let windows = |g: &Group| g.core.iter().flat_map(|c| &c.products).any(|p| p.patch.is_some());
+        let group = self.group(draft).filter(|g| g.is_linear() && !windows(g))?;
         let last = group.last_out().filter(|o| o.value == Some(value) && o.natural)?;
         (self.single_use(value) && last.view == *view).then_some(draft)
     }

@@ -35,6 +35,16 @@ pub enum What {
     Truth,
     /// The first operand plus the second times a number.
     AddScaled(f32),
+    /// All operands and a number multiplied.
+    Product(f32),
+    /// The first operand times a number plus the second times what it lacks to 1.
+    Mix(f32),
+    /// `scale / √(variance + ε)` of a number per channel.
+    Deviation(f32),
+    /// `(x − mean) · factor + bias`
+    Affine,
+    /// `dy · a + (x − mean) · b + c` of `[dy, x, mean, a, b, c]`
+    AffineGrad,
 }
 
 /// A result of an item.
@@ -74,7 +84,7 @@ pub struct RawProduct {
     pub b: View,
     /// The factor.
     pub alpha: f32,
-    /// For convolutions: `b` points to images, of which this makes the matrix, and the inner dimension.
+    /// For convolutions: `a` points to images, of which this makes the matrix, and the inner dimension.
     pub patch: Option<(crate::cpu::patch::Patch, usize)>,
 }
 
@@ -165,13 +175,6 @@ impl Group {
     pub fn is_linear(&self) -> bool {
         self.core.is_some()
             && self.items.iter().all(|i| matches!(i.what, What::Products | What::AddScaled(_)) && i.outs.len() == 1)
-    }
-    /// Whether its contract makes so large patches of images that they must be cut into columns: then nothing that needs whole
-    /// rows may follow.
-    pub fn has_large_patches(&self) -> bool {
-        const LARGEST: usize = 1 << 18;
-        let large = |core: &Core| core.products.iter().any(|p| p.patch.is_some_and(|(_, k)| k * core.n > LARGEST));
-        self.core.as_ref().is_some_and(large)
     }
     /// The result of the last item, if it has exactly one.
     pub fn last_out(&self) -> Option<&Out> {

@@ -13,12 +13,16 @@ pub mod expr;
 pub mod finish;
 pub mod fuse;
 pub mod group;
+pub mod layout;
 pub mod nodes;
 pub mod program;
 pub mod view;
 
+use crate::cpu::batch_norm::{ChannelStats, ChannelSums};
 use crate::cpu::contract::Contract;
+use crate::cpu::conv_grad::ConvWeightGrad;
 use crate::cpu::gather::Gather;
+use crate::cpu::pool::Pool;
 use crate::cpu::reduce::Reduce;
 use group::Group;
 use program::Program;
@@ -88,6 +92,14 @@ pub enum Step {
     Copies(Vec<Program>),
     /// Rows picked or added by index.
     Gather(Gather),
+    /// The gradient of a convolution by its weights.
+    ConvWeightGrad(ConvWeightGrad),
+    /// Mean and deviation of channels.
+    ChannelStats(ChannelStats),
+    /// What the gradient of a normalisation of channels sums up.
+    ChannelSums(ChannelSums),
+    /// Maxima or means under a window.
+    Pool(Pool),
     /// A host tensor of numbers or booleans, converted.
     Import(usize, View),
     /// A view as a host tensor.
@@ -181,6 +193,8 @@ pub struct Lowering<'a> {
     pub(crate) producer: Vec<Option<usize>>,
     /// The place of the node being lowered in the graph's order.
     pub(crate) at: usize,
+    /// Mean, variance and inverse deviation of the channels of a value, by the bits of ε.
+    pub(crate) stats: HashMap<(Value, u32), [View; 3]>,
 }
 
 /// Lowers a graph for inputs of these types. `Err` also where some shape depends on data.
@@ -198,6 +212,7 @@ pub fn lower(graph: &Graph, opset: i64, inputs: &HashMap<String, Type>) -> Resul
         drafts: Vec::new(),
         producer: Vec::new(),
         at: 0,
+        stats: HashMap::new(),
     };
     let order = lowering.live_nodes();
     for (at, &id) in order.iter().enumerate() {

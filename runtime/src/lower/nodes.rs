@@ -3,6 +3,7 @@
 use super::expr;
 use super::fuse::reduction;
 use super::group::{Arg, Core, Item, MAX_ROW, Out, RawProduct, What};
+use super::layout;
 use super::program::Width;
 use super::view::{View, Walk};
 use super::{Lowering, Place, Step};
@@ -87,6 +88,7 @@ impl Lowering<'_> {
                 "GatherGrad" => self.gather_grad(id, op),
                 "ConvInputGrad" => self.conv_input_grad(id, op, y),
                 "ConvWeightGrad" => self.conv_weight_grad(id, op, y),
+                "BatchNormGrad" => self.batch_norm_grad(id, op),
                 _ => Ok(false),
             };
         }
@@ -108,6 +110,7 @@ impl Lowering<'_> {
             "Gemm" => self.gemm(id, op, y),
             "Conv" => self.conv(id, op, y),
             "BatchNormalization" => self.batch_norm(id, op, y),
+            "MaxPool" | "AveragePool" => self.pool(id, op, y),
             "GlobalAveragePool" => {
                 let view = self.view(x)?;
                 let axes = (2..view.shape.len()).collect();
@@ -218,15 +221,22 @@ impl Lowering<'_> {
         let y = Value { node: id, slot: 0 };
         let shape = self.shape(y)?;
         let axis = ops::normal_axis(op.attrs.int("axis", 0)?, shape.len())?;
-        let target = self.fresh(shape);
+        let mut views = Vec::new();
+        for input in self.graph.node_inputs(id).into_iter().flatten() {
+            views.push(self.view(input)?);
+        }
+        let rank = shape.len();
+        let last = views.iter().any(layout::is_channels_last);
+        let order: Vec<usize> = if last { layout::to_last(rank) } else { (0..rank).collect() };
+        let stored = self.fresh(order.iter().map(|&axis| shape[axis]).collect());
+        let target = if last { stored.transposed(&layout::to_first(rank)) } else { stored };
         let mut start = 0;
         let mut parts = Vec::new();
-        for input in self.graph.node_inputs(id).into_iter().flatten() {
-            let view = self.view(input)?;
+        for view in views {
             let len = view.shape[axis];
             let place = target.sliced(axis, start, 1, len);
             start += len;
-            parts.push((view, place));
+            parts.push((view.transposed(&order), place.transposed(&order)));
         }
         let program = super::finish::copies(&parts);
         let reads = parts.iter().map(|(v, _)| v.buf).collect();
@@ -282,13 +292,8 @@ impl Lowering<'_> {
             Some(DType::F32) if small => self.alias(x, y),
             Some(DType::Bool) if from == DType::Bool => self.alias(x, y),
             Some(DType::Bool) if from == DType::F32 => {
-                let (view, shape) = (self.view(x)?, self.shape(y)?);
-                let out = Out { value: Some(y), view: self.fresh(shape), width: Width::Full, natural: true };
-                let numel = view.len();
-                let args = vec![Arg::View(view)];
-                let item = Item { what: What::Truth, args, width: Width::Full, outs: vec![out], at: self.at };
-                self.add_item(item, numel, None);
-                Ok(true)
+                let view = self.view(x)?;
+                self.map(What::Truth, vec![Arg::View(view)], y).map(|()| true)
             }
             _ => Ok(false),
         }
@@ -451,6 +456,13 @@ impl Lowering<'_> {
     pub(crate) fn fold_axes(&mut self, name: &str, view: View, mut axes: Vec<usize>, y: Value) -> Result<bool> {
         let Some((fold, square, mean)) = reduction(name) else { return Ok(false) };
         let shape = self.shape(y)?;
+        // Channels last, unless the order of what is kept would change.
+        let (mut view, rank) = (view.clone(), view.shape.len());
+        if layout::is_channels_last(&view) && (axes.contains(&1) || (2..rank).all(|a| axes.contains(&a))) {
+            let order = layout::to_last(rank);
+            axes = (0..rank).filter(|&at| axes.contains(&order[at])).collect();
+            view = view.transposed(&order);
+        }
         axes.sort_unstable();
         axes.dedup();
         let count: usize = axes.iter().map(|&a| view.shape[a]).product();
@@ -483,20 +495,27 @@ impl Lowering<'_> {
         y: Value,
     ) -> Result<bool> {
         let kept: Vec<usize> = (0..view.shape.len()).filter(|i| !axes.contains(i)).collect();
-        let perm = [axes, &kept].concat();
         let rows: usize = axes.iter().map(|&a| view.shape[a]).product();
-        let cols: usize = kept.iter().map(|&a| view.shape[a]).product();
-        let mut moved = view.transposed(&perm);
+        let (first, last) = (axes.iter().min().copied().unwrap_or(0), axes.iter().max().map_or(0, |a| a + 1));
+        // Axes in the middle are folded where they are.
+        let outer: usize = view.shape[..first].iter().product();
+        let cols: usize = view.shape[last..].iter().product();
+        let between = last - first == axes.len() && Walk::new(&view, cols).is_some();
+        let (outer, cols, mut moved) = if between {
+            (outer, cols, view)
+        } else {
+            (1, kept.iter().map(|&a| view.shape[a]).product(), view.transposed(&[axes, &kept].concat()))
+        };
         if Walk::new(&moved, cols).is_none() {
             moved = self.copied(moved);
         }
         let Some(input) = Walk::new(&moved, cols) else { return Ok(false) };
         let out = self.fresh(shape);
         let chunks = Reduce::chunks(rows, cols);
-        let partial = (chunks > 1).then(|| self.fresh(vec![chunks, cols]));
+        let partial = (chunks > 1).then(|| self.fresh(vec![outer, chunks, cols]));
         let mut writes = vec![out.buf];
         writes.extend(partial.as_ref().map(|p| p.buf));
-        let step = Reduce { fold, input, rows, cols, out: out.clone(), scale, partial };
+        let step = Reduce { fold, input, outer, rows, cols, out: out.clone(), scale, partial };
         self.push(Step::Reduce(step), vec![moved.buf], writes);
         self.set(y, out)
     }
