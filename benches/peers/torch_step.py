@@ -11,23 +11,18 @@ usage: torch_step.py WORKLOAD ASSETS [--threads N] [--batch N] [--sequence N] [-
 | mobilenet-v2     | MobileNetV2, the same, on images of 224 × 224                                         |
 
 LoRA has rank 8 on the query and value projections. Random tokens or images, no dropout, float32 unless `--bf16`.
-`--channels-last` stores images and weights of convolutions in that order. Prints a line for people and then one JSON
-line with samples per second, the median step in milliseconds, the first and last loss, and the peak resident set in
-MiB. The first two steps do not count.
+`--channels-last` stores images and weights of convolutions in that order. Prints one line of JSON with samples per
+second, the median step in milliseconds, the first and last loss, and the peak resident set in MiB of the steps alone.
 """
 
 import argparse
-import json
-import resource
-import statistics
-import time
 from pathlib import Path
 
 import torch
 
+import measure
 import models
 
-WARM_UP = 2
 BERT_TARGETS, LLAMA_TARGETS = ["query", "value"], ["q_proj", "v_proj"]
 
 
@@ -39,16 +34,19 @@ def main():
     if options.channels_last:
         model = model.to(memory_format=torch.channels_last)
         batch = [x.to(memory_format=torch.channels_last) if x.dim() == 4 else x for x in batch]
-    seconds, losses = time_steps(model, batch, optimizer, options)
-    print_numbers(options, statistics.median(seconds[WARM_UP:]), losses)
+    measure.report({
+        "bench": "torch_step", "workload": options.workload, "peer": f"PyTorch {torch.__version__}",
+        "precision": "bf16" if options.bf16 else "f32",
+        "layout": "channels_last" if options.channels_last else "contiguous",
+        **measure.time_steps(lambda: step(model, batch, optimizer, options.bf16), options),
+    })
 
 
 def parse_options():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workload", choices=WORKLOADS)
     parser.add_argument("assets", type=Path)
-    for name, default in (("threads", 2), ("batch", 16), ("sequence", 128), ("steps", 10)):
-        parser.add_argument(f"--{name}", type=int, default=default)
+    measure.add_step_options(parser)
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--bf16", action="store_true")
     return parser.parse_args()
@@ -138,35 +136,14 @@ def for_training(model, batch):
     return model, batch, torch.optim.AdamW(trained, lr=1e-3)
 
 
-# --- Measuring ------------------------------------------------------------------------------------------------------
-
-def time_steps(model, batch, optimizer, options):
-    """Runs the steps; returns the seconds that each took, and the losses."""
-    seconds, losses = [], []
-    for _ in range(options.steps + WARM_UP):
-        start = time.perf_counter()
-        with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
-            loss = model(*batch)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-        seconds.append(time.perf_counter() - start)
-    return seconds, losses
-
-
-def print_numbers(options, median, losses):
-    numbers = {
-        "bench": "torch_step", "workload": options.workload, "threads": options.threads, "batch": options.batch,
-        "sequence": options.sequence, "precision": "bf16" if options.bf16 else "f32",
-        "layout": "channels_last" if options.channels_last else "contiguous", "peer": f"PyTorch {torch.__version__}",
-        "samples_per_s": options.batch / median, "ms_per_step": median * 1e3,
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "first_loss": losses[0], "last_loss": losses[-1],
-    }
-    print("{peer}, {workload}, threads={threads} batch={batch} {precision} {layout}: {samples_per_s:.2f} samples/s, "
-          "{ms_per_step:.0f} ms/step, peak {peak_mib:.0f} MiB".format(**numbers))
-    print(json.dumps(numbers), flush=True)
+def step(model, batch, optimizer, bf16):
+    """One step; returns the loss."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        loss = model(*batch)
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.item()
 
 
 if __name__ == "__main__":
