@@ -223,8 +223,9 @@ EXPORTS = {
 }
 BIG_EXPORTS = {"bert-base-onnx": ["make_bert_base.py", "{out}"]}
 BENCH_EXPORTS = {
-    f"{what}-onnx": ["export_bench.py", what, "{assets}", "{out}"]
-    for what in ("bert-base-classifier", "bert-base-static", "smollm2", "cifar-resnets", "resnet50")
+    "ppocr-cls-input": ["make_inputs.py", "{out}"],
+    **{f"{what}-onnx": ["export_bench.py", what, "{assets}", "{out}"]
+       for what in ("bert-base-classifier", "bert-base-static", "smollm2", "cifar-resnets", "resnet50")},
 }
 PINS = [HERE / "requirements.txt", HERE / "constraints.txt"]
 # What export_bench.py is made from besides itself.
