@@ -25,13 +25,7 @@ impl Runtime {
     }
     /// Reads a model for inputs of these shapes, to run on so many threads; tract always runs on one. `library`: where
     /// `libonnxruntime.so` is.
-    pub fn load(
-        self,
-        model: &Model,
-        inputs: &Arrays,
-        threads: Option<usize>,
-        library: Option<&Path>,
-    ) -> Result<Peer> {
+    pub fn load(self, model: &Model, inputs: &Arrays, threads: Option<usize>, library: Option<&Path>) -> Result<Peer> {
         match self {
             Runtime::Ort => onnxruntime::Peer::new(model, threads, library).map(Peer::Ort),
             Runtime::Tract => tract::Peer::new(model, inputs).map(Peer::Tract),

@@ -117,9 +117,7 @@ pub fn run(args: Args, registry: &Registry) -> Outcome {
         None => Session::new(&model, options)?,
     };
     let mut params = Params::of(&model);
-    let load = |runtime: &Runtime| {
-        runtime.load(&original, &inputs, Some(options.threads), args.ort_library.as_deref())
-    };
+    let load = |runtime: &Runtime| runtime.load(&original, &inputs, Some(options.threads), args.ort_library.as_deref());
     let mut peers: Vec<Result<Peer>> = args.against.iter().map(load).collect();
     let (mut ours, mut theirs) = (Vec::new(), vec![Vec::new(); peers.len()]);
     for round in 0..WARM_UP + args.runs {

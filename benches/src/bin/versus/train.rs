@@ -117,13 +117,7 @@ fn measure(args: &Args, workload: &Workload) -> Result<Vec<Side>> {
 
 impl Side {
     fn new(name: &str, command: Command) -> Side {
-        Side {
-            name: name.to_string(),
-            command,
-            speed: Series::default(),
-            peak: Series::default(),
-            failed: None,
-        }
+        Side { name: name.to_string(), command, speed: Series::default(), peak: Series::default(), failed: None }
     }
     fn take_turn(&mut self) {
         let found = last_json(&mut self.command);
