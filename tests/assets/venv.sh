@@ -1,34 +1,66 @@
 #!/bin/sh
-# Makes or reuses the Python environment of the peers (ONNX Runtime, PyTorch, PEFT) and prints its interpreter's path.
+# Makes or reuses a Python environment of the peers and prints its interpreter's path.
 #
-# usage: PY=$(tests/assets/venv.sh)
-# It lives at ${SARTOR_VENV:-$HOME/.cache/sartor/venv}. A stamp with the hash of the requirements makes a second call
-# return at once; a changed requirement brings the environment up to date in place.
+# usage: PY=$(tests/assets/venv.sh [bench | ort-training])
+#
+# without argument  ONNX Runtime, PyTorch, PEFT: requirements.txt, at ${SARTOR_VENV:-$HOME/.cache/sartor/venv}
+# bench             the same environment with what only measurements need: requirements-bench.txt
+# ort-training      ONNX Runtime for training: requirements-ort-training.txt, at the same path with -ort-training
+#
+# A stamp with the hash of the requirements makes a second call return at once; a changed requirement brings the
+# environment up to date in place.
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
 venv=${SARTOR_VENV:-$HOME/.cache/sartor/venv}
-stamp=$venv/.sartor-requirements
-want=$(cat "$here/requirements.txt" "$here/constraints.txt" | sha256sum | cut -d' ' -f1)
+constraints=$here/constraints.txt
 
+hash_of() {
+    cat "$@" | sha256sum | cut -d' ' -f1
+}
+
+# up_to_date VENV STAMP HASH
 up_to_date() {
-    [ -x "$venv/bin/python" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$want" ]
+    [ -x "$1/bin/python" ] && [ "$(cat "$1/$2" 2>/dev/null)" = "$3" ]
 }
 
-install_pins() {
-    [ -x "$venv/bin/python" ] || python3 -m venv "$venv"
-    rm -f "$stamp"
+# install VENV FILE: the pins of a file of requirements.
+install() {
+    [ -x "$1/bin/python" ] || python3 -m venv "$1"
     # ONNX and ONNX Runtime are small and serve most checks, so they come first.
-    "$venv/bin/python" -m pip install --quiet --no-cache-dir -c "$here/constraints.txt" numpy onnx onnxruntime
-    "$venv/bin/python" -m pip install --quiet --no-cache-dir -r "$here/requirements.txt"
-    echo "$want" >"$stamp"
+    if [ "$2" = requirements.txt ]; then
+        "$1/bin/python" -m pip install --quiet --no-cache-dir -c "$constraints" numpy onnx onnxruntime
+    fi
+    "$1/bin/python" -m pip install --quiet --no-cache-dir -r "$here/$2"
 }
 
-if ! up_to_date; then
-    echo "venv.sh: installing $here/requirements.txt into $venv" >&2
-    mkdir -p "$(dirname "$venv")"
-    exec 9>"$venv.lock"
+# ensure VENV STAMP FILE: the environment has the pins of the file.
+ensure() {
+    want=$(hash_of "$here/$3" "$constraints")
+    up_to_date "$1" "$2" "$want" && return
+    echo "venv.sh: installing $here/$3 into $1" >&2
+    mkdir -p "$(dirname "$1")"
+    exec 9>"$1.lock"
     flock 9
-    up_to_date || install_pins >&2
-fi
+    up_to_date "$1" "$2" "$want" && return
+    rm -f "$1/$2"
+    install "$1" "$3" >&2
+    echo "$want" >"$1/$2"
+}
+
+case ${1:-} in
+'') ensure "$venv" .sartor-requirements requirements.txt ;;
+bench)
+    ensure "$venv" .sartor-requirements requirements.txt
+    ensure "$venv" .sartor-requirements-bench requirements-bench.txt
+    ;;
+ort-training)
+    venv=$venv-ort-training
+    ensure "$venv" .sartor-requirements requirements-ort-training.txt
+    ;;
+*)
+    echo "venv.sh: unknown environment \"$1\": bench or ort-training" >&2
+    exit 2
+    ;;
+esac
 echo "$venv/bin/python"

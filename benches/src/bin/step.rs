@@ -1,102 +1,199 @@
-//! Times LoRA training steps of a sentence encoder: `step MODEL.onnx [batch] [sequence] [threads] [steps]`.
+//! Times training steps of a model: `step RECIPE MODEL.onnx [--batch N] [--sequence N] [--threads N] [--steps N]`.
 //!
-//! Adapters of rank 8 on every query and value projection, AdamW. The model's own classifier is trained if it has an output `logits`, else a
-//! new one on `sentence_embedding`. Prints the plan, its compile time, the time of every step, the median, and a line of JSON with the peak resident memory.
+//! | recipe | trained | loss | optimizer |
+//! |---|---|---|---|
+//! | `lora-classifier` | LoRA of rank 8 on query and value; the classifier if there is an output `logits`, else a new one on `sentence_embedding` | cross-entropy | AdamW |
+//! | `lora-causal-lm` | LoRA of rank 8 on `q_proj` and `v_proj` | cross-entropy of the next token | AdamW |
+//! | `images` | every weight and bias | cross-entropy | SGD with momentum |
+//!
+//! Inputs are random. Prints the plan, its compile time, the time of every step, the median, and a line of JSON with the
+//! peak resident memory of the process. With `SARTOR_PROFILE` set also where the time of a step goes.
 
+use clap::{Parser, ValueEnum};
 use sartor_ir::rng::Draw;
-use sartor_ir::{DType, Error, Model, Result, Tensor, onnx};
+use sartor_ir::{DType, Error, Graph, Model, Result, Tensor, bail, onnx};
 use sartor_passes::{Driver, Registry, options, pipelines};
 use sartor_runtime::cpu::machine::measure;
 use sartor_runtime::train::summary::peak_rss_mib;
 use sartor_runtime::{Key, Params, Session, SessionOptions, profile};
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::Instant;
 
+/// Times training steps of a model
+#[derive(Parser)]
+struct Args {
+    /// What is trained
+    recipe: Recipe,
+    /// The model
+    model: PathBuf,
+    /// Samples in a step
+    #[arg(long, default_value_t = 16)]
+    batch: usize,
+    /// Tokens in a sample
+    #[arg(long, default_value_t = 128)]
+    sequence: usize,
+    /// Threads to compute with
+    #[arg(long, default_value_t = 2)]
+    threads: usize,
+    /// Steps that count
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    steps: u32,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Recipe {
+    LoraClassifier,
+    LoraCausalLm,
+    Images,
+}
+
+/// The first steps plan, and touch memory for the first time.
+const WARM_UP: u32 = 2;
+
 fn main() -> Result<()> {
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    let number = |i: usize, default: usize| args.get(i).and_then(|a| a.parse().ok()).unwrap_or(default);
-    let path = args.first().ok_or_else(|| Error::msg("usage: step MODEL.onnx [batch] [sequence] [threads] [steps]"))?;
-    let (batch, sequence, threads, steps) = (number(1, 16), number(2, 128), number(3, 2), number(4, 12));
-    let model = prepare(onnx::load(Path::new(path))?)?;
+    let args = Args::parse();
+    let model = prepare(args.recipe, onnx::load(&args.model)?)?;
     let program = model.programs.keys().find(|n| n.starts_with("step")).cloned().unwrap_or_default();
-    let mut session = Session::program(&model, &program, SessionOptions { threads })?;
+    let inputs = inputs(&args, &model.programs[&program].graph)?;
+    let mut session = Session::program(&model, &program, SessionOptions { threads: args.threads })?;
     let mut params = Params::of(&model);
-    let inputs = inputs(&session, batch, sequence)?;
     drop(model);
     let start = Instant::now();
-    let bytes = session.planned_bytes(&inputs)?;
-    println!("plan: {:.1} ms, {:.1} MiB", millis(start), bytes.unwrap_or(0) as f64 / 1048576.0);
+    let planned = session.planned_bytes(&inputs)?.map(|bytes| bytes as f64 / 1_048_576.0);
+    println!("plan: {:.1} ms, {planned:.1?} MiB", millis(start));
     println!("{:#?}", session.report());
-    let mut times = Vec::new();
-    for step in 0..steps as u64 {
-        let start = Instant::now();
-        let outputs = session.run(&mut params, &inputs, Key { seed: 0, step })?;
-        let time = millis(start);
-        let loss = outputs.get("loss").map(|t| t.item::<f32>()).transpose()?;
-        println!("step {step}: {time:.1} ms, loss {loss:?}");
-        // The first two plan and touch memory for the first time.
-        if step >= 2 || steps <= 2 {
-            times.push(time);
-        }
-    }
+    let (mut times, losses) = time_steps(&args, &mut session, &mut params, &inputs)?;
     if std::env::var_os("SARTOR_PROFILE").is_some() {
         let events = session.trace(&params, &inputs)?;
-        profile::lines(&events, Some(measure(threads)?)).iter().for_each(|line| println!("{line}"));
+        profile::lines(&events, Some(measure(args.threads)?)).iter().for_each(|line| println!("{line}"));
     }
     times.sort_by(f64::total_cmp);
     let median = times[times.len() / 2];
     println!("median {median:.1} ms, least {:.1} ms", times[0]);
     let numbers = serde_json::json!({
-        "bench": "step", "threads": threads, "batch": batch, "sequence": sequence, "ms_per_step": median,
-        "samples_per_s": batch as f64 / median * 1e3, "peak_mib": peak_rss_mib(),
+        "bench": "step", "threads": args.threads, "batch": args.batch, "sequence": args.sequence, "ms_per_step": median,
+        "samples_per_s": args.batch as f64 / median * 1e3, "peak_mib": peak_rss_mib(), "planned_mib": planned,
+        "first_loss": losses.first(), "last_loss": losses.last(),
     });
     println!("{numbers}");
     Ok(())
 }
 
-fn prepare(mut model: Model) -> Result<Model> {
-    let classifier = match model.graph.find_output("logits") {
-        Some(_) => "name = \"freeze\"\ntrainable = [\"classifier.*\"]",
-        None => "name = \"head\"\ninput = \"sentence_embedding\"\nclasses = 2",
-    };
-    let pipeline = r#"
-        [[pass]]
-        CLASSIFIER
-        [[pass]]
-        name = "cola"
-        rank = 8
-        targets = ["*query*", "*value*"]
-        [[pass]]
-        name = "loss"
-        [[pass]]
-        name = "autodiff"
-        [[pass]]
-        name = "optimizer"
-    "#
-    .replace("CLASSIFIER", classifier);
+fn prepare(recipe: Recipe, mut model: Model) -> Result<Model> {
     let registry = Registry::builtin();
     pipelines::prepare(&mut model, &registry)?;
-    let passes = registry.build_all(options::parse_pipeline(&pipeline)?)?;
+    let passes = registry.build_all(options::parse_pipeline(&pipeline(recipe, &model))?)?;
     Driver::new().run(&passes, &mut model)?;
     Ok(model)
 }
 
-fn inputs(session: &Session, batch: usize, sequence: usize) -> Result<HashMap<String, Tensor>> {
+fn pipeline(recipe: Recipe, model: &Model) -> String {
+    let head = match model.graph.find_output("logits") {
+        Some(_) => "name = \"freeze\"\ntrainable = [\"classifier.*\"]",
+        None => "name = \"head\"\ninput = \"sentence_embedding\"\nclasses = 2",
+    };
+    match recipe {
+        Recipe::LoraClassifier => LORA_CLASSIFIER.replace("HEAD", head),
+        Recipe::LoraCausalLm => LORA_CAUSAL_LM.to_string(),
+        Recipe::Images => IMAGES.to_string(),
+    }
+}
+
+const LORA_CLASSIFIER: &str = r#"
+    [[pass]]
+    HEAD
+    [[pass]]
+    name = "cola"
+    rank = 8
+    targets = ["*query*", "*value*"]
+    [[pass]]
+    name = "loss"
+    [[pass]]
+    name = "autodiff"
+    [[pass]]
+    name = "optimizer"
+"#;
+
+const LORA_CAUSAL_LM: &str = r#"
+    [[pass]]
+    name = "cola"
+    rank = 8
+    targets = ["q_proj", "v_proj"]
+    [[pass]]
+    name = "loss"
+    kind = "causal-lm"
+    [[pass]]
+    name = "autodiff"
+    [[pass]]
+    name = "optimizer"
+"#;
+
+const IMAGES: &str = r#"
+    [[pass]]
+    name = "freeze"
+    trainable = ["*.weight", "*.bias"]
+    [[pass]]
+    name = "loss"
+    [[pass]]
+    name = "autodiff"
+    [[pass]]
+    name = "optimizer"
+    kind = "sgd"
+    momentum = 0.9
+"#;
+
+/// Random tokens or images, and labels below the number of classes.
+fn inputs(args: &Args, graph: &Graph) -> Result<HashMap<String, Tensor>> {
     let mut draw = Draw::new(1, "inputs");
+    let tokens = [args.batch, args.sequence];
     let mut inputs = HashMap::new();
-    for name in session.input_names() {
+    for value in graph.inputs() {
+        let name = graph.value_name(value);
         let tensor = match name {
-            "input_ids" => draw.ints(&[batch, sequence], 1000, 20_000),
-            "attention_mask" => Tensor::from_vec([batch, sequence], vec![1i64; batch * sequence]),
-            "token_type_ids" => Tensor::zeros(DType::I64, [batch, sequence])?,
-            "label" => draw.ints(&[batch], 0, 1),
+            "input_ids" => draw.ints(&tokens, 1000, 20_000),
+            "attention_mask" => Tensor::from_vec(tokens, vec![1i64; args.batch * args.sequence]),
+            "token_type_ids" => Tensor::zeros(DType::I64, tokens)?,
+            "pixel_values" => draw.tensor(&image_shape(args.batch, graph, value)?, -2.0, 2.0).cast(DType::F32)?,
+            // Every classifier here has more than one class.
+            "label" => draw.ints(&[args.batch], 0, 1),
             "learning_rate" => Tensor::scalar(1e-3f32),
-            other => return Err(Error::msg(format!("no data for input \"{other}\""))),
+            other => bail!("no data for input \"{other}\""),
         };
         inputs.insert(name.to_string(), tensor);
     }
     Ok(inputs)
+}
+
+/// `[batch, channels, height, width]`, all but the batch as the model says.
+fn image_shape(batch: usize, graph: &Graph, value: sartor_ir::Value) -> Result<Vec<usize>> {
+    let shape = graph.ty(value).and_then(|ty| ty.shape()).unwrap_or_default();
+    let known = |dim: &sartor_ir::Dim| dim.known().and_then(|n| usize::try_from(n).ok());
+    let rest: Option<Vec<usize>> = shape.iter().skip(1).map(known).collect();
+    let rest = rest.ok_or_else(|| Error::msg("the model leaves the size of its images open"))?;
+    Ok([vec![batch], rest].concat())
+}
+
+/// Runs the steps; the milliseconds of those that count, and all losses.
+fn time_steps(
+    args: &Args,
+    session: &mut Session,
+    params: &mut Params,
+    inputs: &HashMap<String, Tensor>,
+) -> Result<(Vec<f64>, Vec<f32>)> {
+    let (mut times, mut losses) = (Vec::new(), Vec::new());
+    for step in 0..WARM_UP + args.steps {
+        let start = Instant::now();
+        let outputs = session.run(params, inputs, Key { seed: 0, step: u64::from(step) })?;
+        let time = millis(start);
+        let Some(loss) = outputs.get("loss") else { bail!("the step has no output \"loss\"") };
+        losses.push(loss.item::<f32>()?);
+        println!("step {step}: {time:.1} ms, loss {:?}", losses.last());
+        if step >= WARM_UP {
+            times.push(time);
+        }
+    }
+    Ok((times, losses))
 }
 
 fn millis(start: Instant) -> f64 {

@@ -1,9 +1,9 @@
-//! `bench`: how fast a model runs, beside ONNX Runtime, and where the time goes.
+//! `bench`: how fast a model runs, beside ONNX Runtime or tract, and where the time goes.
 
 use super::run::session_options;
 use crate::compare::{self, Arrays};
 use crate::failure::Running;
-use crate::onnxruntime::Peer;
+use crate::peers::{Peer, Runtime};
 use crate::table::Table;
 use crate::{Failure, Outcome, files, note, say};
 use sartor_ir::{Error, Graph, Model, Result, onnx};
@@ -14,11 +14,11 @@ use sartor_runtime::{Key, Params, Session, profile};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// Times a model, by turns with ONNX Runtime if asked, and says where the time goes
+/// Times a model, by turns with other runtimes if asked, and says where the time goes
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   sartor bench model.onnx --dim batch=1 --dim sequence=128 --threads 1
-  sartor bench model.onnx --inputs x.npz --against ort --ort-library …/capi/libonnxruntime.so.1.32.0
+  sartor bench model.onnx --inputs x.npz --against ort,tract --ort-library …/capi/libonnxruntime.so.1.32.0
   sartor bench model.onnx --table --profile trace.json
   sartor bench step.onnx --train --dim batch=16 --dim sequence=128 --json
 
@@ -40,9 +40,9 @@ pub struct Args {
     /// Times a training step instead of inference
     #[arg(long)]
     train: bool,
-    /// Whom to compare with: `ort` (ONNX Runtime)
-    #[arg(long, value_parser = ["ort"], conflicts_with = "train")]
-    against: Option<String>,
+    /// Whom to compare with; tract runs on one thread
+    #[arg(long, value_name = "RUNTIME,…", value_delimiter = ',', conflicts_with = "train")]
+    against: Vec<Runtime>,
     /// Where libonnxruntime.so is (default: what ORT_DYLIB_PATH says)
     #[arg(long, value_name = "FILE")]
     ort_library: Option<PathBuf>,
@@ -80,9 +80,19 @@ impl Times {
         row.extend([0.5, 0.0, 1.0].map(|share| format!("{:.3}", self.at(share))));
         row
     }
+    /// How often this side's time goes into the other's.
+    fn ratio(&self, other: &Times) -> f64 {
+        other.at(0.5) / self.at(0.5)
+    }
     fn json(&self) -> serde_json::Value {
         serde_json::json!({ "median_ms": self.at(0.5), "min_ms": self.at(0.0), "max_ms": self.at(1.0), "runs": self.0.len() })
     }
+}
+
+/// Another runtime, and its times or why it was not run.
+struct Other {
+    runtime: Runtime,
+    times: Result<Times>,
 }
 
 /// Runs it.
@@ -107,25 +117,40 @@ pub fn run(args: Args, registry: &Registry) -> Outcome {
         None => Session::new(&model, options)?,
     };
     let mut params = Params::of(&model);
-    let mut peer = match &args.against {
-        Some(_) => Some(Peer::new(&original, Some(options.threads), args.ort_library.as_deref()).running()?),
-        None => None,
-    };
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    let load = |runtime: &Runtime| runtime.load(&original, &inputs, Some(options.threads), args.ort_library.as_deref());
+    let mut peers: Vec<Result<Peer>> = args.against.iter().map(load).collect();
+    let (mut ours, mut theirs) = (Vec::new(), vec![Vec::new(); peers.len()]);
     for round in 0..WARM_UP + args.runs {
         let key = Key { seed: 0, step: u64::from(round) };
         let start = Instant::now();
         session.run(&mut params, &inputs, key).map_err(at_file).running()?;
-        let own = start.elapsed();
-        let other = peer.as_mut().map(|peer| peer.time(&inputs)).transpose().running()?;
+        let own = start.elapsed().as_secs_f64();
         if round >= WARM_UP {
-            ours.push(own.as_secs_f64() * 1e3);
-            theirs.extend(other.map(|seconds| seconds * 1e3));
+            ours.push(own * 1e3);
+        }
+        for (peer, times) in peers.iter_mut().zip(&mut theirs) {
+            let Ok(loaded) = peer else { continue };
+            match loaded.time(&inputs) {
+                Ok(seconds) if round >= WARM_UP => times.push(seconds * 1e3),
+                Ok(_) => {}
+                Err(error) => *peer = Err(error),
+            }
         }
     }
-    let (ours, theirs) = (Times::sorted(ours), (!theirs.is_empty()).then(|| Times::sorted(theirs)));
-    print(&args, &session, options.threads, &ours, theirs.as_ref());
+    let others = args.against.iter().zip(peers).zip(theirs);
+    let others = others.map(|((&runtime, peer), times)| Other { runtime, times: peer.map(|_| Times::sorted(times)) });
+    let others = refuse_if_none_ran(others.collect())?;
+    print(&args, &session, options.threads, &Times::sorted(ours), &others);
     report_steps(&args, &mut session, &params, &inputs, options.threads)
+}
+
+/// A comparison with nobody is an error; one that a runtime dropped out of is not.
+fn refuse_if_none_ran(others: Vec<Other>) -> Outcome<Vec<Other>> {
+    if others.iter().any(|other| other.times.is_ok()) {
+        return Ok(others);
+    }
+    let reasons = others.into_iter().filter_map(|other| other.times.err()).collect();
+    Error::all(reasons).running().map(|()| Vec::new())
 }
 
 fn training_program(args: &Args, model: &Model) -> Outcome<Option<String>> {
@@ -149,7 +174,7 @@ fn inputs(args: &Args, model: &Model, graph: &Graph) -> Outcome<Arrays> {
     }
 }
 
-fn print(args: &Args, session: &Session, threads: usize, ours: &Times, theirs: Option<&Times>) {
+fn print(args: &Args, session: &Session, threads: usize, ours: &Times, others: &[Other]) {
     let report = session.report();
     if let Some(reason) = &report.unplanned {
         note!("note: the model was run by the reference evaluator, which is slow: {reason}");
@@ -157,29 +182,46 @@ fn print(args: &Args, session: &Session, threads: usize, ours: &Times, theirs: O
         let names: Vec<String> = report.reference.iter().map(|(name, count)| format!("{count} {name}")).collect();
         note!("note: operators without a kernel, run by the reference evaluator: {}", names.join(", "));
     }
-    let ratio = theirs.map(|t| t.at(0.5) / ours.at(0.5));
     if args.json {
-        let mut found = ours.json();
-        found["model"] = args.model.display().to_string().into();
-        found["threads"] = threads.into();
-        found["planned_mib"] = (report.bytes as f64 / 1_048_576.0).into();
-        found["peak_rss_mib"] = peak_rss_mib().into();
-        if let (Some(theirs), Some(ratio)) = (theirs, ratio) {
-            found["ort"] = theirs.json();
-            found["ratio"] = ratio.into();
-        }
-        say!("{}", serde_json::to_string_pretty(&found).unwrap_or_default());
-        return;
+        print_json(args, report.bytes, threads, ours, others);
+    } else {
+        print_table(args, threads, ours, others);
     }
+}
+
+fn print_json(args: &Args, planned: usize, threads: usize, ours: &Times, others: &[Other]) {
+    let mut found = ours.json();
+    found["model"] = args.model.display().to_string().into();
+    found["threads"] = threads.into();
+    found["planned_mib"] = (planned as f64 / 1_048_576.0).into();
+    found["peak_rss_mib"] = peak_rss_mib().into();
+    for other in others {
+        let mut about = match &other.times {
+            Ok(times) => times.json(),
+            Err(reason) => serde_json::json!({ "not_run": reason.to_string() }),
+        };
+        if let Ok(times) = &other.times {
+            about["ratio"] = ours.ratio(times).into();
+        }
+        found[other.runtime.name()] = about;
+    }
+    say!("{}", serde_json::to_string_pretty(&found).unwrap_or_default());
+}
+
+fn print_table(args: &Args, threads: usize, ours: &Times, others: &[Other]) {
     say!("{}, {threads} threads, {} runs, milliseconds", args.model.display(), ours.0.len());
     let mut table = Table::new(&["", "median", "least", "most"]);
     table.row(ours.row("sartor"));
-    if let Some(theirs) = theirs {
-        table.row(theirs.row("onnxruntime"));
-    }
+    let ran = others.iter().filter_map(|other| Some((other.runtime.name(), other.times.as_ref().ok()?)));
+    ran.clone().for_each(|(name, times)| table.row(times.row(name)));
     table.print();
-    if let Some(ratio) = ratio {
-        say!("  sartor is {ratio:.2} times as fast (medians)");
+    for (name, times) in ran {
+        say!("  sartor is {:.2} times as fast as {name} (medians)", ours.ratio(times));
+    }
+    for other in others {
+        if let Err(reason) = &other.times {
+            say!("  {}: not run: {reason}", other.runtime.name());
+        }
     }
 }
 

@@ -3,7 +3,8 @@
 use super::run::session_options;
 use crate::compare::{self, Arrays};
 use crate::failure::Running;
-use crate::{Failure, Outcome, files, onnxruntime, say};
+use crate::peers::Runtime;
+use crate::{Failure, Outcome, files, say};
 use sartor_ir::{Error, Model, Result, Tensor, Type, onnx};
 use sartor_passes::Registry;
 use std::path::{Path, PathBuf};
@@ -22,7 +23,7 @@ Exit code 0: equal; 1: they differ.")]
 pub struct Args {
     /// The first model
     a: PathBuf,
-    /// The second; with `--against ort` it may be left out, and is then the first
+    /// The second; with `--against` it may be left out, and is then the first
     b: Option<PathBuf>,
     /// The inputs; without them, they are drawn
     #[arg(long, value_name = "X.npz")]
@@ -30,9 +31,9 @@ pub struct Args {
     /// How far two numbers may be apart
     #[arg(long, default_value_t = 1e-4)]
     tolerance: f64,
-    /// Who runs the second model: `sartor`, or `ort` (ONNX Runtime)
-    #[arg(long, default_value = "sartor", value_parser = ["sartor", "ort"])]
-    against: String,
+    /// Who runs the second model, instead of sartor
+    #[arg(long)]
+    against: Option<Runtime>,
     /// Where libonnxruntime.so is (default: what ORT_DYLIB_PATH says)
     #[arg(long, value_name = "FILE")]
     ort_library: Option<PathBuf>,
@@ -49,12 +50,11 @@ pub struct Args {
 
 /// Runs it.
 pub fn run(args: Args, registry: &Registry) -> Outcome {
-    let in_ort = args.against == "ort";
-    let Some(path_b) = args.b.as_ref().or(in_ort.then_some(&args.a)) else {
+    let Some(path_b) = args.b.as_ref().or(args.against.map(|_| &args.a)) else {
         return Err(Failure::usage("name two models: `sartor verify A.onnx B.onnx`"));
     };
     let a = load(&args.a, registry, true)?;
-    let b = load(path_b, registry, !in_ort)?;
+    let b = load(path_b, registry, args.against.is_none())?;
     let inputs = match &args.inputs {
         Some(path) => files::read_inputs(path, &a.graph)?,
         None => compare::drawn_inputs(&a, &a.graph, &args.dims, args.seed)?,
@@ -66,9 +66,12 @@ pub fn run(args: Args, registry: &Registry) -> Outcome {
         outputs.map_err(|e| e.at(format!("file {}", args.a.display())))
     };
     let run_b = |model: &Model| {
-        let outputs = match in_ort {
-            true => onnxruntime::run(model, &inputs, args.ort_library.as_deref()),
-            false => compare::run(model, &inputs, options),
+        let outputs = match args.against {
+            Some(other) => {
+                let peer = other.load(model, &inputs, Some(options.threads), args.ort_library.as_deref());
+                peer.and_then(|mut peer| peer.run(&inputs))
+            }
+            None => compare::run(model, &inputs, options),
         };
         outputs.map_err(|e| e.at(format!("file {}", path_b.display())))
     };
