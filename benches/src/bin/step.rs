@@ -136,6 +136,8 @@ const IMAGES: &str = r#"
     [[pass]]
     name = "loss"
     [[pass]]
+    name = "train-mode"
+    [[pass]]
     name = "autodiff"
     [[pass]]
     name = "optimizer"

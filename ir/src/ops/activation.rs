@@ -14,7 +14,7 @@ use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI, PI};
 
 /// The rows of this file.
 pub const OPS: &[OpDef] = &[
-    row("Relu", relu, |cx| masked(cx, "Greater", 0.0), |d| sample_unary(d, "Relu", -2.0, 2.0)),
+    row("Relu", relu, relu_grad, |d| sample_unary(d, "Relu", -2.0, 2.0)),
     row(
         "LeakyRelu",
         |cx, x| {
@@ -265,6 +265,14 @@ fn between(e: &mut Emit, x: Value, low: f64, high: f64) -> Result<Value> {
 fn masked(cx: &mut GradCx, comparison: &str, s: f64) -> Result<Vec<Option<Value>>> {
     through(cx, |e, x, _, dy| {
         let pass = e.compare_scalar(comparison, x, s)?;
+        e.select_or(pass, dy, 0.0)
+    })
+}
+
+/// By the result, which is wanted afterwards anyway; so the operand need not be kept.
+fn relu_grad(cx: &mut GradCx) -> Result<Vec<Option<Value>>> {
+    through(cx, |e, _, y, dy| {
+        let pass = e.compare_scalar("Greater", y, 0.0)?;
         e.select_or(pass, dy, 0.0)
     })
 }

@@ -161,11 +161,23 @@ fn whole(bound: &Tensor) -> Result<i128> {
     Ok(first.unwrap_or_default())
 }
 
-/// `dX = dY` inside the bounds; a bound gets the gradient of the elements it replaced.
+/// `dX = dY` strictly between the bounds, by the result: it is wanted afterwards anyway, so that the operand need not be
+/// kept. If a bound has a gradient too, it gets that of the elements it replaced, and dX that of all others.
 fn clip_grad(cx: &mut GradCx) -> Result<Vec<Option<Value>>> {
     let (x, dy) = (cx.input(0)?, cx.dy()?);
     let (low, high) = (cx.optional_input(1), cx.optional_input(2));
     let mut grads = vec![None; 3];
+    if !cx.want(1) && !cx.want(2) {
+        let y = cx.output(0);
+        let mut rest = dy;
+        for (comparison, bound) in [("Greater", low), ("Less", high)] {
+            let Some(bound) = bound else { continue };
+            let inside = cx.emit.op(comparison, &[y, bound], Attributes::new())?;
+            rest = cx.emit.select_or(inside, rest, 0.0)?;
+        }
+        grads[0] = Some(rest);
+        return Ok(grads);
+    }
     let raised = low.map(|low| cx.emit.op("Less", &[x, low], Attributes::new())).transpose()?;
     // Where the bounds cross, the upper one has the last word.
     let floored = match low {

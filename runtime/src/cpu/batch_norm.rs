@@ -1,8 +1,8 @@
 //! Statistics of channels: what BatchNormalization in training mode and its gradient sum over all images and places.
 //!
-//! Data lie channels last, as rows of `C` numbers. Rows are cut into chunks that stay in a cache; a chunk's mean comes first, then its
-//! squared distances from that mean, and chunks are joined in order in `f64` (Chan, Golub and LeVeque 1979): one pass over
-//! memory, without the cancellation of `E[x²] − E[x]²`.
+//! Data lie channels last, as rows of `C` numbers. Rows are cut into blocks that stay in the first-level cache; a block's mean comes
+//! first, then its squared distances from that mean. Blocks are joined in order (Chan, Golub and LeVeque 1979), those of a task in `f32`,
+//! tasks in `f64`: one pass over memory, without the cancellation of `E[x²] − E[x]²`.
 
 use super::contract::Address;
 use super::fused::Bases;
@@ -37,8 +37,9 @@ pub struct ChannelSums {
     pub out: [BufId; 2],
 }
 
-/// Elements of a chunk.
-const CHUNK: usize = 16 * 1024;
+/// Elements of a task's chunk, and of a block.
+const CHUNK: usize = 64 * 1024;
+const BLOCK: usize = 8 * 1024;
 /// Lanes that are summed side by side at least, if there are rows enough.
 const LANES: usize = 128;
 
@@ -166,36 +167,63 @@ unsafe fn line<'a>(base: *const f32, walk: &Walk, row: usize, len: usize) -> &'a
 
 #[inline(always)]
 unsafe fn stats_inner<const FMA: bool>(base: *const f32, x: &Walk, rows: Rows, channels: usize, out: *mut f32) {
-    let group = together(channels, &[x], &rows);
-    let wide = group * channels;
+    let per_block = (BLOCK / channels.max(1)).max(8);
+    // SAFETY: the caller's contract.
+    let (mean, squares) = unsafe {
+        let all = std::slice::from_raw_parts_mut(out, 2 * channels);
+        all.fill(0.0);
+        all.split_at_mut(channels)
+    };
     SUMS.with_borrow_mut(|memory| {
-        memory.clear();
-        memory.resize(2 * wide, 0.0);
-        let (total, squares) = memory.split_at_mut(wide);
-        // SAFETY: the caller's contract.
-        unsafe {
-            pieces(&rows, group, |row, n| {
-                let x = line(base, x, row, n * channels);
-                total.iter_mut().zip(x).for_each(|(s, &x)| *s += x);
-            });
-            join(total, channels);
-            let scale = 1.0 / rows.len() as f32;
-            total[..channels].iter_mut().for_each(|s| *s *= scale);
-            for i in 1..group {
-                total.copy_within(..channels, i * channels);
+        for start in rows.clone().step_by(per_block) {
+            let block = start..rows.end.min(start + per_block);
+            let group = together(channels, &[x], &block);
+            memory.clear();
+            memory.resize(2 * group * channels, 0.0);
+            let (total, away) = memory.split_at_mut(group * channels);
+            // SAFETY: the caller's contract.
+            unsafe { block_stats(base, x, &block, (channels, group), total, away) };
+            let (n, more) = ((start - rows.start) as f32, block.len() as f32);
+            let (weight, share) = (n * more / (n + more), more / (n + more));
+            let found = total.iter().zip(&*away);
+            for ((mean, squares), (&m, &s)) in mean.iter_mut().zip(squares.iter_mut()).zip(found) {
+                let distance = m - *mean;
+                *squares += s + distance * distance * weight;
+                *mean += distance * share;
             }
-            pieces(&rows, group, |row, n| {
-                let x = line(base, x, row, n * channels);
-                for ((s, &x), &mean) in squares.iter_mut().zip(x).zip(&*total) {
-                    let away = x - mean;
-                    *s += away * away;
-                }
-            });
-            join(squares, channels);
-            std::ptr::copy_nonoverlapping(total.as_ptr(), out, channels);
-            std::ptr::copy_nonoverlapping(squares.as_ptr(), out.add(channels), channels);
         }
     });
+}
+
+/// Means and squared distances from them of one block, in the first lanes.
+#[inline(always)]
+unsafe fn block_stats(
+    base: *const f32,
+    x: &Walk,
+    rows: &Rows,
+    (channels, group): (usize, usize),
+    total: &mut [f32],
+    away: &mut [f32],
+) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        pieces(rows, group, |row, n| {
+            let x = line(base, x, row, n * channels);
+            total.iter_mut().zip(x).for_each(|(s, &x)| *s += x);
+        });
+        join(total, channels);
+        let scale = 1.0 / rows.len() as f32;
+        total[..channels].iter_mut().for_each(|s| *s *= scale);
+        (1..group).for_each(|i| total.copy_within(..channels, i * channels));
+        pieces(rows, group, |row, n| {
+            let x = line(base, x, row, n * channels);
+            for ((s, &x), &mean) in away.iter_mut().zip(x).zip(&*total) {
+                let distance = x - mean;
+                *s += distance * distance;
+            }
+        });
+        join(away, channels);
+    }
 }
 
 #[inline(always)]

@@ -8,7 +8,8 @@
 use super::fused::Bases;
 use super::micro::{Corner, Left, Span, kernels};
 use super::patch::{Area, Patch};
-use super::{LINE, Shared, each};
+use super::skinny::Shape;
+use super::{LINE, Shared, each, gemm};
 use crate::lower::view::{BufId, View};
 use std::cell::RefCell;
 use std::ops::Range;
@@ -34,7 +35,7 @@ pub struct ConvWeightGrad {
 const GATHERED: usize = 64 * 1024;
 /// Parts that images are cut into at most, and elements of all their gradients.
 const PARTS: usize = 16;
-const MOST: usize = 1 << 22;
+const MOST: usize = 1 << 20;
 
 /// Some rows of places of one image.
 struct Unit {
@@ -78,6 +79,23 @@ impl ConvWeightGrad {
         let p = &self.patch;
         let vectors = !p.depthwise || p.channels.is_multiple_of(LINE);
         p.taps() == 1 && p.pad == (0, 0) && p.steps[2] == 1 && p.reaches_inside() && vectors
+    }
+    /// Whether it is one product of pixels of all images of a part, all evenly spaced.
+    fn is_product(&self) -> bool {
+        let (p, dy) = (&self.patch, &self.dy);
+        let even = |[row, pixel, channel]: [usize; 3], image: usize| {
+            let follows = p.grid.0 == 1 || row == p.grid.1 * pixel;
+            channel == 1 && follows && (self.images == 1 || image == p.grid.0 * p.grid.1 * pixel)
+        };
+        let whole = p.stride == (1, 1) && p.image == p.grid && self.in_place();
+        // Small gradients stay in a cache; for them copies of the factors do not pay.
+        let (rows, cols) = self.extent();
+        gemm::panel() > 0
+            && rows * cols >= 1 << 16
+            && !p.depthwise
+            && whole
+            && even(p.steps, self.x.2)
+            && even(dy.4, dy.2)
     }
     /// Whether dy can be read where it is: whole vectors, channels last.
     fn dy_in_place(&self) -> bool {
@@ -136,6 +154,21 @@ impl ConvWeightGrad {
     unsafe fn part(&self, bases: Bases, part: usize, group: usize, panels: Range<usize>, out: *mut f32) {
         let per_part = self.images.div_ceil(self.parts());
         let images = part * per_part..self.images.min((part + 1) * per_part);
+        if self.is_product() {
+            let (rows, cols) = self.extent();
+            let wide = kernels().panel;
+            let first = panels.start * wide;
+            let places = self.patch.grid.0 * self.patch.grid.1;
+            let shape = Shape { m: rows, n: cols.min(panels.end * wide) - first, k: images.len() * places };
+            let (x, dy) = (&self.x, &self.dy);
+            let x = bases[x.0.index()].wrapping_add(x.1 + images.start * x.2 + group * x.3).cast_const();
+            let place = dy.1 + images.start * dy.2 + group * dy.3 + first;
+            let dy = bases[dy.0.index()].wrapping_add(place).cast_const();
+            let (left, right) = ((x, 1, self.patch.steps[1]), (dy, self.dy.4[1], 1));
+            // SAFETY: the caller's contract.
+            unsafe { gemm::product(shape, left, right, (out.wrapping_add(first), cols, 1), 1.0, false) };
+            return;
+        }
         let mut add = false;
         for units in self.batches(images) {
             // SAFETY: the caller's contract.

@@ -13,6 +13,9 @@ use std::ops::Range;
 /// Numbers per block and register.
 pub const BLOCK: usize = 2048;
 
+/// Rows of no more than so many numbers are short: a loop per row would cost more than what it does.
+const NARROW: usize = 160;
+
 /// The products of a `Contract` for the rectangle that is being worked on.
 #[derive(Clone, Copy)]
 pub struct Tile {
@@ -467,7 +470,20 @@ unsafe fn load(block: &mut Block, dst: Reg, walk: &Walk) {
                 *place.add(i) = *base.add(walk.row(block.row + i));
             }
         } else if let Some(direct) = block.direct(walk) {
-            block.places[dst as usize] = direct;
+            let wide = block.wide;
+            if direct.stride == 0 && block.height > 1 && wide <= NARROW && block.places[dst as usize].stride == wide {
+                // The same short row everywhere: repeated, so that instructions run over the block in one go.
+                let len = block.height * wide;
+                std::ptr::copy_nonoverlapping(direct.start, place, wide);
+                let mut done = wide;
+                while done < len {
+                    let more = done.min(len - done);
+                    std::ptr::copy_nonoverlapping(place, place.add(done), more);
+                    done += more;
+                }
+            } else {
+                block.places[dst as usize] = direct;
+            }
         } else {
             // A register that is stored may have been given another place, with other distances of its rows.
             let stride = block.places[dst as usize].stride;

@@ -203,7 +203,7 @@ impl Patch {
     pub fn rows_per_task(&self, n: usize, k: usize) -> usize {
         // Weights that no second-level cache holds are read once per task: larger tasks then.
         const WEIGHTS: usize = 1 << 18;
-        let most = if k * n > WEIGHTS && !self.depthwise { 64 * 1024 } else { 16 * 1024 };
+        let most = if k * n > WEIGHTS && !self.depthwise { 64 * 1024 } else { 8 * 1024 };
         let per_row = self.grid.1 * n.max(self.channels * self.stride.0.max(self.stride.1));
         (most / per_row.max(1)).clamp(1, self.grid.0.max(1))
     }

@@ -30,9 +30,46 @@ impl Lowering<'_> {
         let dense = self.outputs.contains(&result) || self.uses.get(&result)?.iter().any(wants_dense);
         dense.then(|| super::nodes::permutation(op, rank)).flatten()
     }
+    /// Whether a comparison with a number waits for its reader: what it compares is kept anyway (the mask of an activation's
+    /// gradient is a question to its result), so the answer is not worth memory of its own.
+    pub(crate) fn waits(&mut self, id: NodeId, op: &Operator) -> bool {
+        const COMPARISONS: [&str; 4] = ["Greater", "GreaterOrEqual", "Less", "LessOrEqual"];
+        let value = Value { node: id, slot: 0 };
+        let inputs: Vec<Value> = self.graph.node_inputs(id).into_iter().flatten().collect();
+        let unknown = inputs.iter().filter(|&&v| self.number(v).is_none()).count();
+        let waits = COMPARISONS.contains(&op.name.as_str()) && unknown == 1 && self.single_use(value);
+        if waits {
+            self.waiting.insert(value);
+        }
+        waits
+    }
+    /// Computes a comparison that waits, in the group of one of these drafts or in one of its own.
+    pub(crate) fn compute_waiting(&mut self, value: Value, readers: &[usize]) -> Result<()> {
+        if !self.waiting.remove(&value) {
+            return Ok(());
+        }
+        let shape = self.shape(value)?;
+        let mut args = Vec::new();
+        for input in self.graph.node_inputs(value.node).into_iter().flatten() {
+            args.push(self.arg(input, &shape)?);
+        }
+        self.map_into(What::Node(value.node), args, value, Some(readers))
+    }
     /// Adds an operator of a fusible class.
     pub(crate) fn fusible(&mut self, id: NodeId, op: &Operator, class: Class) -> Result<()> {
         let value = Value { node: id, slot: 0 };
+        let inputs: Vec<Value> = self.graph.node_inputs(id).into_iter().flatten().collect();
+        if inputs.iter().any(|v| self.waiting.contains(v)) {
+            let made = |v: &Value| match self.places.get(v) {
+                Some(Place::View(view)) => self.writer(view.buf),
+                _ => None,
+            };
+            let mut readers: Vec<usize> = inputs.iter().filter_map(made).collect();
+            readers.sort_by_key(|&d| std::cmp::Reverse(self.drafts[d].last));
+            for value in inputs {
+                self.compute_waiting(value, &readers)?;
+            }
+        }
         let shape = self.shape(value)?;
         let mut args = Vec::new();
         for input in self.graph.node_inputs(id) {
@@ -68,7 +105,11 @@ impl Lowering<'_> {
         Ok(())
     }
     /// Adds an elementwise operation on operands of the result's shape. The result is stored channels last if an operand is.
-    pub(crate) fn map(&mut self, what: What, mut args: Vec<Arg>, value: Value) -> Result<()> {
+    pub(crate) fn map(&mut self, what: What, args: Vec<Arg>, value: Value) -> Result<()> {
+        self.map_into(what, args, value, None)
+    }
+    /// The same, in the group of one of these drafts or in a new one, if any are given.
+    fn map_into(&mut self, what: What, mut args: Vec<Arg>, value: Value, homes: Option<&[usize]>) -> Result<()> {
         let shape = self.shape(value)?;
         let numel = shape.iter().product();
         let last = |arg: &Arg| matches!(arg, Arg::View(view) if layout::is_channels_last(view));
@@ -86,10 +127,13 @@ impl Lowering<'_> {
         };
         let place = if moved { view.transposed(&layout::to_first(shape.len())) } else { view.clone() };
         let outs = vec![Out { value: Some(value), view, width: Width::Full, natural }];
-        self.add_item(Item { what, args, width: Width::Full, outs, at: self.at }, numel, None);
-        if moved {
-            self.places.insert(value, Place::View(place));
+        let item = Item { what, args, width: Width::Full, outs, at: self.at };
+        match homes {
+            None => self.add_item(item, numel, None),
+            Some(homes) if homes.iter().any(|&d| self.try_join(d, &item, numel, None)) => {}
+            Some(_) => self.start_group(item, numel, None),
         }
+        self.places.insert(value, Place::View(place));
         Ok(())
     }
     /// An operand, broadcast to a shape.
@@ -151,9 +195,7 @@ impl Lowering<'_> {
         candidates.sort_by_key(|&d| std::cmp::Reverse(self.drafts[d].last));
         candidates.dedup();
         let Some(home) = candidates.iter().copied().find(|&d| self.try_join(d, &item, numel, cols)) else {
-            let reads = self.read_bufs(&item).collect();
-            let writes = item.outs.iter().map(|o| o.view.buf).collect();
-            self.draft(Work::Group(Group { numel, cols, items: vec![item], core: None }), reads, writes);
+            self.start_group(item, numel, cols);
             return;
         };
         for other in candidates {
@@ -161,6 +203,11 @@ impl Lowering<'_> {
                 self.try_merge(home, other);
             }
         }
+    }
+    fn start_group(&mut self, item: Item, numel: usize, cols: Option<usize>) {
+        let reads = self.read_bufs(&item).collect();
+        let writes = item.outs.iter().map(|o| o.view.buf).collect();
+        self.draft(Work::Group(Group { numel, cols, items: vec![item], core: None }), reads, writes);
     }
     /// Operands whose rows are not evenly spaced are copied; results that would be stored so keep their natural order.
     fn make_walkable(&mut self, item: &mut Item, cols: usize) {

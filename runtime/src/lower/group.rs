@@ -41,10 +41,12 @@ pub enum What {
     Mix(f32),
     /// `scale / √(variance + ε)` of a number per channel.
     Deviation(f32),
-    /// `(x − mean) · factor + bias`
+    /// `x · factor + bias`
     Affine,
-    /// `dy · a + (x − mean) · b + c` of `[dy, x, mean, a, b, c]`
+    /// `dy · a + (x · b + c)` of `[dy, x, a, b, c]`
     AffineGrad,
+    /// The first operand minus the product of the others.
+    Less,
 }
 
 /// A result of an item.

@@ -195,6 +195,8 @@ pub struct Lowering<'a> {
     pub(crate) at: usize,
     /// Mean, variance and inverse deviation of the channels of a value, by the bits of ε.
     pub(crate) stats: HashMap<(Value, u32), [View; 3]>,
+    /// Comparisons that are computed where they are read.
+    pub(crate) waiting: HashSet<Value>,
 }
 
 /// Lowers a graph for inputs of these types. `Err` also where some shape depends on data.
@@ -213,6 +215,7 @@ pub fn lower(graph: &Graph, opset: i64, inputs: &HashMap<String, Type>) -> Resul
         producer: Vec::new(),
         at: 0,
         stats: HashMap::new(),
+        waiting: HashSet::new(),
     };
     let order = lowering.live_nodes();
     for (at, &id) in order.iter().enumerate() {
@@ -323,6 +326,7 @@ impl<'a> Lowering<'a> {
     }
     /// The value as a host tensor.
     pub(crate) fn host(&mut self, value: Value) -> Result<usize> {
+        self.compute_waiting(value, &[])?;
         if let Some(tensor) = self.constant(value) {
             let slot = self.slot(Origin::Const(tensor.clone()), tensor.dtype(), tensor.shape().to_vec());
             return Ok(slot);
@@ -341,6 +345,7 @@ impl<'a> Lowering<'a> {
     }
     /// The value as a view on `f32`; booleans and numbers of other types are converted.
     pub(crate) fn view(&mut self, value: Value) -> Result<View> {
+        self.compute_waiting(value, &[])?;
         if let Some(Place::View(view)) = self.places.get(&value) {
             return Ok(view.clone());
         }

@@ -22,15 +22,24 @@ pub fn permutation(op: &Operator, rank: usize) -> Option<Vec<usize>> {
 /// Whether operators of this name are lowered to kernels or views.
 pub fn has_kernel(op: &Operator) -> bool {
     const NAMES: &[&str] = &[
+        "AveragePool",
+        "BatchNormGrad",
+        "BatchNormalization",
         "Cast",
         "Concat",
+        "Conv",
+        "ConvInputGrad",
+        "ConvWeightGrad",
         "Expand",
         "Flatten",
         "Gather",
         "GatherGrad",
         "Gemm",
+        "GlobalAveragePool",
         "Identity",
         "MatMul",
+        "MaxPool",
+        "Pad",
         "Reshape",
         "Slice",
         "Split",
@@ -102,6 +111,7 @@ impl Lowering<'_> {
             "Transpose" => self.transpose(op, x, y),
             "Expand" => self.expand(x, y),
             "Slice" => self.slice(id, x, y),
+            "Pad" => self.pad(id, op, x, y),
             "Split" => self.split(id, op, x),
             "Concat" => self.concat(id, op),
             "Gather" => self.gather(id, op, x, y),
@@ -181,6 +191,51 @@ impl Lowering<'_> {
         let picked = self.view(dy)?;
         let program = super::finish::zeros_and_copies(&target, &[(picked.clone(), window)]);
         self.push(Step::Copies(program), vec![picked.buf], vec![target.buf]);
+        self.set(y, target)
+    }
+    /// Zeros, with the data in their place; negative pads cut the data.
+    fn pad(&mut self, id: NodeId, op: &Operator, x: Value, y: Value) -> Result<bool> {
+        let zeros = match self.graph.input(id, 2) {
+            Some(value) => self.number(value) == Some(0.0),
+            None => true,
+        };
+        let (Some(pads), shape) = (self.ints(id, 1), self.shape(y)?) else { return Ok(false) };
+        let rank = shape.len();
+        let axes: Vec<i64> = match self.graph.input(id, 3) {
+            Some(_) => match self.ints(id, 3) {
+                Some(axes) => axes,
+                None => return Ok(false),
+            },
+            None => (0..rank as i64).collect(),
+        };
+        let constant = op.attrs.str("mode", "constant")? == "constant";
+        if !zeros || !constant || pads.len() != 2 * axes.len() {
+            return Ok(false);
+        }
+        let mut view = self.view(x)?;
+        let mut places = vec![0; rank];
+        for (i, &axis) in axes.iter().enumerate() {
+            // Negative pads cut.
+            let (axis, begin, end) = (ops::normal_axis(axis, rank)?, pads[i], pads[axes.len() + i]);
+            let cut = ((-begin).max(0) as usize, (-end).max(0) as usize);
+            let Some(len) = view.shape[axis].checked_sub(cut.0 + cut.1) else { return Ok(false) };
+            view = view.sliced(axis, cut.0, 1, len);
+            places[axis] = begin.max(0) as usize;
+        }
+        if view.shape == shape {
+            return self.set(y, view);
+        }
+        let source = self.view(x)?;
+        let last = layout::is_channels_last(&source);
+        let order: Vec<usize> = if last { layout::to_last(rank) } else { (0..rank).collect() };
+        let stored = self.fresh(order.iter().map(|&axis| shape[axis]).collect());
+        let target = if last { stored.transposed(&layout::to_first(rank)) } else { stored.clone() };
+        let mut place = target.clone();
+        for (axis, &start) in places.iter().enumerate() {
+            place = place.sliced(axis, start, 1, view.shape[axis]);
+        }
+        let program = super::finish::zeros_and_copies(&stored, &[(view.transposed(&order), place.transposed(&order))]);
+        self.push(Step::Copies(program), vec![view.buf], vec![stored.buf]);
         self.set(y, target)
     }
     /// What starts, ends, axes and steps (inputs from `first` on) choose of a view, given the shape of what is chosen.
@@ -334,6 +389,9 @@ impl Lowering<'_> {
         {
             return Ok(true);
         }
+        if self.waits(id, op) {
+            return Ok(true);
+        }
         self.fusible(id, op, class).map(|()| true)
     }
     /// A matrix operand and a factor: through scalings by a number, also under a transpose.
@@ -467,8 +525,13 @@ impl Lowering<'_> {
         axes.dedup();
         let count: usize = axes.iter().map(|&a| view.shape[a]).product();
         let scale = if mean { 1.0 / count as f32 } else { 1.0 };
-        let first = trailing(&view.shape, &axes);
-        let row: usize = view.shape[first..].iter().product();
+        let mut first = trailing(&view.shape, &axes);
+        let mut row: usize = view.shape[first..].iter().product();
+        // A row that is too long is folded axis by axis.
+        while row > MAX_ROW && first + 1 < view.shape.len() {
+            row /= view.shape[first].max(1);
+            first += 1;
+        }
         if row > 1 && row <= MAX_ROW {
             let whole = axes.iter().all(|&a| a >= first || view.shape[a] == 1);
             let kept = view.shape[..first].to_vec();
@@ -481,7 +544,7 @@ impl Lowering<'_> {
             return self.fold_strided(fold, scale, part, &axes, shape, y);
         }
         if square {
-            return Ok(false);
+            view = self.small(What::Product(1.0), vec![view.clone(), view]);
         }
         self.fold_strided(fold, scale, view, &axes, shape, y)
     }
