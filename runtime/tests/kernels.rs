@@ -351,6 +351,132 @@ fn shapes_that_depend_on_data_run_by_the_reference_and_say_so() {
     assert!(report.unplanned.is_some_and(|reason| reason.contains("depends on data")));
 }
 
+/// A convolution: images, groups, channels of one group in and out, image, window, strides, pads, dilations.
+type Convolution = (i64, i64, i64, i64, [i64; 2], [i64; 2], [i64; 2], [i64; 4], [i64; 2]);
+
+const CONVOLUTIONS: &[Convolution] = &[
+    (2, 1, 3, 16, [17, 13], [3, 3], [2, 2], [1, 1, 1, 1], [1, 1]),
+    (3, 1, 16, 16, [9, 7], [3, 3], [1, 1], [1, 1, 1, 1], [1, 1]),
+    (3, 1, 1, 1, [5, 5], [5, 5], [1, 1], [2, 2, 2, 2], [1, 1]),
+    (1, 1, 8, 24, [11, 1], [3, 1], [1, 1], [1, 0, 1, 0], [1, 1]),
+    (1, 1, 70, 65, [5, 6], [3, 3], [1, 1], [0, 1, 2, 0], [1, 1]),
+    (2, 1, 5, 7, [12, 12], [3, 3], [1, 2], [2, 2, 2, 2], [2, 2]),
+    (1, 1, 3, 4, [11, 10], [2, 2], [3, 3], [0, 0, 0, 0], [1, 1]),
+    (17, 1, 2, 3, [8, 8], [7, 7], [2, 2], [3, 3, 3, 3], [1, 1]),
+    // One tap: pixels.
+    (2, 1, 37, 41, [6, 6], [1, 1], [1, 1], [0, 0, 0, 0], [1, 1]),
+    (2, 1, 12, 32, [7, 7], [1, 1], [2, 2], [0, 0, 0, 0], [1, 1]),
+    (1, 1, 3, 4, [10, 10], [1, 1], [3, 3], [1, 1, 1, 1], [1, 1]),
+    (16, 1, 260, 256, [2, 2], [1, 1], [1, 1], [0, 0, 0, 0], [1, 1]),
+    // Depthwise.
+    (2, 33, 1, 1, [8, 9], [3, 3], [1, 1], [1, 1, 1, 1], [1, 1]),
+    (1, 16, 1, 1, [13, 11], [5, 5], [2, 2], [2, 2, 2, 2], [1, 1]),
+    (2, 48, 1, 1, [9, 9], [3, 3], [2, 1], [1, 2, 1, 2], [2, 2]),
+    (2, 16, 1, 1, [6, 5], [1, 1], [1, 1], [0, 0, 0, 0], [1, 1]),
+    // Groups.
+    (2, 3, 4, 6, [7, 5], [3, 3], [1, 1], [1, 1, 1, 1], [1, 1]),
+    (2, 4, 3, 2, [5, 5], [1, 1], [1, 1], [0, 0, 0, 0], [1, 1]),
+    (1, 4, 1, 2, [6, 6], [3, 3], [2, 2], [1, 1, 1, 1], [1, 1]),
+    (2, 2, 16, 16, [6, 7], [3, 3], [2, 2], [1, 1, 1, 1], [1, 1]),
+];
+
+#[test]
+fn convolutions_and_their_gradients_of_odd_shapes() {
+    for (seed, &(images, groups, inner, outer, image, kernel, strides, pads, dilations)) in CONVOLUTIONS.iter().enumerate() {
+        let mut draw = Draw::new(seed as u64, "convolutions");
+        let (mut g, mut inputs) = (Graph::new("g"), Inputs::new());
+        let attrs = Attributes::new()
+            .with("group", groups)
+            .with("strides", strides.to_vec())
+            .with("pads", pads.to_vec())
+            .with("dilations", dilations.to_vec());
+        let out = |axis: usize| {
+            let padded = image[axis] + pads[axis] + pads[axis + 2];
+            (padded - (kernel[axis] - 1) * dilations[axis] - 1) / strides[axis] + 1
+        };
+        let x_shape = [images, groups * inner, image[0], image[1]];
+        let w_shape = [groups * outer, inner, kernel[0], kernel[1]];
+        let y_shape = [images, groups * outer, out(0), out(1)];
+        let sizes = |shape: [i64; 4]| shape.map(|d| d as usize);
+        let x = input(&mut g, &mut inputs, &mut draw, "x", &sizes(x_shape));
+        let w = input(&mut g, &mut inputs, &mut draw, "w", &sizes(w_shape));
+        let bias = input(&mut g, &mut inputs, &mut draw, "bias", &[(groups * outer) as usize]);
+        let dy = input(&mut g, &mut inputs, &mut draw, "dy", &sizes(y_shape));
+        let conv = g.op("Conv", &[x, w, bias], attrs.clone());
+        let y = g.op("Relu", &[conv], Attributes::new());
+        output(&mut g, "y", y);
+        // Gradients of something that lies channels last, and of something that does not.
+        for (name, dy) in [("first", dy), ("last", y)] {
+            let shape = g.add_const("x_shape", Tensor::from_i64s(&x_shape));
+            let op = sartor_ir::Operator::sartor("ConvInputGrad", attrs.clone());
+            let node = g.add_op("dx", op, &[Some(dy), Some(w), Some(shape)], 1);
+            let dx = g.op("Mul", &[Value { node, slot: 0 }, x], Attributes::new());
+            output(&mut g, &format!("dx, {name}"), dx);
+            let shape = g.add_const("w_shape", Tensor::from_i64s(&w_shape));
+            let op = sartor_ir::Operator::sartor("ConvWeightGrad", attrs.clone());
+            let node = g.add_op("dw", op, &[Some(dy), Some(x), Some(shape)], 1);
+            output(&mut g, &format!("dw, {name}"), Value { node, slot: 0 });
+        }
+        let report = check(g, &inputs, &format!("convolution {seed}"));
+        assert_eq!(report.kernels.get("Reference"), None, "convolution {seed}: {report:?}");
+    }
+}
+
+/// What surrounds convolutions in a network: everything stays channels last, and nothing runs by the reference.
+#[test]
+fn a_network_of_images_stays_channels_last() {
+    for (seed, &(images, channels, side)) in [(2usize, 5usize, 9usize), (1, 16, 8), (3, 33, 7)].iter().enumerate() {
+        let mut draw = Draw::new(seed as u64, "network");
+        let (mut g, mut inputs) = (Graph::new("g"), Inputs::new());
+        let x = input(&mut g, &mut inputs, &mut draw, "x", &[images, 3, side, side]);
+        let w = input(&mut g, &mut inputs, &mut draw, "w", &[channels, 3, 3, 3]);
+        let of_channels = |g: &mut Graph, inputs: &mut Inputs, draw: &mut Draw, name: &str| {
+            let value = input(g, inputs, draw, name, &[channels]);
+            let positive = inputs[name].to_vec::<f32>().unwrap().iter().map(|x| x.abs() + 0.5).collect::<Vec<f32>>();
+            inputs.insert(name.into(), Tensor::from_vec([channels], positive));
+            value
+        };
+        let [scale, bias, mean, var] =
+            ["scale", "bias", "mean", "var"].map(|name| of_channels(&mut g, &mut inputs, &mut draw, name));
+        let pads = Attributes::new().with("pads", vec![1i64; 4]);
+        let conv = g.op("Conv", &[x, w], pads.clone());
+        let training = Attributes::new().with("training_mode", 1i64);
+        let norm = sartor_ir::Operator::onnx("BatchNormalization", training);
+        let node = g.add_op("norm", norm, &[conv, scale, bias, mean, var].map(Some), 3);
+        for (slot, name) in [(1, "next mean"), (2, "next var")] {
+            output(&mut g, name, Value { node, slot });
+        }
+        let (low, high) = (g.add_const("low", Tensor::scalar(0f32)), g.add_const("high", Tensor::scalar(1f32)));
+        let y = g.op("Clip", &[Value { node, slot: 0 }, low, high], Attributes::new());
+        let still = g.op("BatchNormalization", &[y, scale, bias, mean, var], Attributes::new());
+        let window = pads.clone().with("kernel_shape", vec![3i64, 3]).with("strides", vec![2i64, 2]);
+        let most = g.op("MaxPool", &[still], window.clone());
+        let mean_of = g.op("AveragePool", &[still], window.with("count_include_pad", 1i64));
+        let both = g.op("Concat", &[most, mean_of], Attributes::new().with("axis", 1i64));
+        output(&mut g, "both", both);
+        let whole = g.op("GlobalAveragePool", &[y], Attributes::new());
+        let gated = g.op("Mul", &[y, whole], Attributes::new());
+        output(&mut g, "gated", gated);
+        // As a gradient does it: a mask of the result, then the normalisation's own gradient.
+        let mut dy = gated;
+        for (comparison, bound) in [("Greater", low), ("Less", high)] {
+            let mask = g.op(comparison, &[y, bound], Attributes::new());
+            dy = g.op("Where", &[mask, dy, low], Attributes::new());
+        }
+        let op = sartor_ir::Operator::sartor("BatchNormGrad", Attributes::new());
+        let node = g.add_op("grad", op, &[dy, conv, scale].map(Some), 3);
+        for (slot, name) in [(0, "dx"), (1, "dscale"), (2, "dbias")] {
+            output(&mut g, name, Value { node, slot });
+        }
+        let pads = g.add_const("pads", Tensor::from_i64s(&[0, 1, 1, -1, 0, 2, 0, 0]));
+        let padded = g.op("Pad", &[y, pads], Attributes::new());
+        output(&mut g, "padded", padded);
+        let report = check(g, &inputs, &format!("network {seed}"));
+        assert_eq!(report.kernels.get("Reference"), None, "{report:?}");
+        assert_eq!(report.kernels.get("ChannelStats"), Some(&1), "statistics are computed once: {report:?}");
+    }
+}
+
 /// The same checks with the instruction sets of older machines.
 #[test]
 fn kernels_are_right_on_every_instruction_set() {
@@ -361,5 +487,7 @@ fn kernels_are_right_on_every_instruction_set() {
         products_with_epilogues_of_odd_shapes();
         products_over_the_same_rows_are_chained();
         heads_are_split_and_joined_without_copies();
+        convolutions_and_their_gradients_of_odd_shapes();
+        a_network_of_images_stays_channels_last();
     }
 }
