@@ -272,6 +272,10 @@ impl Run<'_> {
                 let indices = self.tensor(gather.indices)?.to_i64s()?;
                 unsafe { gather.run(&indices, &self.bases)? };
             }
+            Step::CrossEntropy(loss) => {
+                let targets = self.tensor(loss.targets)?;
+                unsafe { loss.run(targets, &self.bases)? };
+            }
             Step::Import(slot, out) => {
                 let numbers = self.tensor(*slot)?.cast(DType::F32)?;
                 let numbers = numbers.as_slice::<f32>()?;

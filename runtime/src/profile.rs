@@ -135,6 +135,7 @@ fn describe(step: &Step, graph: &Graph) -> String {
         Step::Reduce(r) => format!("{} × {}", r.rows, r.cols),
         Step::Copies(parts) => format!("{} parts", parts.len()),
         Step::Gather(g) => format!("{} × {} × {}, scatter: {}", g.outer, g.len, g.width, g.scatter),
+        Step::CrossEntropy(c) => format!("{} × {}", c.instances, c.classes),
         Step::Import(_, view) | Step::Export(view, _) => format!("{:?}", view.shape),
         Step::Reference(id, ..) => graph.node(*id).label(),
     }

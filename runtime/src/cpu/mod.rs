@@ -1,6 +1,7 @@
 //! The CPU device: kernels on planned memory, run by rayon on partitions that depend on shapes only.
 
 pub mod contract;
+pub mod cross_entropy;
 pub mod fused;
 pub mod gather;
 pub mod gemm;

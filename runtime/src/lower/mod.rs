@@ -13,11 +13,13 @@ pub mod expr;
 pub mod finish;
 pub mod fuse;
 pub mod group;
+pub mod losses;
 pub mod nodes;
 pub mod program;
 pub mod view;
 
 use crate::cpu::contract::Contract;
+use crate::cpu::cross_entropy::CrossEntropy;
 use crate::cpu::gather::Gather;
 use crate::cpu::reduce::Reduce;
 use group::Group;
@@ -88,6 +90,8 @@ pub enum Step {
     Copies(Vec<Program>),
     /// Rows picked or added by index.
     Gather(Gather),
+    /// A classification loss or its gradient.
+    CrossEntropy(CrossEntropy),
     /// A host tensor of numbers or booleans, converted.
     Import(usize, View),
     /// A view as a host tensor.

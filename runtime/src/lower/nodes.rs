@@ -30,8 +30,10 @@ pub fn has_kernel(op: &Operator) -> bool {
         "Gemm",
         "Identity",
         "MatMul",
+        "NegativeLogLikelihoodGrad",
         "Reshape",
         "Slice",
+        "SoftmaxCrossEntropyGrad",
         "Split",
         "Squeeze",
         "SumTo",
@@ -85,6 +87,7 @@ impl Lowering<'_> {
                 "SliceGrad" => self.slice_grad(id, x, y),
                 "SumTo" => self.sum_to(x, y),
                 "GatherGrad" => self.gather_grad(id, op),
+                "NegativeLogLikelihoodGrad" | "SoftmaxCrossEntropyGrad" => self.class_loss_grad(id, op),
                 "ConvInputGrad" => self.conv_input_grad(id, op, y),
                 "ConvWeightGrad" => self.conv_weight_grad(id, op, y),
                 _ => Ok(false),
@@ -107,6 +110,7 @@ impl Lowering<'_> {
             "MatMul" => self.matmul(id, y),
             "Gemm" => self.gemm(id, op, y),
             "Conv" => self.conv(id, op, y),
+            "NegativeLogLikelihoodLoss" | "SoftmaxCrossEntropyLoss" => self.class_loss(id, op),
             "BatchNormalization" => self.batch_norm(id, op, y),
             "GlobalAveragePool" => {
                 let view = self.view(x)?;
