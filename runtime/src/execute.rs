@@ -276,6 +276,10 @@ impl Run<'_> {
             Step::ChannelStats(stats) => unsafe { stats.run(&self.bases, self.scratch) },
             Step::ChannelSums(sums) => unsafe { sums.run(&self.bases, self.scratch) },
             Step::Pool(pool) => unsafe { pool.run(&self.bases) },
+            Step::CrossEntropy(loss) => {
+                let targets = self.tensor(loss.targets)?;
+                unsafe { loss.run(targets, &self.bases)? };
+            }
             Step::Import(slot, out) => {
                 let numbers = self.tensor(*slot)?.cast(DType::F32)?;
                 let numbers = numbers.as_slice::<f32>()?;

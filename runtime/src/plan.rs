@@ -78,6 +78,7 @@ impl Step {
             Step::ChannelStats(_) => "ChannelStats",
             Step::ChannelSums(_) => "ChannelSums",
             Step::Pool(_) => "Pool",
+            Step::CrossEntropy(_) => "CrossEntropy",
             Step::Import(..) => "Import",
             Step::Export(..) => "Export",
             Step::Reference(..) => "Reference",
@@ -101,17 +102,18 @@ fn share(lowered: &mut Lowered, last_read: &[usize]) -> Vec<BufId> {
     let mut dead_at = last_read.to_vec();
     for i in 0..lowered.steps.len() {
         let Planned { step, reads, .. } = &lowered.steps[i];
-        let (program, products) = match step {
-            Step::Program(p) => (p, Vec::new()),
+        let (candidates, products) = match step {
+            Step::Program(p) => (exchangeable(p), Vec::new()),
+            Step::CrossEntropy(c) => (c.exchangeable().into_iter().collect(), Vec::new()),
             Step::Contract(c) => match &c.epilogue {
-                Some(p) => (p, c.products.iter().flat_map(|p| [p.a.buf, p.b.buf]).collect()),
+                Some(p) => (exchangeable(p), c.products.iter().flat_map(|p| [p.a.buf, p.b.buf]).collect()),
                 None => continue,
             },
             _ => continue,
         };
         let mut taken = Vec::new();
         let mut pairs = Vec::new();
-        for (result, operand) in exchangeable(program) {
+        for (result, operand) in candidates {
             let root = owner[operand.index()];
             let dies = dead_at[root.index()] == i && reads.contains(&operand);
             // The operand's memory may be shared by another buffer that this step reads.

@@ -382,7 +382,9 @@ const CONVOLUTIONS: &[Convolution] = &[
 
 #[test]
 fn convolutions_and_their_gradients_of_odd_shapes() {
-    for (seed, &(images, groups, inner, outer, image, kernel, strides, pads, dilations)) in CONVOLUTIONS.iter().enumerate() {
+    for (seed, &(images, groups, inner, outer, image, kernel, strides, pads, dilations)) in
+        CONVOLUTIONS.iter().enumerate()
+    {
         let mut draw = Draw::new(seed as u64, "convolutions");
         let (mut g, mut inputs) = (Graph::new("g"), Inputs::new());
         let attrs = Attributes::new()

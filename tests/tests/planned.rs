@@ -121,6 +121,7 @@ fn follow(mut model: Model, programs: &[&str], bound: f64, what: &str) {
         let wanted = eval::run_program(&mut model, program, &inputs, 1, i as u64).unwrap();
         for (name, tensor) in &found {
             let apart = distance(tensor, &wanted[name]);
+            eprintln!("{what}, {program}, run {i}: output {name} {apart:e}");
             assert!(apart < 2e-4, "{what}, {program}, run {i}: output {name} differs by {apart:e}");
         }
         for (name, tensor) in params.iter() {

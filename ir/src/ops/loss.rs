@@ -4,8 +4,7 @@
 //! lᵢ = −wᵢ · p[i, tᵢ]     p: log-probabilities (for SoftmaxCrossEntropyLoss: LogSoftmax of the scores over axis 1)
 //!                         wᵢ = weight[tᵢ], or 1; 0 where tᵢ = ignore_index
 //! loss = l (none) | Σl (sum) | Σl / Σw (mean)
-//! dp[i, c]     = −wᵢ · gᵢ · [c = tᵢ]                        g: dloss, for mean divided by Σw
-//! dscores      = (softmax − [c = tᵢ]) · wᵢ · gᵢ  (+ d log_prob − softmax · Σd log_prob, if that output is used)
+//! dp, dscores: see [`super::loss_grad`]  (dscores + d log_prob − softmax · Σd log_prob, if that output is used)
 //! ```
 //!
 //! Spec: <https://onnx.ai/onnx/operators/onnx__SoftmaxCrossEntropyLoss.html>. Shapes: scores `[N, C, …]`, targets
@@ -14,11 +13,11 @@
 
 use super::real::{optional, reals, required, rounded};
 use super::softmax::{log_softmax, map_lines};
-use super::{Emit, EvalCx, GradCx, Gradient, InferCx, OpDef, Sample};
+use super::{EvalCx, GradCx, Gradient, InferCx, OpDef, Sample};
 use crate::error::Result;
 use crate::graph::{Operator, Value};
 use crate::rng::Draw;
-use crate::{Attributes, DType, Dim, Tensor, bail, ensure};
+use crate::{Attributes, Dim, Tensor, bail, ensure};
 
 /// The rows of this file.
 pub const OPS: &[OpDef] = &[
@@ -49,34 +48,32 @@ pub const OPS: &[OpDef] = &[
 ];
 
 /// What becomes of the losses of the instances.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Reduction {
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reduction {
+    /// They stay.
     None,
+    /// Their sum.
     Sum,
+    /// Their sum divided by the sum of the weights.
     Mean,
 }
 
-fn reduction(attrs: &Attributes) -> Result<Reduction> {
-    match attrs.str("reduction", "mean")? {
-        "none" => Ok(Reduction::None),
-        "sum" => Ok(Reduction::Sum),
-        "mean" => Ok(Reduction::Mean),
-        other => bail!("attribute `reduction` is \"{other}\", expected \"none\", \"sum\" or \"mean\""),
+impl Reduction {
+    /// The attribute `reduction`.
+    pub fn read(attrs: &Attributes) -> Result<Reduction> {
+        match attrs.str("reduction", "mean")? {
+            "none" => Ok(Reduction::None),
+            "sum" => Ok(Reduction::Sum),
+            "mean" => Ok(Reduction::Mean),
+            other => bail!("attribute `reduction` is \"{other}\", expected \"none\", \"sum\" or \"mean\""),
+        }
     }
 }
 
 fn infer(cx: &mut InferCx) -> Result<()> {
     let (scores, dtype) = (cx.ty(0)?.clone(), cx.dtype(0)?);
-    if let (Some(scores), Some(targets)) = (cx.shape(0), cx.shape(1)) {
-        ensure!(scores.len() >= 2, "its scores have rank {}, expected at least 2", scores.len());
-        ensure!(
-            targets.len() + 1 == scores.len(),
-            "scores of rank {} and targets of rank {}, expected one less",
-            scores.len(),
-            targets.len()
-        );
-    }
-    let loss = match reduction(&cx.op.attrs)? {
+    check_ranks(cx.shape(0), cx.shape(1))?;
+    let loss = match Reduction::read(&cx.op.attrs)? {
         Reduction::None => match (cx.shape(1), cx.shape(0)) {
             (Some(targets), _) => Some(targets.to_vec()),
             (None, Some(scores)) => Some([&scores[..1], &scores[2..]].concat()),
@@ -86,6 +83,15 @@ fn infer(cx: &mut InferCx) -> Result<()> {
     };
     cx.set_tensor(0, dtype, loss);
     cx.set(1, scores);
+    Ok(())
+}
+
+/// Targets have one axis less than scores, that of the classes.
+pub(super) fn check_ranks(scores: Option<&[Dim]>, targets: Option<&[Dim]>) -> Result<()> {
+    let (Some(scores), Some(targets)) = (scores, targets) else { return Ok(()) };
+    let (s, t) = (scores.len(), targets.len());
+    ensure!(s >= 2, "its scores have rank {s}, expected at least 2");
+    ensure!(t + 1 == s, "scores of rank {s} and targets of rank {t}, expected one less");
     Ok(())
 }
 
@@ -101,29 +107,74 @@ fn eval_cross_entropy(cx: &EvalCx, inputs: &[Option<&Tensor>]) -> Result<Vec<Ten
 /// The loss of log-probabilities in the shape of input 0.
 fn likelihood_loss(cx: &EvalCx, inputs: &[Option<&Tensor>], log_prob: &[f64]) -> Result<Tensor> {
     let (scores, targets) = (required(inputs, 0)?, required(inputs, 1)?);
-    let [batch, classes, places @ ..] = scores.shape() else { bail!("its scores have rank {}", scores.rank()) };
-    let expected = [&[*batch][..], places].concat();
-    ensure!(targets.shape() == expected, "targets of shape {:?}, expected {expected:?}", targets.shape());
-    let weights = optional(inputs, 2).map(reals).transpose()?;
-    ensure!(weights.as_ref().is_none_or(|w| w.len() == *classes), "expected one weight for each of {classes} classes");
-    let (ignored, places) = (cx.op.attrs.get_int("ignore_index")?, places.iter().product::<usize>());
-    let (mut losses, mut total_weight) = (Vec::with_capacity(targets.len()), 0.0);
-    for (i, target) in targets.to_i64s()?.into_iter().enumerate() {
-        if Some(target) == ignored {
-            losses.push(0.0);
-            continue;
-        }
-        let class = usize::try_from(target).ok().filter(|c| c < classes);
-        let Some(class) = class else { bail!("target {target} at {i} is outside [0, {classes})") };
-        let weight = weights.as_ref().map_or(1.0, |w| w[class]);
-        losses.push(-weight * log_prob[(i / places * classes + class) * places + i % places]);
-        total_weight += weight;
-    }
+    let instances = Instances::read(&cx.op.attrs, scores.shape(), targets, optional(inputs, 2))?;
+    let loss = |(i, counted): (usize, &Option<Counted>)| match counted {
+        Some(Counted { class, weight }) => -weight * log_prob[instances.place(i, *class)],
+        None => 0.0,
+    };
+    let losses: Vec<f64> = instances.counted.iter().enumerate().map(loss).collect();
     let sum: f64 = losses.iter().sum();
-    match reduction(&cx.op.attrs)? {
-        Reduction::None => rounded(scores.dtype(), expected, losses),
+    match Reduction::read(&cx.op.attrs)? {
+        Reduction::None => rounded(scores.dtype(), targets.shape(), losses),
         Reduction::Sum => rounded(scores.dtype(), [], vec![sum]),
-        Reduction::Mean => rounded(scores.dtype(), [], vec![sum / total_weight]),
+        Reduction::Mean => rounded(scores.dtype(), [], vec![sum / instances.total_weight()]),
+    }
+}
+
+/// The targets of a loss on host tensors.
+pub(super) struct Instances {
+    /// By instance; `None` where it does not count.
+    pub counted: Vec<Option<Counted>>,
+    classes: usize,
+    places: usize,
+}
+
+/// An instance that counts.
+#[derive(Clone, Copy)]
+pub(super) struct Counted {
+    /// Its class.
+    pub class: usize,
+    /// The weight of that class.
+    pub weight: f64,
+}
+
+impl Instances {
+    /// Checks shapes and classes.
+    pub fn read(attrs: &Attributes, scores: &[usize], targets: &Tensor, weights: Option<&Tensor>) -> Result<Instances> {
+        let [batch, classes, places @ ..] = scores else { bail!("its scores have rank {}", scores.len()) };
+        let expected = [&[*batch][..], places].concat();
+        ensure!(targets.shape() == expected, "targets of shape {:?}, expected {expected:?}", targets.shape());
+        let weights = weights.map(reals).transpose()?;
+        let fits = weights.as_ref().is_none_or(|w| w.len() == *classes);
+        ensure!(fits, "expected one weight for each of {classes} classes");
+        let ignored = attrs.get_int("ignore_index")?;
+        let mut counted = Vec::with_capacity(targets.len());
+        for (i, target) in targets.to_i64s()?.into_iter().enumerate() {
+            counted.push(match class(target, ignored, *classes, i)? {
+                Some(class) => Some(Counted { class, weight: weights.as_ref().map_or(1.0, |w| w[class]) }),
+                None => None,
+            });
+        }
+        Ok(Instances { counted, classes: *classes, places: places.iter().product() })
+    }
+    /// Where the scores have a class of an instance.
+    pub fn place(&self, instance: usize, class: usize) -> usize {
+        (instance / self.places * self.classes + class) * self.places + instance % self.places
+    }
+    /// `Σw`
+    pub fn total_weight(&self) -> f64 {
+        self.counted.iter().flatten().map(|c| c.weight).sum()
+    }
+}
+
+/// The class that a target means; `None` for one that is to be ignored. `i` is its number, for the message.
+pub fn class(target: i64, ignored: Option<i64>, classes: usize, i: usize) -> Result<Option<usize>> {
+    if Some(target) == ignored {
+        return Ok(None);
+    }
+    match usize::try_from(target).ok().filter(|&c| c < classes) {
+        Some(class) => Ok(Some(class)),
+        None => bail!("target {target} at {i} is outside [0, {classes})"),
     }
 }
 
@@ -132,19 +183,11 @@ fn grad_cross_entropy(cx: &mut GradCx) -> Result<Vec<Option<Value>>> {
     if !cx.want(0) {
         return Ok(vec![None; 3]);
     }
-    let log_prob = cx.emit.optional_output(cx.node, 1)?;
-    let probability = cx.emit.unary("Exp", log_prob)?;
-    let from_loss = match dloss {
-        Some(dloss) => {
-            let hit = one_hot(cx)?;
-            let difference = cx.emit.sub(probability, hit)?;
-            let scale = instance_scale(cx, dloss)?;
-            Some(cx.emit.mul(difference, scale)?)
-        }
-        None => None,
-    };
+    let from_loss = dloss.map(|dloss| emit_gradient(cx, "SoftmaxCrossEntropyGrad", dloss)).transpose()?;
     let from_log_prob = match dlog_prob {
         Some(d) => {
+            let log_prob = cx.emit.optional_output(cx.node, 1)?;
+            let probability = cx.emit.unary("Exp", log_prob)?;
             let sum = cx.emit.reduce_sum(d, &[1], true)?;
             let share = cx.emit.mul(probability, sum)?;
             Some(cx.emit.sub(d, share)?)
@@ -163,104 +206,16 @@ fn grad_likelihood(cx: &mut GradCx) -> Result<Vec<Option<Value>>> {
         return Ok(vec![None; 3]);
     }
     let dloss = cx.dy()?;
-    let hit = one_hot(cx)?;
-    let scale = instance_scale(cx, dloss)?;
-    let down = cx.emit.unary("Neg", scale)?;
-    Ok(vec![Some(cx.emit.mul(hit, down)?), None, None])
+    Ok(vec![Some(emit_gradient(cx, "NegativeLogLikelihoodGrad", dloss)?), None, None])
 }
 
-/// `[c = tᵢ]` in the shape and type of the scores: the targets compared with the class numbers along axis 1.
-fn one_hot(cx: &mut GradCx) -> Result<Value> {
-    let (scores, targets) = (cx.input(0)?, cx.input(1)?);
-    let shape = cx.emit.shape(scores)?;
-    let targets = cx.emit.cast(targets, DType::I64)?;
-    let targets = cx.emit.unsqueeze(targets, &[1])?;
-    let classes = class_numbers(cx.emit, scores, &shape)?;
-    let hit = cx.emit.op("Equal", &[targets, classes], Attributes::new())?;
-    let dtype = cx.emit.dtype(scores)?;
-    cx.emit.cast(hit, dtype)
+/// The operator of [`super::loss_grad`] for a loss.
+fn emit_gradient(cx: &mut GradCx, name: &str, dloss: Value) -> Result<Value> {
+    let inputs = [&[Some(dloss)][..], &cx.emit.graph.node_inputs(cx.node)].concat();
+    Ok(cx.emit.node(Operator::sartor(name, cx.op().attrs), &inputs, 1)?[0])
 }
 
-/// `0, 1, …, C − 1` as `[C, 1, …]`, which broadcasts along axis 1 of the scores.
-fn class_numbers(emit: &mut Emit, scores: Value, shape: &[Dim]) -> Result<Value> {
-    let tail = shape.len() - 2;
-    match shape[1].known() {
-        Some(classes) => {
-            let count = super::real::sizes(&[classes])?[0];
-            let full = [&[count][..], &vec![1; tail]].concat();
-            Ok(emit.constant(Tensor::from_vec(full, (0..classes).collect::<Vec<i64>>())))
-        }
-        None => {
-            let sizes = emit.op("Shape", &[scores], Attributes::new())?;
-            let axis = emit.constant(Tensor::scalar(1i64));
-            let limit = emit.op("Gather", &[sizes, axis], Attributes::new())?;
-            let (start, step) = (emit.constant(Tensor::scalar(0i64)), emit.constant(Tensor::scalar(1i64)));
-            let numbers = emit.op("Range", &[start, limit, step], Attributes::new())?;
-            let axes: Vec<usize> = (1..=tail).collect();
-            if axes.is_empty() { Ok(numbers) } else { emit.unsqueeze(numbers, &axes) }
-        }
-    }
-}
-
-/// `wᵢ · gᵢ` with an axis of length 1 for the classes, or a scalar where all instances have the same.
-fn instance_scale(cx: &mut GradCx, dloss: Value) -> Result<Value> {
-    let attrs = cx.op().attrs;
-    let reduction = reduction(&attrs)?;
-    let weights = instance_weights(cx, attrs.get_int("ignore_index")?)?;
-    let scale = match reduction {
-        Reduction::Mean => {
-            let total = total_weight(cx, weights)?;
-            cx.emit.div(dloss, total)?
-        }
-        _ => dloss,
-    };
-    let scale = match weights {
-        Some(weights) => cx.emit.mul(weights, scale)?,
-        None => scale,
-    };
-    if cx.emit.rank(scale)? == 0 { Ok(scale) } else { cx.emit.unsqueeze(scale, &[1]) }
-}
-
-/// `wᵢ` in the shape of the targets, `None` if all are 1.
-fn instance_weights(cx: &mut GradCx, ignored: Option<i64>) -> Result<Option<Value>> {
-    let (scores, targets) = (cx.input(0)?, cx.input(1)?);
-    let Some(ignored) = ignored else {
-        return match cx.optional_input(2) {
-            Some(weights) => Ok(Some(cx.emit.op("Gather", &[weights, targets], Attributes::new())?)),
-            None => Ok(None),
-        };
-    };
-    let (ignored, zero) = (cx.emit.scalar(ignored as f64, targets)?, cx.emit.scalar(0.0, targets)?);
-    let skip = cx.emit.op("Equal", &[targets, ignored], Attributes::new())?;
-    let weight = match cx.optional_input(2) {
-        Some(weights) => {
-            let safe = cx.emit.select(skip, zero, targets)?;
-            cx.emit.op("Gather", &[weights, safe], Attributes::new())?
-        }
-        None => cx.emit.scalar(1.0, scores)?,
-    };
-    let nothing = cx.emit.scalar(0.0, scores)?;
-    Ok(Some(cx.emit.select(skip, nothing, weight)?))
-}
-
-/// `Σw`, a scalar.
-fn total_weight(cx: &mut GradCx, weights: Option<Value>) -> Result<Value> {
-    let (scores, targets) = (cx.input(0)?, cx.input(1)?);
-    if let Some(weights) = weights {
-        let axes: Vec<usize> = (0..cx.emit.rank(weights)?).collect();
-        return cx.emit.reduce_sum(weights, &axes, false);
-    }
-    match Dim::product(&cx.emit.shape(targets)?).known() {
-        Some(count) => cx.emit.scalar(count as f64, scores),
-        None => {
-            let count = cx.emit.unary("Size", targets)?;
-            let dtype = cx.emit.dtype(scores)?;
-            cx.emit.cast(count, dtype)
-        }
-    }
-}
-
-fn sample(draw: &mut Draw, name: &str) -> Sample {
+pub(super) fn sample(draw: &mut Draw, name: &str) -> Sample {
     let places: &[usize] = *draw.pick(&[&[][..], &[2], &[2, 3]]);
     let (batch, classes) = (draw.int(1, 3) as usize, draw.int(2, 4));
     let scores = draw.tensor(&[&[batch, classes as usize][..], places].concat(), -2.0, 2.0);

@@ -42,6 +42,7 @@ pub mod gradient;
 pub mod index;
 pub mod layer_norm;
 pub mod loss;
+pub mod loss_grad;
 pub mod matmul;
 pub mod nonzero;
 pub mod norms;
@@ -123,6 +124,7 @@ pub const FAMILIES: &[&[OpDef]] = &[
     layer_norm::OPS,
     batch_norm::OPS,
     loss::OPS,
+    loss_grad::OPS,
     norms::OPS,
     conv::OPS,
     conv_transpose::OPS,

@@ -290,11 +290,10 @@ impl Lowering<'_> {
             let (mean, var) = (self.view(mean)?, self.view(var)?);
             (mean, self.small(What::Deviation(epsilon), vec![gain, var]))
         };
-        // x · factor + (bias − mean · factor): one multiply-add per number. Its error is that of x, rounded.
-        let bias = self.view(bias)?;
-        let shift = self.small(What::Less, vec![bias, mean_view, factor.clone()]);
         let over = |view: &View| Arg::View(over_channels(view, &shape));
-        self.map(What::Affine, vec![Arg::View(data), over(&factor), over(&shift)], y)?;
+        let (mean, factor) = (over(&mean_view), over(&factor));
+        let bias = self.per_channel(bias, &shape)?;
+        self.map(What::Affine, vec![Arg::View(data), mean, factor, bias], y)?;
         Ok(true)
     }
     /// `dx, dscale, dbias` of `(dy, x, scale)`.
@@ -320,10 +319,9 @@ impl Lowering<'_> {
         let a = self.small(What::Product(1.0), vec![gain, inverse.clone()]);
         let b = self.small(What::Product(share), vec![a.clone(), inverse, weighted.clone()]);
         let c = self.small(What::Product(share), vec![a.clone(), total.clone()]);
-        let c = self.small(What::Less, vec![c, mean, b.clone()]);
         let over = |view: &View| Arg::View(over_channels(view, &shape));
         let mut args = vec![Arg::View(self.view(dy)?), Arg::View(self.view(x)?)];
-        args.extend([over(&a), over(&b), over(&c)]);
+        args.extend([over(&mean), over(&a), over(&b), over(&c)]);
         self.map(What::AffineGrad, args, Value { node: id, slot: 0 })?;
         self.set(Value { node: id, slot: 1 }, weighted)?;
         self.set(Value { node: id, slot: 2 }, total)

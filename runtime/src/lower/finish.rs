@@ -202,18 +202,16 @@ impl Lowering<'_> {
                 vec![b.bin(Bin::Div, arg(0), root)]
             }
             What::Affine => {
-                let scaled = b.bin(Bin::Mul, arg(0), arg(1));
-                vec![b.bin(Bin::Add, scaled, arg(2))]
+                let centred = b.bin(Bin::Sub, arg(0), arg(1));
+                let scaled = b.bin(Bin::Mul, centred, arg(2));
+                vec![b.bin(Bin::Add, scaled, arg(3))]
             }
             What::AffineGrad => {
-                let scaled = b.bin(Bin::Mul, arg(1), arg(3));
-                let rest = b.bin(Bin::Add, scaled, arg(4));
-                let first = b.bin(Bin::Mul, arg(0), arg(2));
+                let centred = b.bin(Bin::Sub, arg(1), arg(2));
+                let second = b.bin(Bin::Mul, centred, arg(4));
+                let rest = b.bin(Bin::Add, second, arg(5));
+                let first = b.bin(Bin::Mul, arg(0), arg(3));
                 vec![b.bin(Bin::Add, first, rest)]
-            }
-            What::Less => {
-                let product = b.bin(Bin::Mul, arg(1), arg(2));
-                vec![b.bin(Bin::Sub, arg(0), product)]
             }
             What::Fold(fold, scale, square) => {
                 let x = if square { b.bin(Bin::Mul, arg(0), arg(0)) } else { arg(0) };

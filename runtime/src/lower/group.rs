@@ -41,12 +41,10 @@ pub enum What {
     Mix(f32),
     /// `scale / √(variance + ε)` of a number per channel.
     Deviation(f32),
-    /// `x · factor + bias`
+    /// `(x − mean) · factor + bias`
     Affine,
-    /// `dy · a + (x · b + c)` of `[dy, x, a, b, c]`
+    /// `dy · a + (x − mean) · b + c` of `[dy, x, mean, a, b, c]`
     AffineGrad,
-    /// The first operand minus the product of the others.
-    Less,
 }
 
 /// A result of an item.

@@ -14,6 +14,7 @@ pub mod finish;
 pub mod fuse;
 pub mod group;
 pub mod layout;
+pub mod losses;
 pub mod nodes;
 pub mod program;
 pub mod view;
@@ -21,6 +22,7 @@ pub mod view;
 use crate::cpu::batch_norm::{ChannelStats, ChannelSums};
 use crate::cpu::contract::Contract;
 use crate::cpu::conv_grad::ConvWeightGrad;
+use crate::cpu::cross_entropy::CrossEntropy;
 use crate::cpu::gather::Gather;
 use crate::cpu::pool::Pool;
 use crate::cpu::reduce::Reduce;
@@ -100,6 +102,8 @@ pub enum Step {
     ChannelSums(ChannelSums),
     /// Maxima or means under a window.
     Pool(Pool),
+    /// A classification loss or its gradient.
+    CrossEntropy(CrossEntropy),
     /// A host tensor of numbers or booleans, converted.
     Import(usize, View),
     /// A view as a host tensor.
