@@ -8,6 +8,7 @@ pub struct Stream {
 }
 
 /// The finaliser of splitmix64: a bijection that mixes all bits.
+#[inline(always)]
 fn mix(mut z: u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -27,6 +28,7 @@ impl Stream {
         Stream { key }
     }
     /// 64 random bits at a place.
+    #[inline(always)]
     pub fn bits(self, index: u64) -> u64 {
         mix(self.key ^ mix(index.wrapping_mul(GAMMA).wrapping_add(GAMMA)))
     }

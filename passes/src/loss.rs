@@ -14,7 +14,10 @@
 //! | `cross-entropy` | `[N, C, …]` or, for rank 3 and more, `[N, …, C]` with `class_axis = -1` | int64 `[N, …]` | `-log softmax(logits)[label]`, elements equal to `ignore_index` left out, smoothed by `label_smoothing` |
 //! | `mse` | any | same shape | `(logits - label)²` |
 //! | `bce` | any | same shape, 0…1 | `max(x, 0) - x·y + log(1 + exp(-abs x))` |
-//! | `causal-lm` | `[N, S, V]` | none: `input_ids` shifted by one, padding (by `attention_mask`) left out | cross-entropy |
+//! | `causal-lm` | `[N, S, V]` | none: `input_ids` shifted by one, the last place and padding (by `attention_mask`) left out | cross-entropy |
+//!
+//! For `causal-lm` the labels are shifted, not the logits: those are large, and a slice of them would have to be copied to be
+//! seen as rows.
 //!
 //! Precondition: the model is in the internal opset. It adds no gradients; that is `autodiff`.
 
@@ -202,23 +205,23 @@ impl Loss {
         let [_, _, Dim::Known(classes)] = shape[..] else {
             bail!("causal-lm needs logits [batch, sequence, vocabulary], found {:?}", emit.graph.ty(logits));
         };
-        let predicted = slice_axis_1(emit, logits, 0, -1)?;
-        let mut next = slice_axis_1(emit, ids, 1, i64::MAX)?;
+        let mut next = next_token(emit, ids, self.ignore_index)?;
         if let Some(mask) = emit.graph.find_input("attention_mask") {
-            let mask = slice_axis_1(emit, mask, 1, i64::MAX)?;
+            let mask = next_token(emit, mask, 0)?;
             let kept = emit.cast(mask, DType::Bool)?;
-            let ignored = emit.constant(Tensor::scalar(self.ignore_index));
+            let ignored = emit.scalar(self.ignore_index as f64, next)?;
             next = emit.select(kept, next, ignored)?;
         }
-        let rows = emit.reshape(predicted, &[-1, classes])?;
+        let rows = emit.reshape(logits, &[-1, classes])?;
         let label = emit.reshape(next, &[-1])?;
         self.cross_entropy(emit, rows, label)
     }
 }
 
-fn slice_axis_1(emit: &mut Emit, value: Value, start: i64, end: i64) -> Result<Value> {
-    let (start, end, axis) = (emit.ints(&[start]), emit.ints(&[end]), emit.ints(&[1]));
-    emit.op("Slice", &[value, start, end, axis], Attributes::new())
+/// `[N, S]` shifted to the left by one place, a number in the last one.
+fn next_token(emit: &mut Emit, value: Value, last: i64) -> Result<Value> {
+    let (pads, last) = (emit.ints(&[0, -1, 0, 1]), emit.scalar(last as f64, value)?);
+    emit.op("Pad", &[value, pads, last], Attributes::new())
 }
 
 fn mean_of_all(emit: &mut Emit, value: Value) -> Result<Value> {

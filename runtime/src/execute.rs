@@ -10,6 +10,8 @@ use crate::plan::Plan;
 use crate::session::Key;
 use bytes::Bytes;
 use sartor_ir::ops::EvalCx;
+use sartor_ir::ops::dropout::Keep;
+use sartor_ir::ops::random::seeded;
 use sartor_ir::rng::Stream;
 use sartor_ir::{Context, DType, Error, Graph, NodeId, Result, Tensor, bail, ensure};
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -278,7 +280,11 @@ impl Run<'_> {
             Step::Pool(pool) => unsafe { pool.run(&self.bases) },
             Step::CrossEntropy(loss) => {
                 let targets = self.tensor(loss.targets)?;
-                unsafe { loss.run(targets, &self.bases)? };
+                unsafe { loss.run(targets, &self.bases) }.context(|| self.graph.node(loss.node).label())?;
+            }
+            Step::Mask(mask) => {
+                let keep = Keep::new(mask.ratio, seeded(&self.context(mask.node)?)?);
+                unsafe { mask.run(keep, &self.bases) };
             }
             Step::Import(slot, out) => {
                 let numbers = self.tensor(*slot)?.cast(DType::F32)?;
@@ -314,13 +320,17 @@ impl Run<'_> {
         }
         Tensor::from_vec(slot.shape.clone(), numbers).cast(slot.dtype)
     }
-    fn reference(&mut self, id: NodeId, inputs: &[Option<usize>], outputs: &[Option<usize>]) -> Result<()> {
+    /// What the evaluation of a node sees besides its inputs.
+    fn context(&self, id: NodeId) -> Result<EvalCx<'_>> {
         let node = self.graph.node(id);
         let Some(op) = node.op() else { bail!("it is no operator") };
         let name = if node.name.is_empty() { node.outputs.first().map_or("", |o| &o.name) } else { &node.name };
         let stream = Stream::new(self.key.seed, self.key.step, name);
         let wanted = node.outputs.iter().map(|o| !o.name.is_empty()).collect();
-        let cx = EvalCx { op, opset: self.opset, wanted, stream };
+        Ok(EvalCx { op, opset: self.opset, wanted, stream })
+    }
+    fn reference(&mut self, id: NodeId, inputs: &[Option<usize>], outputs: &[Option<usize>]) -> Result<()> {
+        let cx = self.context(id)?;
         let mut tensors = Vec::with_capacity(inputs.len());
         for input in inputs {
             tensors.push(input.map(|slot| self.tensor(slot)).transpose()?);

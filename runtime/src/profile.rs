@@ -156,6 +156,7 @@ fn describe(step: &Step, graph: &Graph) -> String {
         Step::ChannelSums(s) => format!("{} × {}", s.extent.0, s.extent.1),
         Step::Pool(p) => format!("{} × {:?} × {}, window {:?}", p.extent.0, p.grid, p.extent.1, p.kernel),
         Step::CrossEntropy(c) => format!("{} × {}", c.instances, c.classes),
+        Step::Mask(m) => format!("{:?}", m.out.shape),
         Step::Import(_, view) | Step::Export(view, _) => format!("{:?}", view.shape),
         Step::Reference(id, ..) => graph.node(*id).label(),
     }

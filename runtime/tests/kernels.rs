@@ -479,6 +479,136 @@ fn a_network_of_images_stays_channels_last() {
     }
 }
 
+/// Scores of `[batch, classes, places…]`, as they are and under a Transpose, with and without weights and ignored targets.
+fn class_loss(shape: &[usize], last: bool, reduction: &str, attrs: &[(&str, i64)], weighted: bool, outputs: usize) {
+    let (mut g, mut inputs, mut draw) = (Graph::new("g"), Inputs::new(), Draw::new(shape.len() as u64, "loss"));
+    let rank = shape.len();
+    let mut stored = shape.to_vec();
+    if last {
+        stored.remove(1);
+        stored.push(shape[1]);
+    }
+    let x = input(&mut g, &mut inputs, &mut draw, "x", &stored);
+    let four = g.add_const("four", Tensor::scalar(4f32));
+    let none = Attributes::new;
+    let mut scores = g.op("Mul", &[x, four], none());
+    let perm: Vec<i64> = [0, rank as i64 - 1].into_iter().chain(1..rank as i64 - 1).collect();
+    if last {
+        scores = g.op("Transpose", &[scores], none().with("perm", perm));
+    }
+    let mut at = shape.to_vec();
+    at.remove(1);
+    let mut targets = draw.ints(&at, 0, shape[1] as i64 - 1).to_i64s().unwrap();
+    targets.iter_mut().skip(1).step_by(3).filter(|_| !attrs.is_empty()).for_each(|t| *t = attrs[0].1);
+    let targets = Tensor::from_vec(at.clone(), targets);
+    let t = g.add_input("t", Type::of(&targets));
+    inputs.insert("t".into(), targets);
+    let dloss = input(&mut g, &mut inputs, &mut draw, "dloss", if reduction == "none" { &at } else { &[] });
+    let mut operands = vec![Some(scores), Some(t)];
+    if weighted {
+        operands.push(Some(input(&mut g, &mut inputs, &mut draw, "w", &shape[1..2])));
+        let w = inputs["w"].to_f64s().unwrap().into_iter().map(|w| w as f32 + 2.0).collect::<Vec<_>>();
+        inputs.insert("w".into(), Tensor::from_vec([shape[1]], w));
+    }
+    let mut full = none().with("reduction", reduction);
+    attrs.iter().for_each(|&(name, number)| full.set(name, number));
+    let op = sartor_ir::Operator::onnx("SoftmaxCrossEntropyLoss", full.clone());
+    let loss = g.add_op("loss", op, &operands, outputs);
+    for slot in 0..outputs as u32 {
+        output(&mut g, &format!("loss{slot}"), Value { node: loss, slot });
+    }
+    operands.insert(0, Some(dloss));
+    for name in ["SoftmaxCrossEntropyGrad", "NegativeLogLikelihoodGrad"] {
+        let grad = g.add_op("grad", sartor_ir::Operator::sartor(name, full.clone()), &operands, 1);
+        let mut dx = Value { node: grad, slot: 0 };
+        if last {
+            let perm: Vec<i64> = [0].into_iter().chain(2..rank as i64).chain([1]).collect();
+            dx = g.op("Transpose", &[dx], none().with("perm", perm));
+        }
+        output(&mut g, name, dx);
+    }
+    let report = check(g, &inputs, &format!("{shape:?} {last} {reduction} {attrs:?} {weighted} {outputs}"));
+    assert!(report.reference.is_empty(), "{shape:?}: {report:?}");
+    // One kernel scales the scores; nothing is copied, the transposed results least of all.
+    let others = report.kernels.keys().filter(|k| !["CrossEntropy", "Map", "Row"].contains(k)).count();
+    assert!(others <= usize::from(outputs == 2 && last), "{shape:?} {last}: {report:?}");
+    assert_eq!(report.kernels.get("Map").unwrap_or(&0) + report.kernels.get("Row").unwrap_or(&0), 1, "{report:?}");
+}
+
+#[test]
+fn classification_losses_read_scores_in_place() {
+    for (i, shape) in [
+        &[1, 1][..],
+        &[3, 17],
+        &[17, 3],
+        &[5, 1031],
+        &[2, 70000],
+        &[1, 1, 1],
+        &[2, 5, 3],
+        &[3, 17, 64],
+        &[2, 7, 131],
+        &[3, 1, 13],
+        &[2, 3, 17, 5],
+        &[1, 301, 2, 37],
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        for last in [false, true] {
+            let reduction = ["mean", "sum", "none"][i % 3];
+            class_loss(shape, last, reduction, &[], i % 2 == 0, 1);
+            class_loss(shape, last, reduction, &[("ignore_index", -100)], i % 2 == 1, 1 + i % 2);
+            class_loss(shape, last, ["none", "mean", "sum"][i % 3], &[("ignore_index", 0)], true, 2);
+        }
+    }
+}
+
+#[test]
+fn targets_that_are_no_class_are_refused() {
+    for (target, ignored) in [(7i64, None), (-1, None), (-2, Some(-1))] {
+        let (mut g, mut inputs, mut draw) = (Graph::new("g"), Inputs::new(), Draw::new(1, "targets"));
+        let x = input(&mut g, &mut inputs, &mut draw, "x", &[3, 7]);
+        let t = g.add_input("t", Type::tensor(DType::I64, [3i64]));
+        inputs.insert("t".into(), Tensor::from_vec([3], vec![0, 6, target]));
+        let mut attrs = Attributes::new();
+        ignored.into_iter().for_each(|i: i64| attrs.set("ignore_index", i));
+        let loss = g.op("SoftmaxCrossEntropyLoss", &[x, t], attrs);
+        output(&mut g, "loss", loss);
+        let model = Model::new(g);
+        let mut session = Session::new(&model, SessionOptions { threads: 2 }).unwrap();
+        let error = session.run(&mut Params::of(&model), &inputs, Key::default()).unwrap_err().to_string();
+        assert!(error.contains(&format!("target {target} at 2 is outside [0, 7)")), "{error}");
+    }
+}
+
+/// Masks are drawn as the reference draws them, and joined with what surrounds them: equal to the last bit.
+#[test]
+fn dropout_is_that_of_the_reference() {
+    for (seed, shape) in [&[1, 1][..], &[3, 17], &[2, 3, 64], &[7, 13, 97], &[2, 40000]].into_iter().enumerate() {
+        let (mut g, mut inputs, mut draw) = (Graph::new("g"), Inputs::new(), Draw::new(seed as u64, "dropout"));
+        let x = input(&mut g, &mut inputs, &mut draw, "x", shape);
+        let ratio = g.add_const("ratio", Tensor::scalar([0.1f32, 0.5, 0.0, 0.99, 0.3][seed]));
+        let training = g.add_const("training", Tensor::scalar(true));
+        let slots = ["y", "mask"].map(|name| OutputSlot { name: name.into(), ty: None });
+        let op = sartor_ir::Operator::onnx("Dropout", Attributes::new());
+        let node = g.add_node("drop", op, &[Some(x), Some(ratio), Some(training)], slots.to_vec());
+        let (y, mask) = (Value { node, slot: 0 }, Value { node, slot: 1 });
+        let back = g.op("Cast", &[mask], Attributes::new().with("to", i64::from(DType::F32.onnx_code())));
+        let back = g.op("Mul", &[back, y], Attributes::new());
+        output(&mut g, "y", y);
+        output(&mut g, "mask", mask);
+        output(&mut g, "back", back);
+        let model = Model::new(g.clone());
+        let wanted = reference(&model, &inputs);
+        let report = check(g, &inputs, &format!("{shape:?}"));
+        assert!(report.reference.is_empty(), "{report:?}");
+        let (found, _) = run(&model, &inputs, 2);
+        for (name, tensor) in wanted {
+            assert_eq!(found[&name].bytes(), tensor.bytes(), "{name} of {shape:?}");
+        }
+    }
+}
+
 /// The same checks with the instruction sets of older machines.
 #[test]
 fn kernels_are_right_on_every_instruction_set() {
@@ -491,5 +621,6 @@ fn kernels_are_right_on_every_instruction_set() {
         heads_are_split_and_joined_without_copies();
         convolutions_and_their_gradients_of_odd_shapes();
         a_network_of_images_stays_channels_last();
+        classification_losses_read_scores_in_place();
     }
 }

@@ -121,7 +121,6 @@ fn follow(mut model: Model, programs: &[&str], bound: f64, what: &str) {
         let wanted = eval::run_program(&mut model, program, &inputs, 1, i as u64).unwrap();
         for (name, tensor) in &found {
             let apart = distance(tensor, &wanted[name]);
-            eprintln!("{what}, {program}, run {i}: output {name} {apart:e}");
             assert!(apart < 2e-4, "{what}, {program}, run {i}: output {name} differs by {apart:e}");
         }
         for (name, tensor) in params.iter() {
@@ -159,6 +158,37 @@ fn threads_do_not_change_a_bit() {
         for (name, tensor) in planned(&model, &inputs, threads) {
             assert_eq!(tensor.bytes(), one[&name].bytes(), "output {name} with {threads} threads");
             assert_ne!(tensor.dtype(), DType::Bool);
+        }
+    }
+}
+
+#[test]
+fn debug_step() {
+    let name = "ppocr_cls.onnx";
+    let plain = prepared(&asset(name), "").unwrap();
+    let input = plain.graph.outputs[0].name.clone();
+    let mut model = prepared(&asset(name), &training(&input, "\"/(?i)conv/\"", "sgd")).unwrap();
+    let inputs = step_inputs(&model, "step.0", 0);
+    model.graph = model.programs["step.0"].graph.clone();
+    model.programs.clear();
+    let values = values_of(&model);
+    for chosen in values.chunks(40) {
+        let all = expose(&model, chosen);
+        let found = planned(&all, &inputs, 2);
+        let wanted = eval::run(&all, &inputs).unwrap();
+        for (output, wanted) in all.graph.outputs.iter().zip(wanted) {
+            let apart = distance(&found[&output.name], &wanted);
+            if apart > 1e-4 {
+                let op = all.graph.node(output.value.node).op().map(|o| o.name.clone());
+                let ins: Vec<String> = all
+                    .graph
+                    .node_inputs(output.value.node)
+                    .into_iter()
+                    .flatten()
+                    .map(|v| format!("{} {:?}", all.graph.value_name(v), all.graph.ty(v)))
+                    .collect();
+                eprintln!("{} {op:?} {ins:?} {apart:e} {:?}", output.name, wanted.shape());
+            }
         }
     }
 }

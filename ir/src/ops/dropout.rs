@@ -9,7 +9,7 @@ use super::random::seeded;
 use super::{EvalCx, GradCx, Gradient, InferCx, OpDef, Sample, upgrade};
 use crate::error::Result;
 use crate::graph::{Graph, NodeId, Operator, Value};
-use crate::rng::Draw;
+use crate::rng::{Draw, Stream};
 use crate::types::Type;
 use crate::{Attributes, DType, Dim, Tensor, bail, dispatch, ensure};
 
@@ -50,17 +50,45 @@ fn eval(cx: &EvalCx, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>> {
     if ratio == 0.0 {
         return Ok(vec![(*x).clone(), Tensor::from_vec(x.shape(), vec![true; x.len()])]);
     }
-    let stream = seeded(cx)?;
-    let mask: Vec<bool> = (0..x.len()).map(|i| stream.unit(i as u64) >= ratio).collect();
-    let scale = 1.0 / (1.0 - ratio);
+    let keep = Keep::new(ratio, seeded(cx)?);
+    let mask: Vec<bool> = (0..x.len()).map(|i| keep.at(i as u64)).collect();
     let y = dispatch!(x.dtype(), float T => {
+        let scale: T = scale(ratio).as_();
+        let scale: f64 = scale.as_();
         let keep = |(&x, &kept): (&T, &bool)| -> T { if kept { (AsPrimitive::<f64>::as_(x) * scale).as_() } else { T::default() } };
         Tensor::from_vec(x.shape(), x.as_slice::<T>()?.iter().zip(&mask).map(keep).collect::<Vec<T>>())
     }, else bail!("no Dropout of {}", x.dtype()));
     Ok(vec![y, Tensor::from_vec(x.shape(), mask)])
 }
 
-fn ratio(input: Option<&Tensor>) -> Result<f64> {
+/// Which elements stay.
+#[derive(Clone, Copy, Debug)]
+pub struct Keep {
+    stream: Stream,
+    /// An element stays if the upper 53 bits drawn for it are at least this.
+    threshold: u64,
+}
+
+impl Keep {
+    /// Elements are dropped with the probability `ratio`, in [0, 1).
+    pub fn new(ratio: f64, stream: Stream) -> Keep {
+        // Exact: a product with a power of two.
+        Keep { stream, threshold: (ratio * (1u64 << 53) as f64).ceil() as u64 }
+    }
+    /// Whether the element at a place (in row-major order) stays.
+    #[inline(always)]
+    pub fn at(self, place: u64) -> bool {
+        self.stream.bits(place) >> 11 >= self.threshold
+    }
+}
+
+/// What elements that stay are multiplied by, rounded to their type first.
+pub fn scale(ratio: f64) -> f64 {
+    1.0 / (1.0 - ratio)
+}
+
+/// The ratio that an input says, or the default one.
+pub fn ratio(input: Option<&Tensor>) -> Result<f64> {
     let ratio = match input {
         Some(tensor) => {
             ensure!(tensor.len() == 1, "its ratio has shape {:?}, expected one number", tensor.shape());
@@ -89,7 +117,7 @@ fn grad(cx: &mut GradCx) -> Result<Vec<Option<Value>>> {
         Some(value) => cx.emit.graph.constant(value).map(|t| ratio(Some(&t))).transpose()?,
     };
     let scaled = match (known, constant, cx.optional_input(1)) {
-        (Some(ratio), Some(true), _) => cx.emit.mul_scalar(masked, 1.0 / (1.0 - ratio))?,
+        (Some(ratio), Some(true), _) => cx.emit.mul_scalar(masked, scale(ratio))?,
         (_, _, Some(ratio)) => scale_by(cx, masked, ratio, training, dtype)?,
         (_, _, None) => {
             let ratio = cx.emit.scalar(DEFAULT_RATIO, dy)?;

@@ -45,7 +45,7 @@ const FREE: OpDef = OpDef { inputs: (0, 0), infer: infer_free, grad: Gradient::Z
 const LIKE: OpDef = OpDef { infer: infer_like, grad: Gradient::Zero, ..OpDef::DEFAULT };
 
 /// The random numbers of a node in this step; the attribute `seed` makes them differ from those of other seeds.
-pub(super) fn seeded(cx: &EvalCx) -> Result<Stream> {
+pub fn seeded(cx: &EvalCx) -> Result<Stream> {
     // It is an integer in Dropout, a float in the others.
     let seed = match cx.op.attrs.0.get("seed") {
         None => return Ok(cx.stream),

@@ -11,7 +11,7 @@ use super::{Shared, each};
 use crate::lower::view::{BufId, View, Walk};
 use crate::multiversion;
 use sartor_ir::ops::loss::{self, Reduction};
-use sartor_ir::{Result, Tensor};
+use sartor_ir::{NodeId, Result, Tensor};
 
 /// Scores, or something in their shape: a line of classes per instance.
 #[derive(Clone, PartialEq, Debug)]
@@ -63,6 +63,8 @@ pub enum Task {
 /// See the [module](self).
 #[derive(Clone, PartialEq, Debug)]
 pub struct CrossEntropy {
+    /// The node, for messages.
+    pub node: NodeId,
     /// The scores.
     pub scores: Lines,
     /// How many instances there are.
@@ -232,10 +234,18 @@ unsafe fn loss_block<const FMA: bool>(
         }
         if let Some(lines) = log_prob {
             let (to, step) = (job.line(lines, first), lines.walk.col);
+            if this.scores.beside == 1 {
+                let scores = std::slice::from_raw_parts(from, this.classes);
+                let log_prob = std::slice::from_raw_parts_mut(to, this.classes);
+                let pairs = log_prob.iter_mut().zip(scores);
+                pairs.for_each(|(y, &x)| *y = (f64::from(x) - normal[0]) as f32);
+                return;
+            }
             for class in 0..this.classes {
-                for (i, normal) in normal[..count].iter().enumerate() {
-                    *to.add(class * step + i) = (f64::from(*from.add(class * col + i)) - normal) as f32;
-                }
+                let scores = std::slice::from_raw_parts(from.add(class * col), count);
+                let log_prob = std::slice::from_raw_parts_mut(to.add(class * step), count);
+                let pairs = log_prob.iter_mut().zip(scores).zip(&normal);
+                pairs.for_each(|((y, &x), normal)| *y = (f64::from(x) - normal) as f32);
             }
         }
     }

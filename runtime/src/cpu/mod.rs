@@ -4,6 +4,7 @@ pub mod batch_norm;
 pub mod contract;
 pub mod conv_grad;
 pub mod cross_entropy;
+pub mod dropout;
 pub mod fused;
 pub mod gather;
 pub mod gemm;

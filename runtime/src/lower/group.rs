@@ -33,6 +33,8 @@ pub enum What {
     Copy,
     /// 1 where the operand is not 0.
     Truth,
+    /// The first operand times a number where the second is not 0, else 0.
+    Masked(f32),
     /// The first operand plus the second times a number.
     AddScaled(f32),
     /// All operands and a number multiplied.

@@ -81,6 +81,7 @@ impl Lowering<'_> {
         let Some(lines) = Lines::new(&view) else { return Ok(None) };
         let dloss = Walk::per_row(&View::dense(view.buf, Vec::new()));
         let step = CrossEntropy {
+            node: id,
             instances: view.len() / classes,
             classes,
             targets: self.host(targets)?,

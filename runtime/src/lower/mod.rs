@@ -9,6 +9,7 @@
 
 pub mod chain;
 pub mod conv;
+pub mod dropout;
 pub mod expr;
 pub mod finish;
 pub mod fuse;
@@ -23,6 +24,7 @@ use crate::cpu::batch_norm::{ChannelStats, ChannelSums};
 use crate::cpu::contract::Contract;
 use crate::cpu::conv_grad::ConvWeightGrad;
 use crate::cpu::cross_entropy::CrossEntropy;
+use crate::cpu::dropout::Mask;
 use crate::cpu::gather::Gather;
 use crate::cpu::pool::Pool;
 use crate::cpu::reduce::Reduce;
@@ -104,6 +106,8 @@ pub enum Step {
     Pool(Pool),
     /// A classification loss or its gradient.
     CrossEntropy(CrossEntropy),
+    /// The mask of a Dropout.
+    Mask(Mask),
     /// A host tensor of numbers or booleans, converted.
     Import(usize, View),
     /// A view as a host tensor.

@@ -110,6 +110,7 @@ impl Lowering<'_> {
         match op.name.as_str() {
             "Identity" => self.alias(x, y),
             "Dropout" if self.is_inactive(id) => self.alias(x, y),
+            "Dropout" => self.dropout(id, x, y),
             "Reshape" | "Squeeze" | "Unsqueeze" | "Flatten" => self.reshape(x, y),
             "Transpose" => self.transpose(op, x, y),
             "Expand" => self.expand(x, y),

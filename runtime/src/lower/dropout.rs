@@ -1,0 +1,32 @@
+//! `Dropout` in training: a step draws the mask, and elements are masked where the group at hand computes them.
+
+use super::group::{Arg, Item, Out, What};
+use super::program::Width;
+use super::{Lowering, Step};
+use crate::cpu::dropout::Mask;
+use sartor_ir::ops::dropout;
+use sartor_ir::{NodeId, Result, Value};
+
+impl Lowering<'_> {
+    /// `false` unless ratio and mode are known.
+    pub(crate) fn dropout(&mut self, id: NodeId, x: Value, y: Value) -> Result<bool> {
+        let (ratio, training) = (self.graph.input(id, 1), self.graph.input(id, 2));
+        let training = training.and_then(|v| self.constant(v)).and_then(|t| t.item::<bool>().ok());
+        let known = ratio.map(|v| self.constant(v));
+        if training != Some(true) || known == Some(None) {
+            return Ok(false);
+        }
+        let ratio = dropout::ratio(known.flatten().as_ref())?;
+        let shape = self.shape(y)?;
+        let mask = self.fresh(shape.clone());
+        self.push(Step::Mask(Mask { node: id, ratio, out: mask.clone() }), Vec::new(), vec![mask.buf]);
+        self.set(Value { node: id, slot: 1 }, mask.clone())?;
+        let x = self.view(x)?;
+        let (numel, out) = (x.len(), self.fresh(shape));
+        let outs = vec![Out { value: Some(y), view: out, width: Width::Full, natural: true }];
+        let what = What::Masked(dropout::scale(ratio) as f32);
+        let args = vec![Arg::View(x), Arg::View(mask)];
+        self.add_item(Item { what, args, width: Width::Full, outs, at: self.at }, numel, None);
+        Ok(true)
+    }
+}
