@@ -278,6 +278,7 @@ impl Run<'_> {
             Step::ChannelStats(stats) => unsafe { stats.run(&self.bases, self.scratch) },
             Step::ChannelSums(sums) => unsafe { sums.run(&self.bases, self.scratch) },
             Step::Pool(pool) => unsafe { pool.run(&self.bases) },
+            Step::PoolGrad(grad) => unsafe { grad.run(&self.bases) },
             Step::CrossEntropy(loss) => {
                 let targets = self.tensor(loss.targets)?;
                 unsafe { loss.run(targets, &self.bases) }.context(|| self.graph.node(loss.node).label())?;

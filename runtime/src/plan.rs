@@ -78,6 +78,7 @@ impl Step {
             Step::ChannelStats(_) => "ChannelStats",
             Step::ChannelSums(_) => "ChannelSums",
             Step::Pool(_) => "Pool",
+            Step::PoolGrad(_) => "PoolGrad",
             Step::Mask(_) => "Mask",
             Step::CrossEntropy(_) => "CrossEntropy",
             Step::Import(..) => "Import",

@@ -3,6 +3,7 @@
 
 use crate::cpu::contract::Contract;
 use crate::cpu::machine::Peak;
+use crate::cpu::pool::Windows;
 use crate::lower::Step;
 use crate::plan::Plan;
 use sartor_ir::Graph;
@@ -137,6 +138,10 @@ fn describe_contract(c: &Contract) -> String {
     format!("{:?} × {} × {inner:?} × {}, {after} instructions after", c.batch, c.m, c.n)
 }
 
+fn pool_name((images, channels): (usize, usize), w: &Windows) -> String {
+    format!("{images} × {:?} × {channels}, window {:?} / {:?}", w.grid, w.kernel, w.stride)
+}
+
 fn describe(step: &Step, graph: &Graph) -> String {
     match step {
         Step::Contract(c) => describe_contract(c),
@@ -154,7 +159,8 @@ fn describe(step: &Step, graph: &Graph) -> String {
         }
         Step::ChannelStats(s) => format!("{} × {}", s.extent.0, s.extent.1),
         Step::ChannelSums(s) => format!("{} × {}", s.extent.0, s.extent.1),
-        Step::Pool(p) => format!("{} × {:?} × {}, window {:?}", p.extent.0, p.grid, p.extent.1, p.kernel),
+        Step::Pool(p) => pool_name(p.extent, &p.windows),
+        Step::PoolGrad(p) => pool_name(p.extent, &p.windows),
         Step::CrossEntropy(c) => format!("{} × {}", c.instances, c.classes),
         Step::Mask(m) => format!("{:?}", m.out.shape),
         Step::Import(_, view) | Step::Export(view, _) => format!("{:?}", view.shape),

@@ -108,10 +108,12 @@ fn step_inputs(model: &Model, program: &str, seed: u64) -> Named {
 
 /// Runs programs in order, planned and by the reference, each from the same parameters, and compares all that they write.
 /// `bound`: how far parameters may be apart, relative to the largest; rounding grows on the way back through many layers.
-fn follow(mut model: Model, programs: &[&str], bound: f64, what: &str) {
+/// `seed`: of the inputs of the first run.
+fn follow(mut model: Model, programs: &[&str], seed: u64, bound: f64, what: &str) {
     let mut sessions: HashMap<&str, Session> = HashMap::new();
     for (i, program) in programs.iter().enumerate() {
-        let inputs = if program.starts_with("knot") { Named::new() } else { step_inputs(&model, program, i as u64) };
+        let inputs =
+            if program.starts_with("knot") { Named::new() } else { step_inputs(&model, program, seed + i as u64) };
         let session = sessions
             .entry(program)
             .or_insert_with(|| Session::program(&model, program, SessionOptions { threads: 2 }).unwrap());
@@ -135,17 +137,18 @@ fn chains_of_a_sentence_encoder_train_as_the_reference_does() {
     // Plain steps: what Adam does where a gradient is nearly 0 depends on its sign, which is noise.
     let pipeline = training("461", "\"*/query/MatMul\", \"*/value/MatMul\"", "sgd");
     let model = prepared(&asset("paraphrase-MiniLM-L3-v2.onnx"), &pipeline).unwrap();
-    follow(model, &["step.0", "step.0", "step.0", "knot.1", "step.1", "step.1"], 1e-3, "MiniLM-L3");
+    follow(model, &["step.0", "step.0", "step.0", "knot.1", "step.1", "step.1"], 0, 1e-3, "MiniLM-L3");
 }
 
 #[test]
 fn adapters_on_convolutions_train_as_the_reference_does() {
-    for (name, input) in [("mobilenetv2-ts17.onnx", "logits"), ("ppocr_cls.onnx", "")] {
+    // The gradient of a maximum jumps where two numbers are equal but for rounding: seeds without such a pair.
+    for (name, input, seed) in [("mobilenetv2-ts17.onnx", "logits", 0), ("ppocr_cls.onnx", "", 10)] {
         let plain = prepared(&asset(name), "").unwrap();
         let output = plain.graph.outputs[0].name.clone();
         let input = if plain.graph.find_output(input).is_some() { input } else { &output };
         let model = prepared(&asset(name), &training(input, "\"/(?i)conv/\"", "sgd")).unwrap();
-        follow(model, &["step.0", "step.0", "knot.1", "step.1"], 1e-2, name);
+        follow(model, &["step.0", "step.0", "knot.1", "step.1"], seed, 1e-2, name);
     }
 }
 
@@ -158,37 +161,6 @@ fn threads_do_not_change_a_bit() {
         for (name, tensor) in planned(&model, &inputs, threads) {
             assert_eq!(tensor.bytes(), one[&name].bytes(), "output {name} with {threads} threads");
             assert_ne!(tensor.dtype(), DType::Bool);
-        }
-    }
-}
-
-#[test]
-fn debug_step() {
-    let name = "ppocr_cls.onnx";
-    let plain = prepared(&asset(name), "").unwrap();
-    let input = plain.graph.outputs[0].name.clone();
-    let mut model = prepared(&asset(name), &training(&input, "\"/(?i)conv/\"", "sgd")).unwrap();
-    let inputs = step_inputs(&model, "step.0", 0);
-    model.graph = model.programs["step.0"].graph.clone();
-    model.programs.clear();
-    let values = values_of(&model);
-    for chosen in values.chunks(40) {
-        let all = expose(&model, chosen);
-        let found = planned(&all, &inputs, 2);
-        let wanted = eval::run(&all, &inputs).unwrap();
-        for (output, wanted) in all.graph.outputs.iter().zip(wanted) {
-            let apart = distance(&found[&output.name], &wanted);
-            if apart > 1e-4 {
-                let op = all.graph.node(output.value.node).op().map(|o| o.name.clone());
-                let ins: Vec<String> = all
-                    .graph
-                    .node_inputs(output.value.node)
-                    .into_iter()
-                    .flatten()
-                    .map(|v| format!("{} {:?}", all.graph.value_name(v), all.graph.ty(v)))
-                    .collect();
-                eprintln!("{} {op:?} {ins:?} {apart:e} {:?}", output.name, wanted.shape());
-            }
         }
     }
 }

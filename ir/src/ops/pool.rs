@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! MaxPool(x):                       y = max over the window; indices = place of the maximum in the flattened x
-//! MaxPoolGrad(dy, indices, x_shape):     dx[indices] += dy
+//! MaxPoolGrad(dy, x):               dx[place of the maximum] += dy
 //! AveragePool(x):                   y = Σ over the window / n;  n: elements in x, or with count_include_pad in x and padding
 //! AveragePoolGrad(dy, x_shape):     dx[i] = Σ over the windows that see i of dy / n
 //! LpPool(x):                        y = (Σ|x|^p)^(1/p)
@@ -70,11 +70,15 @@ pub const OPS: &[OpDef] = &[
     OpDef {
         domain: crate::SARTOR_DOMAIN,
         name: "MaxPoolGrad",
-        inputs: (3, 3),
-        infer: |cx| super::conv::infer_from_shape_input(cx, 2),
+        inputs: (2, 2),
+        infer: |cx| {
+            let ty = cx.ty(1)?.clone();
+            cx.set(0, ty);
+            Ok(())
+        },
         eval: Some(eval_max_grad),
         grad: Gradient::Emit(grad_of_max_grad),
-        flops: |cx| cx.input_len(0),
+        flops: WINDOW_FLOPS,
         sample: Some(sample_max_grad),
         ..OpDef::DEFAULT
     },
@@ -153,6 +157,16 @@ impl Pool {
             }
         }
     }
+    /// For each window the place of its maximum, if it sees any element.
+    fn maxima(&self, values: &[f64]) -> Vec<Option<usize>> {
+        let mut best = vec![None::<usize>; self.outputs()];
+        self.for_each_pair(|o, i| {
+            if best[o].is_none_or(|old| values[i] > values[old] || (values[i].is_nan() && !values[old].is_nan())) {
+                best[o] = Some(i);
+            }
+        });
+        best
+    }
     /// For each window the number of its elements in the data, and if wanted in the padding.
     fn counts(&self, include_padding: bool) -> Vec<f64> {
         let mut counts = vec![0.0; self.taps.windows];
@@ -170,80 +184,56 @@ fn eval_max(cx: &EvalCx, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>> {
     let x = super::real::required(inputs, 0)?;
     let pool = Pool::new(&cx.op.attrs, x.shape())?;
     let values = x.to_f64s()?;
-    let mut best = vec![None::<usize>; pool.outputs()];
-    pool.for_each_pair(|o, i| {
-        if best[o].is_none_or(|old| values[i] > values[old] || (values[i].is_nan() && !values[old].is_nan())) {
-            best[o] = Some(i);
-        }
-    });
+    let best = pool.maxima(&values);
     let least = f64::NEG_INFINITY;
     let y = best.iter().map(|b| b.map_or(least, |i| values[i])).collect();
     let column_major = cx.op.attrs.flag("storage_order", false)?;
     let index = |b: &Option<usize>| match b {
         None => -1,
-        Some(i) if column_major => reorder(*i, &x.shape()[2..], true) as i64,
+        Some(i) if column_major => column_major_index(*i, &x.shape()[2..]) as i64,
         Some(i) => *i as i64,
     };
     let indices: Vec<i64> = best.iter().map(index).collect();
     Ok(vec![rounded(x.dtype(), pool.y_shape.clone(), y)?, Tensor::from_vec(pool.y_shape, indices)])
 }
 
-/// A flat index with the spatial part turned from row-major to column-major order (`forth`), or back.
-fn reorder(index: usize, spatial: &[usize], forth: bool) -> usize {
+/// A flat index with the spatial part turned from row-major to column-major order.
+fn column_major_index(index: usize, spatial: &[usize]) -> usize {
     let places: usize = spatial.iter().product();
-    let (mut rest, mut result, mut factor) = (index % places, 0, 1);
-    if forth {
-        let mut factors = vec![1; spatial.len()];
-        for axis in 1..spatial.len() {
-            factors[axis] = factors[axis - 1] * spatial[axis - 1];
-        }
-        for (&size, factor) in spatial.iter().zip(factors).rev() {
-            result += rest % size * factor;
-            rest /= size;
-        }
-    } else {
-        let steps = super::broadcast::strides(spatial);
-        for (&size, step) in spatial.iter().zip(steps) {
-            result += rest / factor % size * step;
-            factor *= size;
-        }
+    let (mut rest, mut result, mut factor) = (index % places, 0, places);
+    for &size in spatial.iter().rev() {
+        factor /= size;
+        result += rest % size * factor;
+        rest /= size;
     }
     index / places * places + result
 }
 
 fn eval_max_grad(cx: &EvalCx, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>> {
-    let (dy, indices, shape) =
-        (super::real::required(inputs, 0)?, super::real::required(inputs, 1)?, shape_input(inputs, 2)?);
-    ensure!(dy.shape() == indices.shape(), "dy {:?} and indices {:?} differ in shape", dy.shape(), indices.shape());
-    ensure!(shape.len() >= 3, "its data has the shape {shape:?}, expected at least 3 axes");
-    let column_major = cx.op.attrs.flag("storage_order", false)?;
-    let count = crate::tensor::element_count(&shape).unwrap_or(0);
-    let mut dx = vec![0.0; count];
-    for (d, index) in dy.to_f64s()?.into_iter().zip(indices.to_i64s()?) {
-        if index == -1 {
-            continue; // A window that saw no element.
+    let (dy, x) = (super::real::required(inputs, 0)?, super::real::required(inputs, 1)?);
+    let pool = Pool::new(&cx.op.attrs, x.shape())?;
+    ensure!(dy.shape() == pool.y_shape, "dy has the shape {:?}, expected {:?}", dy.shape(), pool.y_shape);
+    let mut dx = vec![0.0; x.len()];
+    for (d, best) in dy.to_f64s()?.into_iter().zip(pool.maxima(&x.to_f64s()?)) {
+        if let Some(i) = best {
+            dx[i] += d;
         }
-        let Some(index) = usize::try_from(index).ok().filter(|&i| i < count) else {
-            bail!("index {index} is outside of data of shape {shape:?}");
-        };
-        dx[if column_major { reorder(index, &shape[2..], false) } else { index }] += d;
     }
-    Ok(vec![rounded(dy.dtype(), shape, dx)?])
+    Ok(vec![rounded(dy.dtype(), x.shape().to_vec(), dx)?])
 }
 
 fn grad_max(cx: &mut GradCx) -> Result<Vec<Option<Value>>> {
     let (x, dy, attrs) = (cx.input(0)?, cx.dy()?, cx.op().attrs);
-    let indices = cx.emit.optional_output(cx.node, 1)?;
-    let shape = cx.emit.shape_of(x)?;
-    Ok(vec![Some(cx.emit.sartor("MaxPoolGrad", &[dy, indices, shape], attrs)?)])
+    Ok(vec![Some(cx.emit.sartor("MaxPoolGrad", &[dy, x], attrs)?)])
 }
 
-/// The elements of the gradient of dx at the indices.
+/// The elements of the gradient of dx at the places of the maxima.
 fn grad_of_max_grad(cx: &mut GradCx) -> Result<Vec<Option<Value>>> {
-    let (u, indices) = (cx.dy()?, cx.input(1)?);
-    ensure!(!cx.op().attrs.flag("storage_order", false)?, "its gradient needs `storage_order = 0`");
+    let (u, x, mut attrs) = (cx.dy()?, cx.input(1)?, cx.op().attrs);
+    attrs.remove("storage_order");
+    let indices = cx.emit.node(Operator::onnx("MaxPool", attrs), &[Some(x)], 2)?[1];
     let flat = cx.emit.reshape(u, &[-1])?;
-    Ok(vec![Some(cx.emit.op("Gather", &[flat, indices], Attributes::new())?), None, None])
+    Ok(vec![Some(cx.emit.op("Gather", &[flat, indices], Attributes::new())?), None])
 }
 
 fn eval_average(cx: &EvalCx, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>> {
@@ -330,24 +320,24 @@ fn sample(draw: &mut Draw, name: &str, attrs: Attributes) -> Sample {
     Sample::new(Operator::onnx(name, attrs), vec![draw.distinct(&shape, 0.11)])
 }
 
-/// A pool's attributes, the shape of its data as a tensor, and the shape of its output.
-fn sample_shapes(draw: &mut Draw) -> (Attributes, Tensor, Vec<usize>) {
-    let pool = sample(draw, "AveragePool", Attributes::new());
-    let shape = pool.inputs[0].as_ref().map_or(&[][..], Tensor::shape);
-    let y = Pool::new(&pool.op.attrs, shape).map(|p| p.y_shape).unwrap_or_default();
-    let shape: Vec<i64> = shape.iter().map(|&d| d as i64).collect();
-    (pool.op.attrs, Tensor::from_i64s(&shape), y)
-}
-
 fn sample_average_grad(draw: &mut Draw) -> Sample {
-    let (attrs, shape, y) = sample_shapes(draw);
-    Sample::new(Operator::sartor("AveragePoolGrad", attrs), vec![draw.tensor(&y, -1.0, 1.0), shape])
+    let pool = sample(draw, "AveragePool", Attributes::new());
+    let (dy, x) = sampled_grad(draw, &pool);
+    let shape: Vec<i64> = x.shape().iter().map(|&d| d as i64).collect();
+    Sample::new(Operator::sartor("AveragePoolGrad", pool.op.attrs), vec![dy, Tensor::from_i64s(&shape)])
 }
 
 fn sample_max_grad(draw: &mut Draw) -> Sample {
-    let (attrs, shape, y) = sample_shapes(draw);
-    let indices = draw.ints(&y, 0, 23);
-    Sample::new(Operator::sartor("MaxPoolGrad", attrs), vec![draw.tensor(&y, -1.0, 1.0), indices, shape])
+    let pool = sample(draw, "MaxPool", Attributes::new());
+    let (dy, x) = sampled_grad(draw, &pool);
+    Sample::new(Operator::sartor("MaxPoolGrad", pool.op.attrs), vec![dy, x])
+}
+
+/// A gradient of a sampled pool's output, and its data.
+fn sampled_grad(draw: &mut Draw, sample: &Sample) -> (Tensor, Tensor) {
+    let x = sample.inputs[0].clone().unwrap_or_else(|| Tensor::scalar(0.0f32));
+    let y = Pool::new(&sample.op.attrs, x.shape()).map(|p| p.y_shape).unwrap_or_default();
+    (draw.tensor(&y, -1.0, 1.0), x)
 }
 
 #[cfg(test)]
@@ -355,11 +345,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn column_major_indices_turn_back() {
-        let spatial = [2, 3, 4];
-        assert_eq!(reorder(1, &[2, 3], true), 2);
-        for i in 0..48 {
-            assert_eq!(reorder(reorder(i, &spatial, true), &spatial, false), i);
-        }
+    fn column_major_indices() {
+        assert_eq!(column_major_index(1, &[2, 3]), 2);
+        let turned: Vec<usize> = (0..12).map(|i| column_major_index(i, &[2, 3])).collect();
+        assert_eq!(turned, [0, 2, 4, 1, 3, 5, 6, 8, 10, 7, 9, 11]);
     }
 }

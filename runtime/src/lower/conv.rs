@@ -12,7 +12,7 @@ use super::{Lowering, Place, Step};
 use crate::cpu::batch_norm::{ChannelStats, ChannelSums};
 use crate::cpu::conv_grad::ConvWeightGrad;
 use crate::cpu::patch::Patch;
-use crate::cpu::pool::{Pool, Pooling};
+use crate::cpu::pool::{Images, Pool, PoolGrad, Pooling, Windows};
 use sartor_ir::ops::window::Window;
 use sartor_ir::{NodeId, Operator, Result, Value};
 
@@ -368,40 +368,61 @@ impl Lowering<'_> {
         let (x_shape, shape) = (self.shape(x)?, self.shape(y)?);
         let indices = Value { node: id, slot: 1 };
         let wanted = self.uses.contains_key(&indices) || self.outputs.contains(&indices);
-        if !(3..=4).contains(&shape.len()) || wanted {
-            return Ok(false);
-        }
-        let window = Window::read(&op.attrs, None)?.resolved(&x_shape[2..])?;
-        let image = pair(&x_shape[2..], 1);
-        let (begin, end) = (pair(&window.begin, 0), pair(&window.end, 0));
-        let pooling = if op.is("MaxPool") {
-            Pooling::Max
-        } else {
-            let padded = (image.0 + begin.0 + end.0, image.1 + begin.1 + end.1);
-            Pooling::Mean(op.attrs.flag("count_include_pad", false)?, padded)
-        };
-        let mut view = self.view(x)?;
-        if view.strides[1] != 1 && view.shape[1] != 1 {
-            let last = self.copied(view.transposed(&to_last(shape.len())));
-            view = last.transposed(&to_first(shape.len()));
-        }
+        let Some((pooling, windows)) = windows(op, &x_shape, &shape)?.filter(|_| !wanted) else { return Ok(false) };
+        let (from, x) = self.images(x)?;
         let stored = self.fresh(to_last(shape.len()).iter().map(|&axis| shape[axis]).collect());
-        let [row, pixel, _] = steps(&view);
-        let step = Pool {
-            pooling,
-            extent: (shape[0], shape[1]),
-            image,
-            grid: pair(&shape[2..], 1),
-            kernel: pair(&window.kernel, 1),
-            stride: pair(&window.strides, 1),
-            pad: begin,
-            dilation: pair(&window.dilations, 1),
-            x: (view.buf, view.offset, [view.strides[0], row, pixel]),
-            y: stored.buf,
-        };
-        self.push(Step::Pool(step), vec![view.buf], vec![stored.buf]);
+        let step = Pool { pooling, extent: (shape[0], shape[1]), windows, x, y: stored.buf };
+        self.push(Step::Pool(step), vec![from], vec![stored.buf]);
         self.set(y, stored.transposed(&to_first(shape.len())))
     }
+    /// The gradient of a pool by its data, `dx` of `(dy, x)` or `(dy, shape of x)`.
+    pub(crate) fn pool_grad(&mut self, id: NodeId, op: &Operator, dx: Value) -> Result<bool> {
+        let (Some(dy), Some(x)) = (self.graph.input(id, 0), self.graph.input(id, 1)) else { return Ok(false) };
+        let (shape, dy_shape) = (self.shape(dx)?, self.shape(dy)?);
+        let Some((pooling, windows)) = windows(op, &shape, &dy_shape)? else { return Ok(false) };
+        let (from, dy) = self.images(dy)?;
+        let mut reads = vec![from];
+        let x = if pooling == Pooling::Max {
+            let (from, x) = self.images(x)?;
+            reads.push(from);
+            x
+        } else {
+            dy
+        };
+        let stored = self.fresh(to_last(shape.len()).iter().map(|&axis| shape[axis]).collect());
+        let step = PoolGrad { pooling, extent: (shape[0], shape[1]), windows, dy, x, dx: stored.buf };
+        self.push(Step::PoolGrad(step), reads, vec![stored.buf]);
+        self.set(dx, stored.transposed(&to_first(shape.len())))
+    }
+    /// A value `[N, C, …]` as images for pools, copied if its channels are not neighbours.
+    fn images(&mut self, value: Value) -> Result<(BufId, Images)> {
+        let mut view = self.view(value)?;
+        if view.strides[1] != 1 && view.shape[1] != 1 {
+            let rank = view.shape.len();
+            view = self.copied(view.transposed(&to_last(rank))).transposed(&to_first(rank));
+        }
+        let [row, pixel, _] = steps(&view);
+        Ok((view.buf, (view.buf, view.offset, [view.strides[0], row, pixel])))
+    }
+}
+
+/// What a pool or its gradient does with data of shape `x` and results of shape `y`; `None` for three and more dimensions.
+fn windows(op: &Operator, x: &[usize], y: &[usize]) -> Result<Option<(Pooling, Windows)>> {
+    if !(3..=4).contains(&x.len()) || y.len() != x.len() {
+        return Ok(None);
+    }
+    let window = Window::read(&op.attrs, None)?.resolved(&x[2..])?;
+    let (image, grid) = (pair(&x[2..], 1), pair(&y[2..], 1));
+    let (begin, end) = (pair(&window.begin, 0), pair(&window.end, 0));
+    let pooling = if op.name.starts_with("Max") {
+        Pooling::Max
+    } else {
+        let padded = (image.0 + begin.0 + end.0, image.1 + begin.1 + end.1);
+        Pooling::Mean(op.attrs.flag("count_include_pad", false)?, padded)
+    };
+    let (kernel, stride) = (pair(&window.kernel, 1), pair(&window.strides, 1));
+    let dilation = pair(&window.dilations, 1);
+    Ok(Some((pooling, Windows { image, grid, kernel, stride, pad: begin, dilation })))
 }
 
 /// A view `[C]` broadcast over tensors `[N, C, …]`.

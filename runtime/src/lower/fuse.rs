@@ -324,7 +324,7 @@ impl Lowering<'_> {
         if let (Work::Group(group), Work::Group(moved)) = (&mut target.work, moved) {
             group.cols = cols;
             group.items.extend(moved.items);
-            group.items.sort_by_key(|i| i.at);
+            group.order_items();
             match (&mut group.core, moved.core) {
                 (Some(core), Some(more)) => core.products.extend(more.products),
                 (core @ None, more) => *core = more,

@@ -8,6 +8,7 @@
 use super::program::{Fold, Width};
 use super::view::{BufId, View, Walk};
 use sartor_ir::{NodeId, Value};
+use std::collections::{HashSet, VecDeque};
 
 /// What an item reads.
 #[derive(Clone, Debug)]
@@ -171,6 +172,21 @@ impl Group {
                 walk.is_some_and(|w| w.col == 0 && (rows == 1 || w.lead == [(rows, 1)]))
             }
             _ => false,
+        }
+    }
+    /// Puts items in the graph's order, and those that one node became, or that were computed late, before who reads them.
+    pub fn order_items(&mut self) {
+        self.items.sort_by_key(|i| i.at);
+        let mut left: VecDeque<Item> = std::mem::take(&mut self.items).into();
+        let mut pending: HashSet<BufId> = left.iter().flat_map(|i| &i.outs).map(|o| o.view.buf).collect();
+        while !left.is_empty() {
+            let waits = |arg: &Arg| matches!(arg, Arg::View(view) if pending.contains(&view.buf));
+            // Groups that need each other are never merged, so one is always ready.
+            let next = left.iter().position(|item| !item.args.iter().any(waits)).unwrap_or(0);
+            if let Some(item) = left.remove(next) {
+                item.outs.iter().for_each(|o| _ = pending.remove(&o.view.buf));
+                self.items.push(item);
+            }
         }
     }
     /// Whether nothing happens to the products but sums with other things, one after the other.

@@ -26,7 +26,7 @@ use crate::cpu::conv_grad::ConvWeightGrad;
 use crate::cpu::cross_entropy::CrossEntropy;
 use crate::cpu::dropout::Mask;
 use crate::cpu::gather::Gather;
-use crate::cpu::pool::Pool;
+use crate::cpu::pool::{Pool, PoolGrad};
 use crate::cpu::reduce::Reduce;
 use group::Group;
 use program::Program;
@@ -104,6 +104,8 @@ pub enum Step {
     ChannelSums(ChannelSums),
     /// Maxima or means under a window.
     Pool(Pool),
+    /// The gradient of a pool by its data.
+    PoolGrad(PoolGrad),
     /// A classification loss or its gradient.
     CrossEntropy(CrossEntropy),
     /// The mask of a Dropout.

@@ -23,6 +23,7 @@ pub fn permutation(op: &Operator, rank: usize) -> Option<Vec<usize>> {
 pub fn has_kernel(op: &Operator) -> bool {
     const NAMES: &[&str] = &[
         "AveragePool",
+        "AveragePoolGrad",
         "BatchNormGrad",
         "BatchNormalization",
         "Cast",
@@ -39,6 +40,7 @@ pub fn has_kernel(op: &Operator) -> bool {
         "Identity",
         "MatMul",
         "MaxPool",
+        "MaxPoolGrad",
         "Pad",
         "NegativeLogLikelihoodGrad",
         "Reshape",
@@ -101,6 +103,7 @@ impl Lowering<'_> {
                 "ConvInputGrad" => self.conv_input_grad(id, op, y),
                 "ConvWeightGrad" => self.conv_weight_grad(id, op, y),
                 "BatchNormGrad" => self.batch_norm_grad(id, op),
+                "MaxPoolGrad" | "AveragePoolGrad" => self.pool_grad(id, op, y),
                 _ => Ok(false),
             };
         }
