@@ -4,7 +4,7 @@ use crate::failure::{Outcome, Running};
 use indexmap::IndexMap;
 use sartor_ir::onnx::{self, ExternalData, SaveOptions};
 use sartor_ir::{Dim, Error, Graph, Model, Result, Tensor, Type, Value, bail};
-pub use sartor_passes::pipelines::prepare;
+pub use sartor_passes::pipelines::{prepare, prepare_inference};
 use sartor_runtime::data::npz;
 use std::collections::HashMap;
 use std::path::Path;

@@ -14,6 +14,7 @@ pub mod extract_adapter;
 pub mod fold;
 pub mod freeze;
 pub mod fuse;
+pub mod fuse_batch_norm;
 pub mod head;
 pub mod infer;
 pub mod inline;
@@ -98,6 +99,13 @@ const BUILTIN: &[fn() -> PassInfo] = &[
     || PassInfo::of::<fold::Fold>("fold", "clean-up", "compute what does not depend on any input"),
     || PassInfo::of::<narrow::Narrow>("narrow", "clean-up", "compute only the rows that are read"),
     || PassInfo::of::<fuse::Fuse>("fuse", "clean-up", "make one operator of those that exporters write out (GELU)"),
+    || {
+        PassInfo::of::<fuse_batch_norm::FuseBatchNorm>(
+            "fuse-batch-norm",
+            "clean-up",
+            "fold batch normalisation into the convolution before it",
+        )
+    },
     || PassInfo::of::<simplify::Simplify>("simplify", "clean-up", "remove operators that do nothing"),
     || PassInfo::of::<cse::Cse>("cse", "clean-up", "compute the same thing once"),
     || PassInfo::of::<dce::Dce>("dce", "clean-up", "remove what nothing needs"),

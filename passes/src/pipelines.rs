@@ -9,7 +9,7 @@ use sartor_ir::{Model, Result};
 pub const PIPELINES: &[(&str, &str, &[&str])] = &[(
     "optimize",
     "lift to the internal opset, inline, fold, simplify, compute only what is read, and remove what is left over",
-    &["upgrade", "inline", "infer", "fold", "simplify", "narrow", "fold", "cse", "dce", "infer"],
+    &["upgrade", "inline", "infer", "fold", "simplify", "fuse-batch-norm", "narrow", "fold", "cse", "dce", "infer"],
 )];
 
 /// The passes that a pipeline's name stands for.
@@ -21,9 +21,22 @@ pub fn expand(name: &str) -> Option<Vec<Invocation>> {
 /// The passes of [`prepare`].
 const PREPARATION: &[&str] = &["inline", "upgrade", "lift", "infer"];
 
+/// The passes of [`prepare_inference`] after these.
+const FOR_INFERENCE: &[&str] = &["fold", "simplify", "fuse-batch-norm", "narrow", "fold", "cse", "dce", "infer"];
+
 /// Makes a model that can be run and trained out of one as it stands in a file: functions inlined, in the internal
 /// opset, with weights as parameters and the type of every value inferred.
 pub fn prepare(model: &mut Model, registry: &Registry) -> Result<()> {
-    let passes = PREPARATION.iter().map(|name| registry.build(name, Options::new())).collect::<Result<Vec<_>>>()?;
+    run(PREPARATION, model, registry)
+}
+
+/// Makes a model whose inference graph runs fast: prepared, and cleaned up as `optimize` does.
+pub fn prepare_inference(model: &mut Model, registry: &Registry) -> Result<()> {
+    run(PREPARATION, model, registry)?;
+    run(FOR_INFERENCE, model, registry)
+}
+
+fn run(names: &[&str], model: &mut Model, registry: &Registry) -> Result<()> {
+    let passes = names.iter().map(|name| registry.build(name, Options::new())).collect::<Result<Vec<_>>>()?;
     Driver::new().run(&passes, model).map(drop)
 }

@@ -3,6 +3,7 @@
 //! Buffers are placed largest first, each into the smallest gap left by those it shares a moment with. The peak is
 //! known before anything runs.
 
+use crate::cpu::contract::Contract;
 use crate::cpu::{LINE, batch_norm};
 use crate::lower::program::{Ins, Program, Reg, Src};
 use crate::lower::view::BufId;
@@ -107,10 +108,10 @@ fn share(lowered: &mut Lowered, last_read: &[usize]) -> Vec<BufId> {
         let (candidates, products) = match step {
             Step::Program(p) => (exchangeable(p), Vec::new()),
             Step::CrossEntropy(c) => (c.exchangeable().into_iter().collect(), Vec::new()),
-            Step::Contract(c) => match &c.epilogue {
-                Some(p) => (exchangeable(p), c.products.iter().flat_map(|p| [p.a.buf, p.b.buf]).collect()),
-                None => continue,
-            },
+            Step::Contract(c) => {
+                let pairs = c.epilogue.as_ref().map_or_else(|| c.exchangeable(), exchangeable);
+                (pairs, c.products.iter().flat_map(|p| [p.a.buf, p.b.buf]).collect())
+            }
             _ => continue,
         };
         let mut taken = Vec::new();
@@ -132,10 +133,10 @@ fn share(lowered: &mut Lowered, last_read: &[usize]) -> Vec<BufId> {
             owner[result.index()] = root;
             dead_at[root.index()] = dead_at[result.index()];
         }
-        if let (true, Step::Program(p) | Step::Contract(crate::cpu::contract::Contract { epilogue: Some(p), .. })) =
-            (any, &mut lowered.steps[i].step)
-        {
-            p.in_place = true;
+        match &mut lowered.steps[i].step {
+            Step::Program(p) | Step::Contract(Contract { epilogue: Some(p), .. }) => p.in_place |= any,
+            Step::Contract(Contract { tail: Some(tail), .. }) => tail.in_place = any,
+            _ => {}
         }
     }
     owner

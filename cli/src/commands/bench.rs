@@ -101,7 +101,7 @@ pub fn run(args: Args, registry: &Registry) -> Outcome {
     let original = onnx::load(&args.model)?;
     let mut model = original.clone();
     if !args.train {
-        files::prepare(&mut model, registry).map_err(at_file)?;
+        files::prepare_inference(&mut model, registry).map_err(at_file)?;
     }
     let program = training_program(&args, &model)?;
     let graph = program.as_ref().map_or(&model.graph, |name| &model.programs[name.as_str()].graph);

@@ -38,7 +38,8 @@ pub fn session_options(threads: Option<u16>) -> SessionOptions {
 pub fn run(args: Args, registry: &Registry) -> Outcome {
     let mut model = onnx::load(&args.model)?;
     let inputs = files::read_inputs(&args.inputs, &model.graph)?;
-    files::prepare(&mut model, registry).map_err(|e| e.at(format!("file {}", args.model.display())))?;
+    let at_file = |e: Error| e.at(format!("file {}", args.model.display()));
+    files::prepare_inference(&mut model, registry).map_err(at_file)?;
     let mut session = Session::new(&model, session_options(args.threads))?;
     let outputs = session.run(&mut Params::of(&model), &inputs, Key::default()).running()?;
     if let Some(reason) = session.report().unplanned {

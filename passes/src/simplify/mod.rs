@@ -10,28 +10,23 @@
 //! The same numbers (but `x + 0` turns −0 into 0). Idempotent.
 //!
 //! Rules are directional and look at one node and what makes its inputs. Only constants count as known: a parameter of
-//! any role keeps its name and its reader, so an adapter that starts at zero is not simplified away. The one exception must be
-//! asked for: `fuse_batch_norm` computes new `Frozen` convolution weights (`batch_norm`), in the inference graph of a
-//! model without programs. Nothing looks into random operators or loops; dropout goes only where it is off.
+//! any role keeps its name and its reader, so an adapter that starts at zero is not simplified away. Nothing looks into
+//! random operators or loops; dropout goes only where it is off.
 
-mod batch_norm;
 mod rules;
 
 use crate::walk::{edit_typed_graphs, edit_with_subgraphs, require_internal_opset};
 use crate::{Changed, Pass};
 use rules::{Found, RULES};
 use sartor_ir::ops::Emit;
-use sartor_ir::{Context, Graph, Model, NodeId, Result, ensure};
+use sartor_ir::{Context, Graph, Model, NodeId, Result};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 /// See the [module](self).
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub struct Simplify {
-    /// Fold batch normalisation into the convolution before it.
-    pub fuse_batch_norm: bool,
-}
+pub struct Simplify {}
 
 impl Pass for Simplify {
     fn name(&self) -> &str {
@@ -39,12 +34,8 @@ impl Pass for Simplify {
     }
     fn run(&self, model: &mut Model) -> Result<Changed> {
         require_internal_opset(model)?;
-        let mut changed =
+        let changed =
             edit_typed_graphs(model, |graph, opset| edit_with_subgraphs(graph, &mut |g| simplify_graph(g, opset)))?;
-        if self.fuse_batch_norm {
-            ensure!(model.programs.is_empty(), "fuse_batch_norm needs a model without training programs");
-            changed |= batch_norm::fuse(model)?;
-        }
         Ok(changed.into())
     }
 }

@@ -2,14 +2,16 @@
 //! epilogue that sees each tile while it is in cache.
 //!
 //! `C[b, i, j] = Σ_t α_t · Σ_k A_t[b, i, k] · B_t[b, k, j]`. The tiles depend on the shape only, so results do not
-//! depend on the number of threads. Products with few columns or a short inner dimension (adapters) run on
+//! depend on the number of threads. The most common epilogues, those of a [`Tail`], happen in registers, before a result is written at
+//! all. Products with few columns or a short inner dimension (adapters) run on
 //! [loops of their own](super::skinny), all others on [micro-kernels](super::gemm), or on `faer` where those do not exist. A right
 //! factor that several tiles share is packed once, before them.
 
 use super::fused::{self, Bases, Tile};
+use super::micro::{End, Finish};
 use super::patch::Patch;
 use super::skinny::{self, Shape, Source, Target};
-use super::{Shared, gemm};
+use super::{Shared, gemm, micro};
 use crate::lower::chain::Chain;
 use crate::lower::program::Program;
 use crate::lower::view::{self, BufId};
@@ -58,10 +60,27 @@ pub struct Contract {
     pub n: usize,
     /// The sum.
     pub products: Vec<Product>,
-    /// Where the result goes, if nothing is done to it.
+    /// Where the result goes, if nothing is done to it but the tail.
     pub out: Option<Matrix>,
+    /// What is done to it before.
+    pub tail: Option<Tail>,
     /// What is done to it otherwise; its domain is `(batch · m) × n`.
     pub epilogue: Option<Program>,
+}
+
+/// `low ≤ result + bias + more ≤ high`; NaN stays NaN.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Tail {
+    /// A number per column, one after the other.
+    pub bias: Option<(BufId, usize)>,
+    /// A number per element; neighbours in a row lie side by side.
+    pub more: Option<Matrix>,
+    /// Whether that lies where the result goes.
+    pub in_place: bool,
+    /// Nothing is smaller.
+    pub low: f32,
+    /// Nothing is larger.
+    pub high: f32,
 }
 
 /// Says where the packed right factor of a product with this many columns is kept, if it is.
@@ -137,6 +156,13 @@ impl Contract {
         }
         (tm, tn)
     }
+    /// The buffer of the result and that of what the tail adds, if one may take the place of the other.
+    pub fn exchangeable(&self) -> Vec<(BufId, BufId)> {
+        let more = self.tail.as_ref().and_then(|tail| tail.more.as_ref());
+        let (Some(out), Some(more)) = (&self.out, more) else { return Vec::new() };
+        let same = Matrix { buf: out.buf, ..more.clone() } == *out;
+        if same { vec![(out.buf, more.buf)] } else { Vec::new() }
+    }
     /// The number of independent tasks.
     pub fn tasks(&self) -> usize {
         let (tm, tn) = self.tile();
@@ -205,20 +231,32 @@ impl Contract {
         match (&self.out, &self.epilogue) {
             (Some(out), _) => {
                 let start = bases[out.buf.index()].wrapping_add(self.place(out, batch) + i * out.row + j * out.col);
+                let end = self.tail.as_ref().map(|tail| self.end(tail, bases, batch).at(i, j));
                 // SAFETY: the caller's contract.
-                unsafe { self.sum(bases, packed, batch, (i, rows), (j, cols), (start, out.row, out.col)) };
+                unsafe { self.sum(bases, packed, batch, (i, rows), (j, cols), (start, out.row, out.col), end) };
             }
             (None, Some(epilogue)) => with_memory(&TILE_MEMORY, rows * cols, |tile| {
                 let first = batch * self.m + i;
                 // SAFETY: the tile has room for the rectangle; the rest is the caller's contract.
                 unsafe {
-                    self.sum(bases, packed, batch, (i, rows), (j, cols), (tile, cols, 1));
+                    self.sum(bases, packed, batch, (i, rows), (j, cols), (tile, cols, 1), None);
                     let tile = Tile { start: tile, stride: cols };
                     fused::run(epilogue, bases, first..first + rows, j..j + cols, Some(tile));
                 }
             }),
             (None, None) => {}
         }
+    }
+    /// The tail of the results of a batch.
+    fn end(&self, tail: &Tail, bases: Bases, batch: usize) -> End {
+        let at = |buf: BufId, place: usize| bases[buf.index()].wrapping_add(place).cast_const();
+        let bias = tail.bias.map_or(std::ptr::null(), |(buf, offset)| at(buf, offset));
+        let more = tail
+            .more
+            .as_ref()
+            .filter(|_| !tail.in_place)
+            .map_or((std::ptr::null(), 0), |m| (at(m.buf, self.place(m, batch)), m.row));
+        End { bias, more, low: tail.low, high: tail.high }
     }
     fn place(&self, matrix: &Matrix, batch: usize) -> usize {
         matrix.offset + view::place(batch, self.batch.iter().copied().zip(matrix.batch.iter().copied()))
@@ -232,29 +270,34 @@ impl Contract {
         (i, rows): (usize, usize),
         (j, cols): (usize, usize),
         out: Target,
+        end: Option<End>,
     ) {
         for (t, product) in self.products.iter().enumerate() {
             let (a, b) = (&product.a, &product.b);
             let pa = bases[a.buf.index()].wrapping_add(self.place(a, batch) + i * a.row).cast_const();
             let shape = Shape { m: rows, n: cols, k: product.k };
             let left = (pa, a.row, a.col);
-            // SAFETY: the caller's contract.
-            let multiply = |right: Source| unsafe { multiply(shape, left, right, out, product.alpha, t > 0) };
+            let end = end.filter(|_| t + 1 == self.products.len());
+            let onto = self.tail.as_ref().is_some_and(|tail| tail.in_place);
+            let finish = Finish { alpha: product.alpha, add: t > 0 || onto, end };
             let start = bases[b.buf.index()].wrapping_add(self.place(b, batch)).cast_const();
             match (&product.patch, packed[t]) {
                 (None, Some(panels)) => {
                     let right = (panels.get().cast_const(), self.n, j);
                     // SAFETY: the caller's contract; tiles begin at panels.
-                    unsafe { gemm::multiply(shape, left, right, out, product.alpha, t > 0) };
+                    unsafe { gemm::multiply(shape, left, right, out, &finish) };
                 }
-                (None, None) => multiply((start.wrapping_add(j * b.col), b.row, b.col)),
+                // SAFETY: the caller's contract.
+                (None, None) => unsafe {
+                    multiply(shape, left, (start.wrapping_add(j * b.col), b.row, b.col), out, &finish);
+                },
                 (Some(patch), Some(weights)) => {
                     let rows = i / patch.grid.1..(i + rows) / patch.grid.1;
                     let group = batch % patch.groups.0 * patch.group_len(self.n);
                     let weights = weights.get().cast_const().wrapping_add(group);
                     with_memory(&PATCH_MEMORY, patch.area(&rows).len(), |memory| {
                         // SAFETY: the memory has room for the area; tiles are whole rows of places.
-                        unsafe { patch.run(pa, weights, self.n, rows, memory, (out.0, out.1)) };
+                        unsafe { patch.run(pa, weights, self.n, rows, memory, (out.0, out.1), &finish) };
                     });
                 }
                 (Some(_), None) => {}
@@ -311,25 +354,37 @@ impl Address {
     }
 }
 
-/// `out (+)= α · A · B` on this thread, by what is fastest for the shape.
-unsafe fn multiply(s: Shape, a: Source, b: Source, out: Target, alpha: f32, add: bool) {
+/// `A · B`, finished, on this thread, by what is fastest for the shape.
+unsafe fn multiply(s: Shape, a: Source, b: Source, out: Target, finish: &Finish) {
+    // SAFETY: the caller vouches for the extents.
+    unsafe {
+        let way = skinny::way(s, (a.1, a.2), (b.1, b.2), (out.1, out.2));
+        if way.is_none() && out.2 == 1 && s.k > 0 && gemm::product(s, a, b, out, finish) {
+            return;
+        }
+        match way {
+            Some(way) => skinny::product(way, s, a, b, out, finish.alpha, finish.add),
+            None => plain(s, a, b, out, finish),
+        }
+        if let Some(end) = finish.end {
+            micro::end(s.m, s.n, (out.0, out.1), &end);
+        }
+    }
+}
+
+/// The same where columns of the result are no neighbours, or without micro-kernels; without the end.
+unsafe fn plain(s: Shape, a: Source, b: Source, out: Target, finish: &Finish) {
     let flip = |(start, row, col): Source| (start, col, row);
     // SAFETY: the caller vouches for the extents.
     unsafe {
-        if let Some(way) = skinny::way(s, (a.1, a.2), (b.1, b.2), (out.1, out.2)) {
-            return skinny::product(way, s, a, b, out, alpha, add);
-        }
-        if out.2 == 1 && s.k > 0 && gemm::product(s, a, b, out, alpha, add) {
-            return;
-        }
         if out.1 == 1 && s.k > 0 {
             // (A · B)ᵀ = Bᵀ · Aᵀ
             let (flipped, target) = (Shape { m: s.n, n: s.m, k: s.k }, (out.0, out.2, out.1));
-            if gemm::product(flipped, flip(b), flip(a), target, alpha, add) {
+            if gemm::product(flipped, flip(b), flip(a), target, &Finish { end: None, ..*finish }) {
                 return;
             }
         }
-        general(s, a, b, out, alpha, add);
+        general(s, a, b, out, finish.alpha, finish.add);
     }
 }
 

@@ -6,7 +6,7 @@
 //! The images are cut into parts that depend on shapes only; each makes a gradient of its own, and these are added in order.
 
 use super::fused::Bases;
-use super::micro::{Corner, Left, Span, kernels};
+use super::micro::{Corner, Finish, Left, Span, kernels};
 use super::patch::{Area, Patch};
 use super::skinny::Shape;
 use super::{LINE, Shared, each, gemm};
@@ -166,7 +166,7 @@ impl ConvWeightGrad {
             let dy = bases[dy.0.index()].wrapping_add(place).cast_const();
             let (left, right) = ((x, 1, self.patch.steps[1]), (dy, self.dy.4[1], 1));
             // SAFETY: the caller's contract.
-            unsafe { gemm::product(shape, left, right, (out.wrapping_add(first), cols, 1), 1.0, false) };
+            unsafe { gemm::product(shape, left, right, (out.wrapping_add(first), cols, 1), &Finish::PLAIN) };
             return;
         }
         let mut add = false;
@@ -290,7 +290,8 @@ impl ConvWeightGrad {
                         let left = Left { start: left.add(from), pitch: step, by_column: true };
                         let corner = Corner { start: out.add(place), pitch: cols, cols: columns };
                         let right = right.add(panel * kernels.panel);
-                        kernels.panel(wide * p.channels, span, left, right, corner, 1.0, add);
+                        let finish = Finish { add, ..Finish::PLAIN };
+                        kernels.panel(wide * p.channels, span, left, right, corner, &finish);
                     }
                 }
             }

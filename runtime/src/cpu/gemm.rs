@@ -7,7 +7,7 @@
 //!
 //! The order of additions depends on the shape and the instruction set, on nothing else. Without AVX2 the caller uses a library.
 
-use super::micro::{Corner, Left, Span, kernels};
+use super::micro::{Corner, Finish, Left, Span, kernels};
 use super::simd::{Level, level};
 use super::skinny::{Shape, Source, Target};
 use super::{LINE, on_line};
@@ -124,12 +124,12 @@ thread_local! {
     static RIGHT: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
-/// `out (+)= α · A · B` for columns `j .. j + s.n` of a packed right factor of `n` columns; `j` must begin a panel. The
+/// `A · B`, finished, for columns `j .. j + s.n` of a packed right factor of `n` columns; `j` must begin a panel. The
 /// columns of the result must be contiguous.
 ///
 /// # Safety
 /// Operands and result must cover their extents, and not overlap.
-pub unsafe fn multiply(s: Shape, a: Source, (b, n, j): (*const f32, usize, usize), out: Target, alpha: f32, add: bool) {
+pub unsafe fn multiply(s: Shape, a: Source, (b, n, j): (*const f32, usize, usize), out: Target, finish: &Finish) {
     let (padded, wide) = (n.next_multiple_of(panel()), panel());
     let kernels = kernels();
     LEFT.with_borrow_mut(|left| {
@@ -140,6 +140,8 @@ pub unsafe fn multiply(s: Shape, a: Source, (b, n, j): (*const f32, usize, usize
             let rows = ROWS.min(s.m - first);
             for block in (0..s.k).step_by(DEPTH) {
                 let depth = DEPTH.min(s.k - block);
+                let end = finish.end.filter(|_| block + depth == s.k);
+                let finish = Finish { add: finish.add || block > 0, end, ..*finish };
                 // SAFETY: the caller's contract.
                 unsafe {
                     let source = (a.0.add(first * a.1 + block * a.2), a.1, a.2);
@@ -149,7 +151,7 @@ pub unsafe fn multiply(s: Shape, a: Source, (b, n, j): (*const f32, usize, usize
                         let right = b.add(block * padded + (j + c) * depth);
                         let target = Corner { start: out.0.add(first * out.1 + c), pitch: out.1, cols };
                         let span = Span { stretches: &[(0, 0)], depth, right: wide };
-                        kernels.panel(rows, span, left, right, target, alpha, add || block > 0);
+                        kernels.panel(rows, span, left, right, target, &finish.at(first, c));
                     }
                 }
             }
@@ -161,7 +163,7 @@ pub unsafe fn multiply(s: Shape, a: Source, (b, n, j): (*const f32, usize, usize
 ///
 /// # Safety
 /// See [`multiply`].
-pub unsafe fn product(s: Shape, a: Source, b: Source, out: Target, alpha: f32, add: bool) -> bool {
+pub unsafe fn product(s: Shape, a: Source, b: Source, out: Target, finish: &Finish) -> bool {
     if panel() == 0 || out.2 != 1 {
         return false;
     }
@@ -172,7 +174,7 @@ pub unsafe fn product(s: Shape, a: Source, b: Source, out: Target, alpha: f32, a
         // SAFETY: the caller's contract.
         unsafe {
             (0..panels(s.n)).for_each(|i| pack(s.k, s.n, b, i, right));
-            multiply(s, a, (right, s.n, 0), out, alpha, add);
+            multiply(s, a, (right, s.n, 0), out, finish);
         }
     });
     true

@@ -2,6 +2,7 @@
 //! roofline in a profile.
 
 use super::gemm;
+use super::micro::Finish;
 use super::skinny::Shape;
 use sartor_ir::Result;
 use std::time::Instant;
@@ -36,7 +37,7 @@ fn arithmetic(threads: usize) -> f64 {
             if gemm::panel() > 0 {
                 let target = (out.as_mut_ptr(), s.n, 1);
                 // SAFETY: the matrices have the extents of the shape.
-                unsafe { gemm::multiply(s, (a.as_ptr(), s.k, 1), (b.as_ptr(), s.n, 0), target, 1.0, false) };
+                unsafe { gemm::multiply(s, (a.as_ptr(), s.k, 1), (b.as_ptr(), s.n, 0), target, &Finish::PLAIN) };
             } else {
                 plain(s, &a, &b, &mut out);
             }

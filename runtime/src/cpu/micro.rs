@@ -41,10 +41,54 @@ pub struct Span<'a> {
     pub right: usize,
 }
 
-/// What a micro-kernel gets: rows, what is summed over, left, right, result, factor, whether to add.
-type Kernel = unsafe fn(usize, Span, Left, *const f32, Corner, f32, bool);
-/// Pixels, taps (places in image and weights), image and its distance of pixels, weights, result.
-type Depthwise = unsafe fn(usize, &[(usize, usize)], *const f32, usize, *const f32, Corner);
+/// What happens to sums on their way to the result: `low ≤ result + α · sum + bias + more ≤ high`.
+#[derive(Clone, Copy)]
+pub struct Finish {
+    /// What sums are multiplied by.
+    pub alpha: f32,
+    /// Whether they are added to what is there.
+    pub add: bool,
+    /// What is done to them then.
+    pub end: Option<End>,
+}
+
+/// The last thing that happens to a result. NaN stays NaN.
+#[derive(Clone, Copy)]
+pub struct End {
+    /// A number per column, or null.
+    pub bias: *const f32,
+    /// A number per element, or null; and the distance of its rows.
+    pub more: (*const f32, usize),
+    /// Nothing is smaller.
+    pub low: f32,
+    /// Nothing is larger; after `low`.
+    pub high: f32,
+}
+
+impl Finish {
+    /// Sums as they are.
+    pub const PLAIN: Finish = Finish { alpha: 1.0, add: false, end: None };
+
+    /// The same, some rows and columns further on.
+    #[inline(always)]
+    pub fn at(self, row: usize, col: usize) -> Finish {
+        Finish { end: self.end.map(|end| end.at(row, col)), ..self }
+    }
+}
+
+impl End {
+    /// The same, some rows and columns further on.
+    #[inline(always)]
+    pub fn at(self, row: usize, col: usize) -> End {
+        let by = |start: *const f32, count: usize| if start.is_null() { start } else { start.wrapping_add(count) };
+        End { bias: by(self.bias, col), more: (by(self.more.0, row * self.more.1 + col), self.more.1), ..self }
+    }
+}
+
+/// What a micro-kernel gets: rows, what is summed over, left, right, result, how it ends.
+type Kernel = unsafe fn(usize, Span, Left, *const f32, Corner, &Finish);
+/// Pixels, taps (places in image and weights), image and its distance of pixels, weights, result, how it ends.
+type Depthwise = unsafe fn(usize, &[(usize, usize)], *const f32, usize, *const f32, Corner, &Finish);
 
 /// Taps (places in the image), what is summed over, image and its distance of pixels, the other factor, result, whether to add.
 type Correlate = unsafe fn(&[usize], Span, *const f32, usize, *const f32, Corner, bool);
@@ -92,7 +136,7 @@ impl Kernels {
     /// # Safety
     /// Operands and result must cover their extents, and not overlap; the right factor must cover whole vectors.
     #[inline]
-    pub unsafe fn panel(&self, rows: usize, span: Span, a: Left, b: *const f32, c: Corner, alpha: f32, add: bool) {
+    pub unsafe fn panel(&self, rows: usize, span: Span, a: Left, b: *const f32, c: Corner, finish: &Finish) {
         let parts = rows.div_ceil(self.most);
         let (each, more) = (rows / parts.max(1), rows % parts.max(1));
         let mut row = 0;
@@ -101,7 +145,7 @@ impl Kernels {
             let corner = Corner { start: c.start.wrapping_add(row * c.pitch), ..c };
             let left = Left { start: a.start.wrapping_add(if a.by_column { row } else { row * a.pitch }), ..a };
             // SAFETY: the caller's contract.
-            unsafe { (self.run)(high, span, left, b, corner, alpha, add) };
+            unsafe { (self.run)(high, span, left, b, corner, &finish.at(row, 0)) };
             row += high;
         }
     }
@@ -117,9 +161,10 @@ impl Kernels {
         (image, pitch): (*const f32, usize),
         weights: *const f32,
         c: Corner,
+        finish: &Finish,
     ) {
         // SAFETY: the caller's contract.
-        unsafe { (self.depthwise)(pixels, taps, image, pitch, weights, c) };
+        unsafe { (self.depthwise)(pixels, taps, image, pitch, weights, c, finish) };
     }
     /// `c[t, j] (+)= Σ_i image[tap_t + i · pitch + j] · right[i, j]`
     ///
@@ -146,32 +191,98 @@ trait Vector: Copy {
     unsafe fn splat(x: f32) -> Self;
     unsafe fn load(from: *const f32) -> Self;
     unsafe fn store(self, to: *mut f32);
+    /// The first numbers; the rest is 0.
+    unsafe fn load_some(from: *const f32, count: usize) -> Self;
+    /// Writes the first numbers.
+    unsafe fn store_some(self, to: *mut f32, count: usize);
     unsafe fn mul_add(self, by: Self, plus: Self) -> Self;
     unsafe fn mul(self, by: Self) -> Self;
+    unsafe fn plus(self, other: Self) -> Self;
+    /// The larger of two; if this one is NaN, NaN.
+    unsafe fn at_least(self, low: Self) -> Self;
+    /// The smaller of two; if this one is NaN, NaN.
+    unsafe fn at_most(self, high: Self) -> Self;
 }
 
-/// Writes one vector of a result.
-#[inline(always)]
-unsafe fn put<V: Vector>(x: V, to: *mut f32, alpha: V, add: bool) {
-    // SAFETY: the caller vouches for the place and the instruction set.
-    unsafe {
-        let y = if add { x.mul_add(alpha, V::load(to)) } else { x.mul(alpha) };
-        y.store(to);
+/// How one or two vectors of columns end.
+struct Ending<V> {
+    alpha: V,
+    add: bool,
+    bias: [V; 2],
+    bounds: Option<(V, V)>,
+    more: (*const f32, usize),
+}
+
+impl<V: Vector> Ending<V> {
+    #[inline(always)]
+    unsafe fn new(finish: &Finish, cols: usize) -> Ending<V> {
+        // SAFETY: the caller vouches for the columns and the instruction set.
+        unsafe {
+            let zero = V::splat(0.0);
+            let (alpha, add) = (V::splat(finish.alpha), finish.add);
+            let Some(end) = finish.end else {
+                return Ending { alpha, add, bias: [zero; 2], bounds: None, more: (std::ptr::null(), 0) };
+            };
+            let bias = |first: usize| match cols.saturating_sub(first) {
+                _ if end.bias.is_null() => zero,
+                0 => zero,
+                some if some < V::WIDTH => V::load_some(end.bias.add(first), some),
+                _ => V::load(end.bias.add(first)),
+            };
+            let bounds = Some((V::splat(end.low), V::splat(end.high)));
+            Ending { alpha, add, bias: [bias(0), bias(V::WIDTH)], bounds, more: end.more }
+        }
+    }
+    /// Writes the vector of sums of this row and place (0 or 1), or its first `count` numbers.
+    #[inline(always)]
+    unsafe fn put(&self, x: V, row: usize, place: usize, to: *mut f32, count: usize) {
+        let first = place * V::WIDTH;
+        // SAFETY: the caller vouches for the place and the instruction set.
+        unsafe {
+            let whole = count >= V::WIDTH;
+            let load = |from: *const f32| if whole { V::load(from) } else { V::load_some(from, count) };
+            let to = to.add(first);
+            let mut y = if self.add { x.mul_add(self.alpha, load(to)) } else { x.mul(self.alpha) };
+            if let Some((low, high)) = self.bounds {
+                y = y.plus(self.bias[place]);
+                if !self.more.0.is_null() {
+                    y = y.plus(load(self.more.0.add(row * self.more.1 + first)));
+                }
+                y = y.at_least(low).at_most(high);
+            }
+            if whole {
+                y.store(to);
+            } else {
+                y.store_some(to, count);
+            }
+        }
     }
 }
 
-/// Writes less than one vector of a result.
+crate::multiversion!(
+    /// The end of results that other loops made; their columns are neighbours.
+    ///
+    /// # Safety
+    /// The result must cover its extent, and what the end reads must too.
+    pub fn end(rows: usize, cols: usize, out: (*mut f32, usize), end: &End) = end_inner
+);
+
 #[inline(always)]
-unsafe fn put_some<V: Vector>(x: V, to: *mut f32, count: usize, alpha: V, add: bool) {
-    let mut line = [0f32; 16];
-    // SAFETY: the caller vouches for `count` places and the instruction set; no vector is longer than the line.
-    unsafe {
-        x.mul(alpha).store(line.as_mut_ptr());
-        let to = std::slice::from_raw_parts_mut(to, count);
-        if add {
-            to.iter_mut().zip(&line).for_each(|(o, &x)| *o += x);
-        } else {
-            to.copy_from_slice(&line[..count]);
+unsafe fn end_inner<const FMA: bool>(rows: usize, cols: usize, (start, pitch): (*mut f32, usize), end: &End) {
+    // SAFETY: the caller's contract.
+    let line = |from: *const f32| unsafe { std::slice::from_raw_parts(from, cols) };
+    for row in 0..rows {
+        // SAFETY: the caller's contract.
+        let out = unsafe { std::slice::from_raw_parts_mut(start.add(row * pitch), cols) };
+        if !end.bias.is_null() {
+            out.iter_mut().zip(line(end.bias)).for_each(|(x, b)| *x += b);
+        }
+        if !end.more.0.is_null() {
+            out.iter_mut().zip(line(end.more.0.wrapping_add(row * end.more.1))).for_each(|(x, y)| *x += y);
+        }
+        for x in out {
+            let y = if end.low > *x { end.low } else { *x };
+            *x = if end.high < y { end.high } else { y };
         }
     }
 }
@@ -182,7 +293,7 @@ macro_rules! micro {
     ($name:ident, $rows:literal, $($i:literal)*) => {
         #[inline(always)]
         unsafe fn $name<V: Vector, const TWO: bool, const BY_COLUMN: bool>(
-            span: Span, a: Left, b: *const f32, c: Corner, alpha: f32, add: bool,
+            span: Span, a: Left, b: *const f32, c: Corner, finish: &Finish,
         ) {
             // SAFETY: the caller vouches for the extents and the instruction set.
             unsafe {
@@ -205,24 +316,25 @@ macro_rules! micro {
                         right = right.add(span.right);
                     }
                 }
-                let alpha = V::splat(alpha);
+                let ending = Ending::<V>::new(finish, c.cols);
                 let whole = if TWO { 2 * V::WIDTH } else { V::WIDTH };
                 if c.cols == whole {
                     $(
                         let to = c.start.add($i * c.pitch);
-                        put(first[$i], to, alpha, add);
+                        ending.put(first[$i], $i, 0, to, V::WIDTH);
                         if TWO {
-                            put(second[$i], to.add(V::WIDTH), alpha, add);
+                            ending.put(second[$i], $i, 1, to, V::WIDTH);
                         }
                     )*
                 } else {
+                    let count = c.cols - if TWO { V::WIDTH } else { 0 };
                     $(
                         let to = c.start.add($i * c.pitch);
                         if TWO {
-                            put(first[$i], to, alpha, add);
-                            put_some(second[$i], to.add(V::WIDTH), c.cols - V::WIDTH, alpha, add);
+                            ending.put(first[$i], $i, 0, to, V::WIDTH);
+                            ending.put(second[$i], $i, 1, to, count);
                         } else {
-                            put_some(first[$i], to, c.cols, alpha, add);
+                            ending.put(first[$i], $i, 0, to, count);
                         }
                     )*
                 }
@@ -248,7 +360,7 @@ macro_rules! pixels {
     ($name:ident, $rows:literal, $($i:literal)*) => {
         #[inline(always)]
         unsafe fn $name<V: Vector>(
-            taps: &[(usize, usize)], image: *const f32, pitch: usize, weights: *const f32, c: Corner,
+            taps: &[(usize, usize)], image: *const f32, pitch: usize, weights: *const f32, c: Corner, finish: &Finish,
         ) {
             // SAFETY: the caller vouches for the extents and the instruction set.
             unsafe {
@@ -257,14 +369,12 @@ macro_rules! pixels {
                     let (from, weight) = (image.add(place), V::load(weights.add(weight)));
                     $(sums[$i] = V::load(from.add($i * pitch)).mul_add(weight, sums[$i]);)*
                 }
-                $(
-                    let to = c.start.add($i * c.pitch);
-                    if c.cols == V::WIDTH {
-                        sums[$i].store(to);
-                    } else {
-                        put_some(sums[$i], to, c.cols, V::splat(1.0), false);
-                    }
-                )*
+                let ending = Ending::<V>::new(finish, c.cols);
+                if c.cols == V::WIDTH {
+                    $(ending.put(sums[$i], $i, 0, c.start.add($i * c.pitch), V::WIDTH);)*
+                } else {
+                    $(ending.put(sums[$i], $i, 0, c.start.add($i * c.pitch), c.cols);)*
+                }
             }
         }
     };
@@ -282,6 +392,7 @@ unsafe fn all_pixels<V: Vector>(
     pitch: usize,
     weights: *const f32,
     c: Corner,
+    finish: &Finish,
 ) {
     for channel in (0..c.cols).step_by(V::WIDTH) {
         let cols = V::WIDTH.min(c.cols - channel);
@@ -292,21 +403,22 @@ unsafe fn all_pixels<V: Vector>(
             while done < pixels {
                 let image = image.add(channel + done * pitch);
                 let c = Corner { start: c.start.add(channel + done * c.pitch), cols, ..c };
+                let finish = &finish.at(done, channel);
                 match pixels - done {
                     8.. => {
-                        pixels8::<V>(taps, image, pitch, weights, c);
+                        pixels8::<V>(taps, image, pitch, weights, c, finish);
                         done += 8;
                     }
                     4..8 => {
-                        pixels4::<V>(taps, image, pitch, weights, c);
+                        pixels4::<V>(taps, image, pitch, weights, c, finish);
                         done += 4;
                     }
                     2..4 => {
-                        pixels2::<V>(taps, image, pitch, weights, c);
+                        pixels2::<V>(taps, image, pitch, weights, c, finish);
                         done += 2;
                     }
                     _ => {
-                        pixels1::<V>(taps, image, pitch, weights, c);
+                        pixels1::<V>(taps, image, pitch, weights, c, finish);
                         done += 1;
                     }
                 }
@@ -334,14 +446,12 @@ macro_rules! taps {
                         right = right.add(span.right);
                     }
                 }
-                $(
-                    let to = c.start.add($i * c.pitch);
-                    if c.cols == V::WIDTH {
-                        put(sums[$i], to, V::splat(1.0), add);
-                    } else {
-                        put_some(sums[$i], to, c.cols, V::splat(1.0), add);
-                    }
-                )*
+                let ending = Ending::<V>::new(&Finish { add, ..Finish::PLAIN }, c.cols);
+                if c.cols == V::WIDTH {
+                    $(ending.put(sums[$i], $i, 0, c.start.add($i * c.pitch), V::WIDTH);)*
+                } else {
+                    $(ending.put(sums[$i], $i, 0, c.start.add($i * c.pitch), c.cols);)*
+                }
             }
         }
     };
@@ -392,15 +502,15 @@ macro_rules! kernels {
     ($([$($attribute:tt)*])? $name:ident, $depthwise:ident, $correlate:ident, $vector:ty, $($m:literal $micro:ident)*) => {
         $(#[$($attribute)*])?
         pub(super) unsafe fn $name(
-            m: usize, span: Span, a: Left, b: *const f32, c: Corner, alpha: f32, add: bool,
+            m: usize, span: Span, a: Left, b: *const f32, c: Corner, finish: &Finish,
         ) {
             // SAFETY: the caller vouches for the extents.
             unsafe {
                 match (m, c.cols > <$vector>::WIDTH, a.by_column) {
-                    $(($m, true, false) => $micro::<$vector, true, false>(span, a, b, c, alpha, add),)*
-                    $(($m, false, false) => $micro::<$vector, false, false>(span, a, b, c, alpha, add),)*
-                    $(($m, true, true) => $micro::<$vector, true, true>(span, a, b, c, alpha, add),)*
-                    $(($m, false, true) => $micro::<$vector, false, true>(span, a, b, c, alpha, add),)*
+                    $(($m, true, false) => $micro::<$vector, true, false>(span, a, b, c, finish),)*
+                    $(($m, false, false) => $micro::<$vector, false, false>(span, a, b, c, finish),)*
+                    $(($m, true, true) => $micro::<$vector, true, true>(span, a, b, c, finish),)*
+                    $(($m, false, true) => $micro::<$vector, false, true>(span, a, b, c, finish),)*
                     _ => {}
                 }
             }
@@ -408,9 +518,10 @@ macro_rules! kernels {
         $(#[$($attribute)*])?
         pub(super) unsafe fn $depthwise(
             pixels: usize, taps: &[(usize, usize)], image: *const f32, pitch: usize, weights: *const f32, c: Corner,
+            finish: &Finish,
         ) {
             // SAFETY: the caller vouches for the extents.
-            unsafe { all_pixels::<$vector>(pixels, taps, image, pitch, weights, c) };
+            unsafe { all_pixels::<$vector>(pixels, taps, image, pitch, weights, c, finish) };
         }
         $(#[$($attribute)*])?
         pub(super) unsafe fn $correlate(
@@ -452,6 +563,28 @@ mod portable {
         unsafe fn mul(self, by: Self) -> Self {
             Lanes(std::array::from_fn(|i| self.0[i] * by.0[i]))
         }
+        #[inline(always)]
+        unsafe fn load_some(from: *const f32, count: usize) -> Self {
+            Lanes(std::array::from_fn(|i| if i < count { unsafe { *from.add(i) } } else { 0.0 }))
+        }
+        #[inline(always)]
+        unsafe fn store_some(self, to: *mut f32, count: usize) {
+            for (i, &x) in self.0.iter().enumerate().take(count) {
+                unsafe { *to.add(i) = x };
+            }
+        }
+        #[inline(always)]
+        unsafe fn plus(self, other: Self) -> Self {
+            Lanes(std::array::from_fn(|i| self.0[i] + other.0[i]))
+        }
+        #[inline(always)]
+        unsafe fn at_least(self, low: Self) -> Self {
+            Lanes(std::array::from_fn(|i| if low.0[i] > self.0[i] { low.0[i] } else { self.0[i] }))
+        }
+        #[inline(always)]
+        unsafe fn at_most(self, high: Self) -> Self {
+            Lanes(std::array::from_fn(|i| if high.0[i] < self.0[i] { high.0[i] } else { self.0[i] }))
+        }
     }
 
     kernels!(run, depthwise, correlate, Lanes, 1 micro1 2 micro2 3 micro3 4 micro4 5 micro5 6 micro6);
@@ -463,7 +596,10 @@ mod x86 {
     use std::arch::x86_64::*;
 
     macro_rules! vector {
-        ($ty:ty, $width:literal, $splat:ident, $load:ident, $store:ident, $mul_add:ident, $mul:ident) => {
+        (
+            $ty:ty, $width:literal, $splat:ident, $load:ident, $store:ident, $mul_add:ident, $mul:ident, $add:ident,
+            $max:ident, $min:ident, $load_some:ident, $store_some:ident, $mask:ident
+        ) => {
             // SAFETY (all methods): only called where the instruction set is enabled.
             impl Vector for $ty {
                 const WIDTH: usize = $width;
@@ -487,11 +623,77 @@ mod x86 {
                 unsafe fn mul(self, by: Self) -> Self {
                     unsafe { $mul(self, by) }
                 }
+                #[inline(always)]
+                unsafe fn load_some(from: *const f32, count: usize) -> Self {
+                    unsafe { $load_some($mask(count), from) }
+                }
+                #[inline(always)]
+                unsafe fn store_some(self, to: *mut f32, count: usize) {
+                    unsafe { $store_some(to, $mask(count), self) }
+                }
+                #[inline(always)]
+                unsafe fn plus(self, other: Self) -> Self {
+                    unsafe { $add(self, other) }
+                }
+                #[inline(always)]
+                unsafe fn at_least(self, low: Self) -> Self {
+                    // Of two operands one of which is NaN, the instruction gives the second.
+                    unsafe { $max(low, self) }
+                }
+                #[inline(always)]
+                unsafe fn at_most(self, high: Self) -> Self {
+                    unsafe { $min(high, self) }
+                }
             }
         };
     }
-    vector!(__m512, 16, _mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_fmadd_ps, _mm512_mul_ps);
-    vector!(__m256, 8, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_fmadd_ps, _mm256_mul_ps);
+    /// The first lanes of 16.
+    #[inline(always)]
+    unsafe fn lanes16(count: usize) -> __mmask16 {
+        ((1u32 << count) - 1) as __mmask16
+    }
+    /// The first lanes of 8.
+    #[inline(always)]
+    unsafe fn lanes8(count: usize) -> __m256i {
+        const LANES: [i32; 16] = [-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0];
+        // SAFETY: eight numbers from any of the first nine on.
+        unsafe { _mm256_loadu_si256(LANES.as_ptr().add(8 - count.min(8)).cast()) }
+    }
+    #[inline(always)]
+    unsafe fn load8(lanes: __m256i, from: *const f32) -> __m256 {
+        // SAFETY: lanes that are left out are not touched; the rest is the caller's contract.
+        unsafe { _mm256_maskload_ps(from, lanes) }
+    }
+    vector!(
+        __m512,
+        16,
+        _mm512_set1_ps,
+        _mm512_loadu_ps,
+        _mm512_storeu_ps,
+        _mm512_fmadd_ps,
+        _mm512_mul_ps,
+        _mm512_add_ps,
+        _mm512_max_ps,
+        _mm512_min_ps,
+        _mm512_maskz_loadu_ps,
+        _mm512_mask_storeu_ps,
+        lanes16
+    );
+    vector!(
+        __m256,
+        8,
+        _mm256_set1_ps,
+        _mm256_loadu_ps,
+        _mm256_storeu_ps,
+        _mm256_fmadd_ps,
+        _mm256_mul_ps,
+        _mm256_add_ps,
+        _mm256_max_ps,
+        _mm256_min_ps,
+        load8,
+        _mm256_maskstore_ps,
+        lanes8
+    );
 
     kernels!(
         [target_feature(enable = "avx512f,avx512vl,avx512dq,avx512bw,avx2,fma")]

@@ -14,7 +14,7 @@
 //! by itself (depthwise), weights lie tap by tap.
 
 use super::LINE;
-use super::micro::{Corner, Left, Span, kernels};
+use super::micro::{Corner, Finish, Left, Span, kernels};
 use std::ops::Range;
 
 /// See the [module](self). Pairs are (vertical, horizontal).
@@ -289,6 +289,7 @@ impl Patch {
         rows: Range<usize>,
         memory: *mut f32,
         (out, pitch): (*mut f32, usize),
+        finish: &Finish,
     ) {
         let area = self.area(&rows);
         let (down, across) = self.axes();
@@ -316,14 +317,16 @@ impl Patch {
                     let corner = Corner { start, pitch: pitch * across.kinds(), cols };
                     let from = memory.cast_const().wrapping_offset(area.at(y, x) + shift);
                     let step = across.advance() * self.channels;
+                    let mut finish = finish.at(place, panel * wide);
+                    finish.end.iter_mut().for_each(|end| end.more.1 *= across.kinds());
                     // SAFETY: every tap of every place lies in the area; the rest is the caller's contract.
                     unsafe {
                         if self.depthwise {
-                            kernels.depthwise(count, stretches, (from, step), weights, corner);
+                            kernels.depthwise(count, stretches, (from, step), weights, corner, &finish);
                         } else {
                             let span = Span { stretches, depth: *depth, right };
                             let left = Left { start: from, pitch: step, by_column: false };
-                            kernels.panel(count, span, left, weights, corner, 1.0, false);
+                            kernels.panel(count, span, left, weights, corner, &finish);
                         }
                     }
                 }

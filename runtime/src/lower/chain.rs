@@ -11,8 +11,8 @@
 //! chain makes. Results that nobody else reads never leave the core: they lie in memory of the thread ([`Local`]). For the
 //! memory plan a chain is one step.
 
-use super::view::{BufId, Walk, place};
-use super::{Buffer, Home, Planned, Step};
+use super::view::{BufId, Walk};
+use super::{Buffer, Home, Planned, Step, tail};
 use crate::cpu::contract::{Contract, Matrix};
 use crate::lower::program::Ins;
 use std::collections::{HashMap, HashSet};
@@ -158,9 +158,9 @@ fn cut_rows(contract: &Contract) -> Option<Contract> {
         place(&mut product.a, step);
         place(&mut product.b, 0);
     }
-    if let Some(out) = &mut cut.out {
-        let step = rows * out.row;
-        place(out, step);
+    for written in cut.out.iter_mut().chain(cut.tail.iter_mut().filter_map(|t| t.more.as_mut())) {
+        let step = rows * written.row;
+        place(written, step);
     }
     Some(cut)
 }
@@ -236,22 +236,9 @@ fn of_matrix(contract: &Contract, x: &Matrix, rows: usize, cols: usize) -> (BufI
 
 /// A walk over all rows as an area per batch, if it is one.
 fn of_walk(contract: &Contract, walk: &Walk) -> (BufId, Option<Area>) {
-    let rows = contract.m;
-    let found = walk.even(0, rows).and_then(|row| {
-        let mut strides = vec![0; contract.batch.len()];
-        let mut inner = rows;
-        for (stride, &dim) in strides.iter_mut().zip(&contract.batch).rev() {
-            if dim > 1 {
-                *stride = walk.row(inner).checked_sub(walk.row(0))?;
-            }
-            inner *= dim;
-        }
-        let regular = (0..inner / rows.max(1)).all(|batch| {
-            let place = place(batch, contract.batch.iter().copied().zip(strides.iter().copied()));
-            walk.row(batch * rows) == walk.row(0) + place && walk.even(batch * rows, rows) == Some(row)
-        });
+    let found = tail::matrix(contract, walk).map(|x| {
         let cols = if walk.col == 0 { 1 } else { contract.n };
-        regular.then(|| area(contract, walk.offset, &strides, [(row, rows), (walk.col, cols)]))
+        area(contract, x.offset, &x.batch, [(x.row, contract.m), (x.col, cols)])
     });
     (walk.buf, found)
 }
@@ -276,5 +263,11 @@ fn loads(contract: &Contract) -> Vec<(BufId, Option<Area>)> {
         Ins::Load(_, walk) => Some(of_walk(contract, walk)),
         _ => None,
     });
-    operands.chain(loaded).collect()
+    let tail = contract.tail.iter();
+    let bias = tail.clone().filter_map(|t| t.bias).map(|(buf, offset)| {
+        let strides = vec![0; contract.batch.len()];
+        (buf, Some(area(contract, offset, &strides, [(0, 1), (1, contract.n)])))
+    });
+    let more = tail.filter_map(|t| t.more.as_ref()).map(|m| of_matrix(contract, m, contract.m, contract.n));
+    operands.chain(loaded).chain(bias).chain(more).collect()
 }

@@ -4,7 +4,7 @@ use super::expr;
 use super::group::{Arg, Core, Group, Item, What};
 use super::program::{Bin, Builder, Program, Src, Un, Width};
 use super::view::{BufId, View, Walk};
-use super::{Home, Lowered, Lowering, Output, Place, Planned, Step, Work};
+use super::{Home, Lowered, Lowering, Output, Place, Planned, Step, Work, tail};
 use crate::cpu::contract::{Contract, Matrix, Product};
 use sartor_ir::{DType, Result, bail, ensure};
 use std::cmp::Reverse;
@@ -137,7 +137,7 @@ impl Lowering<'_> {
             return Ok(Step::Contract(contract(core, Some(&view), None)));
         }
         let program = self.program(group, stored)?;
-        Ok(Step::Contract(contract(core, None, Some(program))))
+        Ok(Step::Contract(tail::simplify(contract(core, None, Some(program)))))
     }
     /// Writes a group as a register program.
     fn program(&self, group: &Group, stored: &[BufId]) -> Result<Program> {
@@ -343,5 +343,7 @@ fn contract(core: &Core, out: Option<&View>, epilogue: Option<Program>) -> Contr
         batch.pop();
         m *= dim;
     }
-    Contract { batch, m, n: core.n, products, out, epilogue }
+    // The longest product last: it ends with the tail.
+    products.sort_by_key(|p| p.k);
+    Contract { batch, m, n: core.n, products, out, tail: None, epilogue }
 }

@@ -18,6 +18,7 @@ pub mod layout;
 pub mod losses;
 pub mod nodes;
 pub mod program;
+pub mod tail;
 pub mod view;
 
 use crate::cpu::batch_norm::{ChannelStats, ChannelSums};

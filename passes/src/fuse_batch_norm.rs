@@ -1,30 +1,49 @@
-//! Batch normalisation after a convolution, folded into its weights:
+//! `fuse-batch-norm`: batch normalisation after a convolution, folded into its weights.
 //!
 //! ```text
 //! γ (W ∗ x + b − μ) / √(σ² + ε) + β  =  (s W) ∗ x + (s (b − μ) + β),   s = γ / √(σ² + ε), per output channel
 //! ```
+//! (executed by `tests/cases/fuse-batch-norm/conv.txt`)
 //!
-//! All of W, b, γ, β, μ, σ² must be constants or `Constant`/`Frozen` parameters, and nothing else may read the
-//! convolution. The new weight and bias are `Frozen` parameters.
+//! *Needs* the internal opset. *Leaves* no normalisation whose W, b, γ, β, μ, σ² are all constants or `Constant`/`Frozen`
+//! parameters and whose convolution nothing else reads. The same numbers up to rounding. The new weight and bias are
+//! `Frozen` parameters with names of their own. A model with training programs stays as it is: they read the old ones. Idempotent.
 
 use crate::fold::fresh_param_name;
+use crate::walk::require_internal_opset;
+use crate::{Changed, Pass};
 use sartor_ir::{DType, Graph, Model, NodeId, NodeKind, Parameter, Result, Role, Tensor, Type, Value};
+use schemars::JsonSchema;
+use serde::Deserialize;
 
-/// Fuses wherever it can in the inference graph; returns whether anywhere.
-pub fn fuse(model: &mut Model) -> Result<bool> {
-    let mut graph = std::mem::take(&mut model.graph);
-    let mut changed = false;
-    for id in graph.topo_ops() {
-        if let Some(fused) = plan(&graph, id, model)? {
-            apply(&mut graph, model, id, fused);
-            changed = true;
+/// See the [module](self).
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct FuseBatchNorm {}
+
+impl Pass for FuseBatchNorm {
+    fn name(&self) -> &str {
+        "fuse-batch-norm"
+    }
+    fn run(&self, model: &mut Model) -> Result<Changed> {
+        require_internal_opset(model)?;
+        if !model.programs.is_empty() {
+            return Ok(Changed::No);
         }
+        let mut graph = std::mem::take(&mut model.graph);
+        let mut changed = false;
+        for id in graph.topo_ops() {
+            if let Some(fused) = plan(&graph, id, model)? {
+                apply(&mut graph, model, id, fused);
+                changed = true;
+            }
+        }
+        if changed {
+            graph.remove_dead();
+        }
+        model.graph = graph;
+        Ok(changed.into())
     }
-    if changed {
-        graph.remove_dead();
-    }
-    model.graph = graph;
-    Ok(changed)
 }
 
 struct Fused {
