@@ -38,7 +38,8 @@ fn read_shape(shape: &TensorShapeProto) -> Vec<Dim> {
 fn read_dim(dim: &Dimension) -> Dim {
     match &dim.value {
         Some(DimensionValue::DimValue(n)) if *n >= 0 => Dim::Known(*n),
-        Some(DimensionValue::DimParam(name)) if !name.is_empty() => Dim::parse(name),
+        // Some exporters write "?" for every length that they do not know; equal they are not.
+        Some(DimensionValue::DimParam(name)) if !name.is_empty() && name != "?" => Dim::parse(name),
         _ => Dim::Unknown,
     }
 }
