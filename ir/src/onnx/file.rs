@@ -1,10 +1,38 @@
 //! Files: mapping them for reading, and replacing them as a whole when writing.
+//!
+//! Most bytes of a written model are bytes of the file it was read from: weights that no pass has changed. They are copied from file
+//! to file by the system (`copy_file_range`), and never mapped into memory.
 
 use crate::error::{Error, Result};
 use bytes::Bytes;
 use std::fs::File;
-use std::io::{IoSlice, Write};
+use std::io::{IoSlice, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+/// A mapped file.
+struct Mapping {
+    map: memmap2::Mmap,
+    file: File,
+}
+
+impl AsRef<[u8]> for Mapping {
+    fn as_ref(&self) -> &[u8] {
+        &self.map
+    }
+}
+
+/// Hands out the bytes of a mapping that others know too.
+struct Shared(Arc<Mapping>);
+
+impl AsRef<[u8]> for Shared {
+    fn as_ref(&self) -> &[u8] {
+        &self.0.map
+    }
+}
+
+/// The mappings that are still in use.
+static MAPPINGS: Mutex<Vec<Weak<Mapping>>> = Mutex::new(Vec::new());
 
 /// The bytes of a file, mapped.
 pub(super) fn map(file: &File, path: &Path) -> Result<Bytes> {
@@ -15,18 +43,39 @@ pub(super) fn map(file: &File, path: &Path) -> Result<Bytes> {
     // SAFETY: the mapping is private and only read. Another process that truncates the file while we run can end this
     // process (SIGBUS), as with every reader that maps; files that we write ourselves are replaced, never changed.
     let map = unsafe { memmap2::Mmap::map(file) }.map_err(|e| Error::io(path, e))?;
-    Ok(Bytes::from_owner(map))
+    let mapping = Arc::new(Mapping { map, file: file.try_clone().map_err(|e| Error::io(path, e))? });
+    let mut known = MAPPINGS.lock().unwrap_or_else(PoisonError::into_inner);
+    known.retain(|other| other.strong_count() > 0);
+    known.push(Arc::downgrade(&mapping));
+    Ok(Bytes::from_owner(Shared(mapping)))
+}
+
+/// The mapping that some bytes lie in, and where.
+fn source(bytes: &[u8]) -> Option<(Arc<Mapping>, u64)> {
+    let known = MAPPINGS.lock().unwrap_or_else(PoisonError::into_inner);
+    known.iter().filter_map(Weak::upgrade).find_map(|mapping| {
+        let within = mapping.map.as_ptr_range();
+        let range = bytes.as_ptr_range();
+        let inside = within.start <= range.start && range.end <= within.end;
+        let offset = (range.start as usize).wrapping_sub(within.start as usize) as u64;
+        inside.then_some((mapping, offset))
+    })
 }
 
 /// Writes the pieces, one after the other, to a file that appears whole or not at all: a temporary file in the same
-/// folder, `fsync`, rename, `fsync` of the folder. The bytes go from where they are straight to the file.
+/// folder, then a rename. If it takes the place of another file, `fsync` comes before and after that, so that a power cut leaves one of
+/// the two.
 pub(super) fn replace(path: &Path, pieces: &[Bytes]) -> Result<()> {
     let temporary = temporary_path(path)?;
-    let written = write_new(&temporary, pieces).and_then(|()| std::fs::rename(&temporary, path));
+    let replaces = path.exists();
+    let written = write_new(&temporary, pieces, replaces).and_then(|()| std::fs::rename(&temporary, path));
     if let Err(e) = written {
         // The error that matters is the first one.
         let _ = std::fs::remove_file(&temporary);
         return Err(Error::io(path, e));
+    }
+    if !replaces {
+        return Ok(());
     }
     let folder = folder_of(path);
     File::open(folder).and_then(|f| f.sync_all()).map_err(|e| Error::io(folder, e))
@@ -48,9 +97,36 @@ fn temporary_path(path: &Path) -> Result<PathBuf> {
     Ok(folder_of(path).join(name))
 }
 
-fn write_new(path: &Path, pieces: &[Bytes]) -> std::io::Result<()> {
+static COPYING: Mutex<()> = Mutex::new(());
+
+/// Pieces of at least so many bytes are copied from the file that they come from.
+const LARGE: usize = 1 << 16;
+
+fn write_new(path: &Path, pieces: &[Bytes], flush: bool) -> std::io::Result<()> {
     let mut file = File::options().write(true).create_new(true).open(path)?;
-    let mut slices: Vec<IoSlice> = pieces.iter().filter(|p| !p.is_empty()).map(|p| IoSlice::new(p)).collect();
+    let mut slices: Vec<IoSlice> = Vec::new();
+    for piece in pieces.iter().filter(|p| !p.is_empty()) {
+        match source(piece).filter(|_| piece.len() >= LARGE) {
+            Some((mapping, offset)) => {
+                write_slices(&mut file, &mut slices)?;
+                // Whoever copies moves the file's position.
+                let _turn = COPYING.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut from = &mapping.file;
+                from.seek(SeekFrom::Start(offset))?;
+                let copied = std::io::copy(&mut from.take(piece.len() as u64), &mut file)?;
+                if copied != piece.len() as u64 {
+                    return Err(std::io::ErrorKind::UnexpectedEof.into());
+                }
+            }
+            None => slices.push(IoSlice::new(piece)),
+        }
+    }
+    write_slices(&mut file, &mut slices)?;
+    if flush { file.sync_all() } else { Ok(()) }
+}
+
+/// Writes all slices and forgets them.
+fn write_slices(file: &mut File, slices: &mut Vec<IoSlice>) -> std::io::Result<()> {
     let mut left = &mut slices[..];
     while !left.is_empty() {
         let batch = left.len().min(512);
@@ -61,7 +137,8 @@ fn write_new(path: &Path, pieces: &[Bytes]) -> std::io::Result<()> {
             Err(e) => return Err(e),
         }
     }
-    file.sync_all()
+    slices.clear();
+    Ok(())
 }
 
 #[cfg(test)]
@@ -76,6 +153,17 @@ mod tests {
         let old = map(&File::open(&path).unwrap(), &path).unwrap();
         replace(&path, &[Bytes::from_static(b"new "), Bytes::new(), old]).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"new old");
+        // Bytes of another file, from the middle of it, between bytes of our own.
+        let large: Vec<u8> = (0..3 * LARGE).map(|i| (i % 251) as u8).collect();
+        std::fs::write(dir.path().join("large"), &large).unwrap();
+        let mapped = map(&File::open(dir.path().join("large")).unwrap(), &path).unwrap();
+        let middle = mapped.slice(7..LARGE + 9);
+        assert_eq!(source(&middle).map(|(_, offset)| offset), Some(7));
+        replace(&path, &[Bytes::from_static(b"a"), middle.clone(), Bytes::from_static(b"b"), middle]).unwrap();
+        let expected = [b"a", &large[7..LARGE + 9], b"b", &large[7..LARGE + 9]].concat();
+        assert!(std::fs::read(&path).unwrap() == expected);
+        drop(mapped);
+        std::fs::remove_file(dir.path().join("large")).unwrap();
         // A folder in the way: the rename fails.
         let blocked = dir.path().join("d");
         std::fs::create_dir_all(blocked.join("inside")).unwrap();

@@ -295,7 +295,7 @@ impl Contract {
                     let rows = i / patch.grid.1..(i + rows) / patch.grid.1;
                     let group = batch % patch.groups.0 * patch.group_len(self.n);
                     let weights = weights.get().cast_const().wrapping_add(group);
-                    with_memory(&PATCH_MEMORY, patch.area(&rows).len(), |memory| {
+                    with_memory(&PATCH_MEMORY, patch.memory(&rows), |memory| {
                         // SAFETY: the memory has room for the area; tiles are whole rows of places.
                         unsafe { patch.run(pa, weights, self.n, rows, memory, (out.0, out.1), &finish) };
                     });

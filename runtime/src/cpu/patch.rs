@@ -10,6 +10,8 @@
 //! is what micro-kernels read in place. Transposed, the places of one residue modulo the stride see the same taps: they are neighbours then.
 //! The layout of the image itself does not matter.
 //!
+//! Depthwise convolutions of images that lie channels last need no copy: places at the edges leave out the taps that see nothing.
+//!
 //! Weights are packed in panels of columns; a panel holds its rows in the order of the stretches. If every channel is convolved
 //! by itself (depthwise), weights lie tap by tap.
 
@@ -277,10 +279,79 @@ impl Patch {
         let stretches = all.into_iter().step_by(step).map(|(x, w)| ((x - shift) as usize, w)).collect();
         Kind { stretches, depth, shift }
     }
+    /// Whether channels lie side by side, so that depthwise kernels read the image where it is.
+    fn in_place(&self) -> bool {
+        self.depthwise && self.steps[2] == 1
+    }
+    /// The elements of memory that [`Patch::run`] needs.
+    pub fn memory(&self, rows: &Range<usize>) -> usize {
+        if self.in_place() { 0 } else { self.area(rows).len() }
+    }
+    /// Depthwise, some rows of places, from the image where it is. Neighbouring places that see the same taps inside of the image are
+    /// computed together: those at the edges see fewer.
+    unsafe fn depthwise_in_place(
+        &self,
+        image: *const f32,
+        weights: *const f32,
+        n: usize,
+        rows: Range<usize>,
+        (out, pitch): (*mut f32, usize),
+        finish: &Finish,
+    ) {
+        let (kernels, (down, across)) = (kernels(), self.axes());
+        let [row_step, pixel, _] = self.steps;
+        let right = n.next_multiple_of(LINE);
+        let columns: Vec<Vec<(usize, isize)>> = (0..across.kinds()).map(|kind| across.taps(kind)).collect();
+        let lines: Vec<Vec<(usize, isize)>> = (0..down.kinds()).map(|kind| down.taps(kind)).collect();
+        let inside = |at: isize, size: usize| at >= 0 && at < size as isize;
+        // For every kind of column: the first place of a run, and the places and taps of the run.
+        let mut runs: Vec<(usize, usize, Vec<(usize, isize)>)> = Vec::new();
+        for first in 0..across.kinds().min(self.grid.1) {
+            for ox in (first..self.grid.1).step_by(across.kinds()) {
+                let (kind, x) = across.place(ox);
+                let seen = columns[kind].iter().filter(|&&(_, d)| inside(x + d, self.image.1)).copied().collect();
+                match runs.last_mut() {
+                    Some((start, count, taps))
+                        if ox > first && *taps == seen && *start + *count * across.kinds() == ox =>
+                    {
+                        *count += 1;
+                    }
+                    _ => runs.push((ox, 1, seen)),
+                }
+            }
+        }
+        let mut taps: Vec<(usize, usize)> = Vec::with_capacity(self.taps());
+        for oy in rows.clone() {
+            let (kind, y) = down.place(oy);
+            for (start, count, seen) in &runs {
+                let (_, x) = across.place(*start);
+                // The first tap is the origin: all others lie behind it.
+                let (mut origin, first_x) = (None, seen.iter().map(|&(_, d)| x + d).min().unwrap_or(0));
+                taps.clear();
+                let mut visible: Vec<_> = lines[kind].iter().filter(|&&(_, d)| inside(y + d, self.image.0)).collect();
+                visible.sort_by_key(|&&(_, d)| d);
+                for &(ty, dy) in visible {
+                    let line = (y + dy) as usize * row_step;
+                    let origin = *origin.get_or_insert(line + first_x as usize * pixel);
+                    let place = |&(tx, dx): &(usize, isize)| {
+                        (line + (x + dx) as usize * pixel - origin, (ty * self.kernel.1 + tx) * right)
+                    };
+                    taps.extend(seen.iter().map(place));
+                }
+                let place = (oy - rows.start) * self.grid.1 + start;
+                let corner = Corner { start: out.wrapping_add(place * pitch), pitch: pitch * across.kinds(), cols: n };
+                let from = image.wrapping_add(origin.unwrap_or(0));
+                let mut finish = finish.at(place, 0);
+                finish.end.iter_mut().for_each(|end| end.more.1 *= across.kinds());
+                // SAFETY: taps outside of the image were left out; the rest is the caller's contract.
+                unsafe { kernels.depthwise(*count, &taps, (from, across.advance() * pixel), weights, corner, &finish) };
+            }
+        }
+    }
     /// Some rows of places, all columns, from packed weights. `out`: where the first place's result begins, and the distance of places.
     ///
     /// # Safety
-    /// `memory` must hold the [area](Patch::area) of the rows; image, weights and result must cover their extents.
+    /// `memory` must hold [`Patch::memory`] elements; image, weights and result must cover their extents.
     pub unsafe fn run(
         &self,
         image: *const f32,
@@ -291,6 +362,10 @@ impl Patch {
         (out, pitch): (*mut f32, usize),
         finish: &Finish,
     ) {
+        if self.in_place() {
+            // SAFETY: the caller's contract.
+            return unsafe { self.depthwise_in_place(image, weights, n, rows, (out, pitch), finish) };
+        }
         let area = self.area(&rows);
         let (down, across) = self.axes();
         let kernels = kernels();

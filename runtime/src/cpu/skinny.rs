@@ -46,7 +46,7 @@ pub enum Way {
 pub fn way(s: Shape, a: (usize, usize), b: (usize, usize), out: (usize, usize)) -> Option<Way> {
     if s.m == 0 || s.n == 0 || s.k == 0 {
         None
-    } else if s.k <= SKINNY && s.n > SKINNY && b.1 == 1 && out.1 == 1 {
+    } else if s.k < SKINNY && s.n > SKINNY && b.1 == 1 && out.1 == 1 {
         Some(Way::Short)
     } else if s.n <= SKINNY && s.m > SKINNY && s.k > SKINNY && a.1 == 1 {
         // Micro-kernels, even half empty, are faster than dot products.

@@ -57,6 +57,7 @@ fn measure(args: &Args, name: &str, model: &Path) -> Result<Vec<Side>> {
     for round in 0..args.rounds {
         for (place, side) in sides.iter_mut().enumerate().filter(|(_, side)| side.failed.is_none()) {
             eprintln!("{name} {}/{}: {}", round + 1, args.rounds, side.name);
+            std::fs::remove_file(&out).ok();
             let turn = match place {
                 0 => side.optimise_here(model, &out),
                 _ => side.optimise_there(PEERS[place - 1], model, &out),
