@@ -47,9 +47,9 @@ impl Chain {
 }
 
 /// Fewer blocks are not worth it: they are what is distributed to threads.
-const LEAST: usize = 8;
+const LEAST: usize = 4;
 /// Rows of a block, at most and at least.
-const ROWS: (usize, usize) = (160, 32);
+const ROWS: (usize, usize) = (160, 64);
 /// Packed right factors of a chain, in elements.
 const MOST_PACKED: usize = 1 << 23;
 
