@@ -43,7 +43,16 @@ fn check(draw: &mut Draw, s: Shape, layout: usize) {
     let (bias, more) = (Matrix::new(draw, 1, s.n, false, 0), Matrix::new(draw, s.m, s.n, false, space));
     let (low, high) = (-0.25, if layout & 8 != 0 { 0.75 } else { f32::INFINITY });
     let or_null = |wanted: bool, from: &Matrix| if wanted { from.data.as_ptr() } else { std::ptr::null() };
-    let end = End { bias: or_null(has_bias, &bias), more: (or_null(has_more, &more), more.row), low, high };
+    let mask = Matrix::new(draw, s.m, s.n, false, space);
+    let end = End {
+        bias: or_null(has_bias, &bias),
+        more: (or_null(has_more, &more), more.row),
+        low,
+        high,
+        mask: (or_null(has_bias != has_more, &mask), mask.row),
+        above: -0.5,
+        below: 0.25,
+    };
     let finish = Finish { alpha: 0.5, add, end: has_end.then_some(end) };
     // SAFETY: the matrices have the extents that the shape says.
     let done = unsafe { gemm::product(s, a.source(), b.source(), target, &finish) };
@@ -56,6 +65,10 @@ fn check(draw: &mut Draw, s: Shape, layout: usize) {
             wanted += if has_bias { bias.at(0, j.min(s.n - 1)) } else { 0.0 };
             wanted += if has_more { more.at(i.min(s.m - 1), j.min(s.n - 1)) } else { 0.0 };
             wanted = wanted.max(f64::from(low)).min(f64::from(high));
+            let seen = mask.at(i.min(s.m - 1), j.min(s.n - 1));
+            if has_bias != has_more && !(-0.5 < seen && seen < 0.25) {
+                wanted = 0.0;
+            }
         }
         if j >= s.n {
             wanted = before[place];
@@ -107,7 +120,8 @@ fn bounds_keep_nan() {
     }
     let s = Shape { m: 2, n: 19, k: 1 };
     let (a, b, mut out) = ([f32::NAN, 2.0], [1f32; 19], [0f32; 38]);
-    let end = End { bias: std::ptr::null(), more: (std::ptr::null(), 0), low: 0.0, high: 1.0 };
+    let none = (std::ptr::null(), 0);
+    let end = End { bias: std::ptr::null(), more: none, low: 0.0, high: 1.0, mask: none, above: 0.0, below: 0.0 };
     let finish = Finish { end: Some(end), ..Finish::PLAIN };
     // SAFETY: the arrays have the extents of the shape.
     unsafe { gemm::product(s, (a.as_ptr(), 1, 1), (b.as_ptr(), 19, 1), (out.as_mut_ptr(), 19, 1), &finish) };

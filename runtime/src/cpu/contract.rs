@@ -68,7 +68,7 @@ pub struct Contract {
     pub epilogue: Option<Program>,
 }
 
-/// `low ≤ result + bias + more ≤ high`; NaN stays NaN.
+/// `low ≤ result + bias + more ≤ high`, masked; NaN stays NaN.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Tail {
     /// A number per column, one after the other.
@@ -81,6 +81,15 @@ pub struct Tail {
     pub low: f32,
     /// Nothing is larger.
     pub high: f32,
+    /// Where a number of this is not between two others, the result is 0: the gradient of a bounded activation by its result.
+    pub mask: Option<(Matrix, f32, f32)>,
+}
+
+impl Tail {
+    /// The matrices that it reads, with an element for each of the result.
+    pub fn matrices(&self) -> impl Iterator<Item = &Matrix> {
+        self.more.iter().chain(self.mask.iter().map(|(m, ..)| m))
+    }
 }
 
 /// Says where the packed right factor of a product with this many columns is kept, if it is.
@@ -251,12 +260,14 @@ impl Contract {
     fn end(&self, tail: &Tail, bases: Bases, batch: usize) -> End {
         let at = |buf: BufId, place: usize| bases[buf.index()].wrapping_add(place).cast_const();
         let bias = tail.bias.map_or(std::ptr::null(), |(buf, offset)| at(buf, offset));
-        let more = tail
-            .more
-            .as_ref()
-            .filter(|_| !tail.in_place)
-            .map_or((std::ptr::null(), 0), |m| (at(m.buf, self.place(m, batch)), m.row));
-        End { bias, more, low: tail.low, high: tail.high }
+        let rows = |m: &Matrix| (at(m.buf, self.place(m, batch)), m.row);
+        let none = (std::ptr::null(), 0);
+        let more = tail.more.as_ref().filter(|_| !tail.in_place).map_or(none, rows);
+        let (mask, above, below) = match &tail.mask {
+            Some((matrix, above, below)) => (rows(matrix), *above, *below),
+            None => (none, 0.0, 0.0),
+        };
+        End { bias, more, low: tail.low, high: tail.high, mask, above, below }
     }
     fn place(&self, matrix: &Matrix, batch: usize) -> usize {
         matrix.offset + view::place(batch, self.batch.iter().copied().zip(matrix.batch.iter().copied()))

@@ -41,7 +41,7 @@ pub struct Span<'a> {
     pub right: usize,
 }
 
-/// What happens to sums on their way to the result: `low ≤ result + α · sum + bias + more ≤ high`.
+/// What happens to sums on their way to the result: `low ≤ result + α · sum + bias + more ≤ high`, masked.
 #[derive(Clone, Copy)]
 pub struct Finish {
     /// What sums are multiplied by.
@@ -63,6 +63,12 @@ pub struct End {
     pub low: f32,
     /// Nothing is larger; after `low`.
     pub high: f32,
+    /// Numbers per element, or null, and the distance of their rows: where one is not between `above` and `below`, the result is 0.
+    pub mask: (*const f32, usize),
+    /// See `mask`.
+    pub above: f32,
+    /// See `mask`.
+    pub below: f32,
 }
 
 impl Finish {
@@ -81,7 +87,14 @@ impl End {
     #[inline(always)]
     pub fn at(self, row: usize, col: usize) -> End {
         let by = |start: *const f32, count: usize| if start.is_null() { start } else { start.wrapping_add(count) };
-        End { bias: by(self.bias, col), more: (by(self.more.0, row * self.more.1 + col), self.more.1), ..self }
+        let rows = |(start, pitch): (*const f32, usize)| (by(start, row * pitch + col), pitch);
+        End { bias: by(self.bias, col), more: rows(self.more), mask: rows(self.mask), ..self }
+    }
+    /// The same for every `step`-th row.
+    #[inline(always)]
+    pub fn every(self, step: usize) -> End {
+        let rows = |(start, pitch): (*const f32, usize)| (start, pitch * step);
+        End { more: rows(self.more), mask: rows(self.mask), ..self }
     }
 }
 
@@ -152,7 +165,7 @@ impl Kernels {
     /// `c[i, j] = Σ_t image[tap_t + i · pitch + j] · weights[tap_t + j]`
     ///
     /// # Safety
-    /// As for [`Kernels::panel`]; image and weights must cover whole vectors of columns.
+    /// As for [`Kernels::panel`]; weights must cover whole vectors of columns.
     #[inline]
     pub unsafe fn depthwise(
         &self,
@@ -202,6 +215,15 @@ trait Vector: Copy {
     unsafe fn at_least(self, low: Self) -> Self;
     /// The smaller of two; if this one is NaN, NaN.
     unsafe fn at_most(self, high: Self) -> Self;
+    /// This one where `low < mask < high`, else 0.
+    unsafe fn where_between(self, mask: Self, low: Self, high: Self) -> Self;
+}
+
+/// A vector, of which the first `count` numbers count. (Functions, not closures: only they are inlined for certain.)
+#[inline(always)]
+unsafe fn load<V: Vector>(from: *const f32, count: usize) -> V {
+    // SAFETY: the caller vouches for the place and the instruction set.
+    unsafe { if count >= V::WIDTH { V::load(from) } else { V::load_some(from, count) } }
 }
 
 /// How one or two vectors of columns end.
@@ -211,6 +233,8 @@ struct Ending<V> {
     bias: [V; 2],
     bounds: Option<(V, V)>,
     more: (*const f32, usize),
+    mask: (*const f32, usize),
+    between: (V, V),
 }
 
 impl<V: Vector> Ending<V> {
@@ -221,16 +245,27 @@ impl<V: Vector> Ending<V> {
             let zero = V::splat(0.0);
             let (alpha, add) = (V::splat(finish.alpha), finish.add);
             let Some(end) = finish.end else {
-                return Ending { alpha, add, bias: [zero; 2], bounds: None, more: (std::ptr::null(), 0) };
-            };
-            let bias = |first: usize| match cols.saturating_sub(first) {
-                _ if end.bias.is_null() => zero,
-                0 => zero,
-                some if some < V::WIDTH => V::load_some(end.bias.add(first), some),
-                _ => V::load(end.bias.add(first)),
+                let none = (std::ptr::null(), 0);
+                return Ending {
+                    alpha,
+                    add,
+                    bias: [zero; 2],
+                    bounds: None,
+                    more: none,
+                    mask: none,
+                    between: (zero, zero),
+                };
             };
             let bounds = Some((V::splat(end.low), V::splat(end.high)));
-            Ending { alpha, add, bias: [bias(0), bias(V::WIDTH)], bounds, more: end.more }
+            let mut bias = [zero; 2];
+            if !end.bias.is_null() {
+                bias[0] = load(end.bias, cols);
+                if cols > V::WIDTH {
+                    bias[1] = load(end.bias.add(V::WIDTH), cols - V::WIDTH);
+                }
+            }
+            let between = (V::splat(end.above), V::splat(end.below));
+            Ending { alpha, add, bias, bounds, more: end.more, mask: end.mask, between }
         }
     }
     /// Writes the vector of sums of this row and place (0 or 1), or its first `count` numbers.
@@ -239,18 +274,20 @@ impl<V: Vector> Ending<V> {
         let first = place * V::WIDTH;
         // SAFETY: the caller vouches for the place and the instruction set.
         unsafe {
-            let whole = count >= V::WIDTH;
-            let load = |from: *const f32| if whole { V::load(from) } else { V::load_some(from, count) };
             let to = to.add(first);
-            let mut y = if self.add { x.mul_add(self.alpha, load(to)) } else { x.mul(self.alpha) };
+            let mut y = if self.add { x.mul_add(self.alpha, load(to, count)) } else { x.mul(self.alpha) };
             if let Some((low, high)) = self.bounds {
                 y = y.plus(self.bias[place]);
                 if !self.more.0.is_null() {
-                    y = y.plus(load(self.more.0.add(row * self.more.1 + first)));
+                    y = y.plus(load(self.more.0.add(row * self.more.1 + first), count));
                 }
                 y = y.at_least(low).at_most(high);
+                if !self.mask.0.is_null() {
+                    let mask = load(self.mask.0.add(row * self.mask.1 + first), count);
+                    y = y.where_between(mask, self.between.0, self.between.1);
+                }
             }
-            if whole {
+            if count >= V::WIDTH {
                 y.store(to);
             } else {
                 y.store_some(to, count);
@@ -283,6 +320,13 @@ unsafe fn end_inner<const FMA: bool>(rows: usize, cols: usize, (start, pitch): (
         for x in out {
             let y = if end.low > *x { end.low } else { *x };
             *x = if end.high < y { end.high } else { y };
+        }
+        if !end.mask.0.is_null() {
+            // SAFETY: as above.
+            let out = unsafe { std::slice::from_raw_parts_mut(start.add(row * pitch), cols) };
+            for (x, &mask) in out.iter_mut().zip(line(end.mask.0.wrapping_add(row * end.mask.1))) {
+                *x = if end.above < mask && mask < end.below { *x } else { 0.0 };
+            }
         }
     }
 }
@@ -367,7 +411,11 @@ macro_rules! pixels {
                 let mut sums = [V::splat(0.0); $rows];
                 for &(place, weight) in taps {
                     let (from, weight) = (image.add(place), V::load(weights.add(weight)));
-                    $(sums[$i] = V::load(from.add($i * pitch)).mul_add(weight, sums[$i]);)*
+                    if c.cols == V::WIDTH {
+                        $(sums[$i] = V::load(from.add($i * pitch)).mul_add(weight, sums[$i]);)*
+                    } else {
+                        $(sums[$i] = V::load_some(from.add($i * pitch), c.cols).mul_add(weight, sums[$i]);)*
+                    }
                 }
                 let ending = Ending::<V>::new(finish, c.cols);
                 if c.cols == V::WIDTH {
@@ -585,6 +633,11 @@ mod portable {
         unsafe fn at_most(self, high: Self) -> Self {
             Lanes(std::array::from_fn(|i| if high.0[i] < self.0[i] { high.0[i] } else { self.0[i] }))
         }
+        #[inline(always)]
+        unsafe fn where_between(self, mask: Self, low: Self, high: Self) -> Self {
+            let inside = |i: usize| low.0[i] < mask.0[i] && mask.0[i] < high.0[i];
+            Lanes(std::array::from_fn(|i| if inside(i) { self.0[i] } else { 0.0 }))
+        }
     }
 
     kernels!(run, depthwise, correlate, Lanes, 1 micro1 2 micro2 3 micro3 4 micro4 5 micro5 6 micro6);
@@ -598,7 +651,7 @@ mod x86 {
     macro_rules! vector {
         (
             $ty:ty, $width:literal, $splat:ident, $load:ident, $store:ident, $mul_add:ident, $mul:ident, $add:ident,
-            $max:ident, $min:ident, $load_some:ident, $store_some:ident, $mask:ident
+            $max:ident, $min:ident, $load_some:ident, $store_some:ident, $mask:ident, $between:ident
         ) => {
             // SAFETY (all methods): only called where the instruction set is enabled.
             impl Vector for $ty {
@@ -644,6 +697,10 @@ mod x86 {
                 unsafe fn at_most(self, high: Self) -> Self {
                     unsafe { $min(high, self) }
                 }
+                #[inline(always)]
+                unsafe fn where_between(self, mask: Self, low: Self, high: Self) -> Self {
+                    unsafe { $between(self, mask, low, high) }
+                }
             }
         };
     }
@@ -664,6 +721,22 @@ mod x86 {
         // SAFETY: lanes that are left out are not touched; the rest is the caller's contract.
         unsafe { _mm256_maskload_ps(from, lanes) }
     }
+    #[inline(always)]
+    unsafe fn between16(x: __m512, mask: __m512, low: __m512, high: __m512) -> __m512 {
+        // SAFETY: the caller has the instruction set.
+        unsafe {
+            let lanes = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(low, mask) & _mm512_cmp_ps_mask::<_CMP_LT_OQ>(mask, high);
+            _mm512_maskz_mov_ps(lanes, x)
+        }
+    }
+    #[inline(always)]
+    unsafe fn between8(x: __m256, mask: __m256, low: __m256, high: __m256) -> __m256 {
+        // SAFETY: the caller has the instruction set.
+        unsafe {
+            let lanes = _mm256_and_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(low, mask), _mm256_cmp_ps::<_CMP_LT_OQ>(mask, high));
+            _mm256_and_ps(lanes, x)
+        }
+    }
     vector!(
         __m512,
         16,
@@ -677,7 +750,8 @@ mod x86 {
         _mm512_min_ps,
         _mm512_maskz_loadu_ps,
         _mm512_mask_storeu_ps,
-        lanes16
+        lanes16,
+        between16
     );
     vector!(
         __m256,
@@ -692,7 +766,8 @@ mod x86 {
         _mm256_min_ps,
         load8,
         _mm256_maskstore_ps,
-        lanes8
+        lanes8,
+        between8
     );
 
     kernels!(

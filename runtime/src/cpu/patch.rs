@@ -342,7 +342,7 @@ impl Patch {
                 let corner = Corner { start: out.wrapping_add(place * pitch), pitch: pitch * across.kinds(), cols: n };
                 let from = image.wrapping_add(origin.unwrap_or(0));
                 let mut finish = finish.at(place, 0);
-                finish.end.iter_mut().for_each(|end| end.more.1 *= across.kinds());
+                finish.end = finish.end.map(|end| end.every(across.kinds()));
                 // SAFETY: taps outside of the image were left out; the rest is the caller's contract.
                 unsafe { kernels.depthwise(*count, &taps, (from, across.advance() * pixel), weights, corner, &finish) };
             }
@@ -393,7 +393,7 @@ impl Patch {
                     let from = memory.cast_const().wrapping_offset(area.at(y, x) + shift);
                     let step = across.advance() * self.channels;
                     let mut finish = finish.at(place, panel * wide);
-                    finish.end.iter_mut().for_each(|end| end.more.1 *= across.kinds());
+                    finish.end = finish.end.map(|end| end.every(across.kinds()));
                     // SAFETY: every tap of every place lies in the area; the rest is the caller's contract.
                     unsafe {
                         if self.depthwise {

@@ -158,9 +158,10 @@ fn cut_rows(contract: &Contract) -> Option<Contract> {
         place(&mut product.a, step);
         place(&mut product.b, 0);
     }
-    for written in cut.out.iter_mut().chain(cut.tail.iter_mut().filter_map(|t| t.more.as_mut())) {
-        let step = rows * written.row;
-        place(written, step);
+    let tail = cut.tail.iter_mut().flat_map(|t| t.more.iter_mut().chain(t.mask.iter_mut().map(|(m, ..)| m)));
+    for matrix in cut.out.iter_mut().chain(tail) {
+        let step = rows * matrix.row;
+        place(matrix, step);
     }
     Some(cut)
 }
@@ -268,6 +269,6 @@ fn loads(contract: &Contract) -> Vec<(BufId, Option<Area>)> {
         let strides = vec![0; contract.batch.len()];
         (buf, Some(area(contract, offset, &strides, [(0, 1), (1, contract.n)])))
     });
-    let more = tail.filter_map(|t| t.more.as_ref()).map(|m| of_matrix(contract, m, contract.m, contract.n));
+    let more = tail.flat_map(|t| t.matrices()).map(|m| of_matrix(contract, m, contract.m, contract.n));
     operands.chain(loaded).chain(bias).chain(more).collect()
 }

@@ -1,9 +1,9 @@
 //! Epilogues that micro-kernels compute themselves.
 //!
 //! ```text
-//! result → + a number per column → + another tensor → not below → not above → memory
+//! result → + a number per column → + another tensor → not below → not above → 0 where a third tensor is not within bounds → memory
 //! ```
-//! Bias, residual, ReLU and Clip of nearly every layer are of this form; a program would send them through the first-level
+//! Bias, residual, ReLU and Clip of nearly every layer are of this form, and the gradients of the latter; a program would send them through the first-level
 //! cache instruction by instruction. What is not exactly this stays a program.
 
 use super::program::{Bin, Ins, Program, Simple, Src, Then, Un, Width};
@@ -20,6 +20,8 @@ enum Held<'p> {
     Element(&'p Walk),
     /// The sum of products, and what has happened to it.
     Sum(State<'p>),
+    /// Whether a number per element is between two others.
+    Between(&'p Walk, f32, f32),
 }
 
 #[derive(Clone, Copy)]
@@ -28,17 +30,20 @@ struct State<'p> {
     more: Option<&'p Walk>,
     low: f32,
     high: f32,
+    mask: Option<(&'p Walk, f32, f32)>,
 }
 
 impl<'p> State<'p> {
+    const NEW: State<'p> = State { bias: None, more: None, low: f32::NEG_INFINITY, high: f32::INFINITY, mask: None };
+
     fn is_bounded(&self) -> bool {
-        self.low > f32::NEG_INFINITY || self.high < f32::INFINITY
+        self.low > f32::NEG_INFINITY || self.high < f32::INFINITY || self.mask.is_some()
     }
     fn plus(mut self, other: Held<'p>) -> Option<Held<'p>> {
         let place = match other {
             Held::Column(walk) => self.bias.replace(walk),
             Held::Element(walk) => self.more.replace(walk),
-            Held::Sum(_) => return None,
+            Held::Sum(_) | Held::Between(..) => return None,
         };
         (place.is_none() && !self.is_bounded()).then_some(Held::Sum(self))
     }
@@ -47,8 +52,18 @@ impl<'p> State<'p> {
         first.then_some(Held::Sum(State { low, ..self }))
     }
     fn at_most(self, high: f32) -> Option<Held<'p>> {
-        let first = self.high == f32::INFINITY && !high.is_nan();
+        let first = self.high == f32::INFINITY && self.mask.is_none() && !high.is_nan();
         first.then_some(Held::Sum(State { high, ..self }))
+    }
+    fn masked(self, condition: Held<'p>) -> Option<Held<'p>> {
+        let mask = match (self.mask, condition) {
+            (None, Held::Between(walk, above, below)) => Some((walk, above, below)),
+            (Some((old, a, b)), Held::Between(walk, above, below)) if old == walk => {
+                Some((walk, a.max(above), b.min(below)))
+            }
+            _ => return None,
+        };
+        Some(Held::Sum(State { mask, ..self }))
     }
 }
 
@@ -67,9 +82,7 @@ fn read(contract: &Contract, program: &Program) -> Option<(Tail, Matrix)> {
     let mut stored = None;
     for ins in &program.code {
         let (dst, what) = match ins {
-            Ins::Tile(dst) => {
-                (*dst, Held::Sum(State { bias: None, more: None, low: f32::NEG_INFINITY, high: f32::INFINITY }))
-            }
+            Ins::Tile(dst) => (*dst, Held::Sum(State::NEW)),
             Ins::Load(dst, walk) if program.width[*dst as usize] == Width::Full => {
                 let same = walk.lead.iter().all(|&(_, stride)| stride == 0);
                 (*dst, if same && walk.col == 1 { Held::Column(walk) } else { Held::Element(walk) })
@@ -78,6 +91,11 @@ fn read(contract: &Contract, program: &Program) -> Option<(Tail, Matrix)> {
             Ins::Bin(Bin::Add, dst, a, b) => (*dst, plus(&held, *a, *b)?),
             Ins::Bin(Bin::Max, dst, a, Src::Const(low)) => (*dst, sum(&held, *a)?.at_least(*low)?),
             Ins::Bin(Bin::Min, dst, a, Src::Const(high)) => (*dst, sum(&held, *a)?.at_most(*high)?),
+            Ins::Bin(Bin::Less, dst, Src::Const(bound), a) => (*dst, between(&held, *a, *bound, f32::INFINITY)?),
+            Ins::Bin(Bin::Less, dst, a, Src::Const(bound)) => (*dst, between(&held, *a, f32::NEG_INFINITY, *bound)?),
+            Ins::Select(dst, condition, a, Src::Const(0.0)) => {
+                (*dst, sum(&held, *a)?.masked(find(&held, *condition)?)?)
+            }
             Ins::Two(Simple::Add, Then::Add, dst, a, b, c) => {
                 let Held::Sum(first) = plus(&held, *a, *b)? else { return None };
                 (*dst, first.plus(find(&held, *c)?)?)
@@ -96,8 +114,13 @@ fn read(contract: &Contract, program: &Program) -> Option<(Tail, Matrix)> {
         None => None,
         Some(walk) => Some(matrix(contract, walk).filter(side_by_side)?),
     };
+    let mask = match state.mask {
+        None => None,
+        Some((walk, above, below)) => Some((matrix(contract, walk).filter(side_by_side)?, above, below)),
+    };
     let bias = state.bias.map(|walk| (walk.buf, walk.offset));
-    side_by_side(&out).then_some((Tail { bias, more, in_place: false, low: state.low, high: state.high }, out))
+    let tail = Tail { bias, more, in_place: false, low: state.low, high: state.high, mask };
+    side_by_side(&out).then_some((tail, out))
 }
 
 fn find<'p>(held: &HashMap<u16, Held<'p>>, src: Src) -> Option<Held<'p>> {
@@ -110,6 +133,13 @@ fn find<'p>(held: &HashMap<u16, Held<'p>>, src: Src) -> Option<Held<'p>> {
 fn sum<'p>(held: &HashMap<u16, Held<'p>>, src: Src) -> Option<State<'p>> {
     match find(held, src)? {
         Held::Sum(state) => Some(state),
+        _ => None,
+    }
+}
+
+fn between<'p>(held: &HashMap<u16, Held<'p>>, src: Src, above: f32, below: f32) -> Option<Held<'p>> {
+    match find(held, src)? {
+        Held::Element(walk) => Some(Held::Between(walk, above, below)),
         _ => None,
     }
 }
