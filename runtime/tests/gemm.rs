@@ -3,7 +3,7 @@
 
 use sartor_ir::rng::Draw;
 use sartor_runtime::cpu::gemm;
-use sartor_runtime::cpu::micro::{End, Finish};
+use sartor_runtime::cpu::micro::{End, Finish, Gate};
 use sartor_runtime::cpu::simd::{self, Level};
 use sartor_runtime::cpu::skinny::Shape;
 
@@ -31,6 +31,8 @@ impl Matrix {
     }
 }
 
+const GATE: Gate = Gate { scale: 0.5, shift: 0.25, low: 0.0, high: 1.0, factor: 0.75 };
+
 fn check(draw: &mut Draw, s: Shape, layout: usize) {
     let (left, right, add) = (layout & 1 != 0, layout & 2 != 0, layout & 4 != 0);
     let (has_end, has_bias, has_more) = (layout & 16 != 0, layout & 32 != 0, layout & 64 != 0);
@@ -47,6 +49,7 @@ fn check(draw: &mut Draw, s: Shape, layout: usize) {
     let end = End {
         bias: or_null(has_bias, &bias),
         more: (or_null(has_more, &more), more.row),
+        gate: (layout & 6 == 6).then_some(GATE),
         low,
         high,
         mask: (or_null(has_bias != has_more, &mask), mask.row),
@@ -64,6 +67,9 @@ fn check(draw: &mut Draw, s: Shape, layout: usize) {
         if has_end {
             wanted += if has_bias { bias.at(0, j.min(s.n - 1)) } else { 0.0 };
             wanted += if has_more { more.at(i.min(s.m - 1), j.min(s.n - 1)) } else { 0.0 };
+            if layout & 6 == 6 {
+                wanted *= (0.5 * wanted + 0.25).clamp(0.0, 1.0) * 0.75;
+            }
             wanted = wanted.max(f64::from(low)).min(f64::from(high));
             let seen = mask.at(i.min(s.m - 1), j.min(s.n - 1));
             if has_bias != has_more && !(-0.5 < seen && seen < 0.25) {
@@ -121,7 +127,8 @@ fn bounds_keep_nan() {
     let s = Shape { m: 2, n: 19, k: 1 };
     let (a, b, mut out) = ([f32::NAN, 2.0], [1f32; 19], [0f32; 38]);
     let none = (std::ptr::null(), 0);
-    let end = End { bias: std::ptr::null(), more: none, low: 0.0, high: 1.0, mask: none, above: 0.0, below: 0.0 };
+    let end =
+        End { bias: std::ptr::null(), more: none, gate: None, low: 0.0, high: 1.0, mask: none, above: 0.0, below: 0.0 };
     let finish = Finish { end: Some(end), ..Finish::PLAIN };
     // SAFETY: the arrays have the extents of the shape.
     unsafe { gemm::product(s, (a.as_ptr(), 1, 1), (b.as_ptr(), 19, 1), (out.as_mut_ptr(), 19, 1), &finish) };

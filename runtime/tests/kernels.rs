@@ -407,6 +407,15 @@ fn convolutions_and_their_gradients_of_odd_shapes() {
         let conv = g.op("Conv", &[x, w, bias], attrs.clone());
         let y = g.op("Relu", &[conv], Attributes::new());
         output(&mut g, "y", y);
+        // Hard swish, written out as exporters do.
+        let number = |g: &mut Graph, x: f32| g.add_const("number", Tensor::scalar(x));
+        let [three, zero, six] = [3.0, 0.0, 6.0].map(|x| number(&mut g, x));
+        let other = g.op("Conv", &[x, w, bias], attrs.clone());
+        let open = g.op("Add", &[other, three], Attributes::new());
+        let open = g.op("Clip", &[open, zero, six], Attributes::new());
+        let swish = g.op("Mul", &[other, open], Attributes::new());
+        let swish = g.op("Div", &[swish, six], Attributes::new());
+        output(&mut g, "swish", swish);
         // Gradients of something that lies channels last, and of something that does not.
         for (name, dy) in [("first", dy), ("last", y)] {
             let shape = g.add_const("x_shape", Tensor::from_i64s(&x_shape));

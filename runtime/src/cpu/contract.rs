@@ -8,7 +8,7 @@
 //! factor that several tiles share is packed once, before them.
 
 use super::fused::{self, Bases, Tile};
-use super::micro::{End, Finish};
+use super::micro::{End, Finish, Gate};
 use super::patch::Patch;
 use super::skinny::{self, Shape, Source, Target};
 use super::{Shared, gemm, micro};
@@ -77,6 +77,8 @@ pub struct Tail {
     pub more: Option<Matrix>,
     /// Whether that lies where the result goes.
     pub in_place: bool,
+    /// What happens before the bounds.
+    pub gate: Option<Gate>,
     /// Nothing is smaller.
     pub low: f32,
     /// Nothing is larger.
@@ -267,7 +269,7 @@ impl Contract {
             Some((matrix, above, below)) => (rows(matrix), *above, *below),
             None => (none, 0.0, 0.0),
         };
-        End { bias, more, low: tail.low, high: tail.high, mask, above, below }
+        End { bias, more, gate: tail.gate, low: tail.low, high: tail.high, mask, above, below }
     }
     fn place(&self, matrix: &Matrix, batch: usize) -> usize {
         matrix.offset + view::place(batch, self.batch.iter().copied().zip(matrix.batch.iter().copied()))

@@ -52,6 +52,21 @@ pub struct Finish {
     pub end: Option<End>,
 }
 
+/// `y · clamp(scale · y + shift, low, high) · factor`: hard swish, however it is written.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Gate {
+    /// See above.
+    pub scale: f32,
+    /// See above.
+    pub shift: f32,
+    /// See above.
+    pub low: f32,
+    /// See above.
+    pub high: f32,
+    /// See above.
+    pub factor: f32,
+}
+
 /// The last thing that happens to a result. NaN stays NaN.
 #[derive(Clone, Copy)]
 pub struct End {
@@ -59,6 +74,8 @@ pub struct End {
     pub bias: *const f32,
     /// A number per element, or null; and the distance of its rows.
     pub more: (*const f32, usize),
+    /// What happens before the bounds.
+    pub gate: Option<Gate>,
     /// Nothing is smaller.
     pub low: f32,
     /// Nothing is larger; after `low`.
@@ -233,6 +250,7 @@ struct Ending<V> {
     bias: [V; 2],
     bounds: Option<(V, V)>,
     more: (*const f32, usize),
+    gate: Option<[V; 5]>,
     mask: (*const f32, usize),
     between: (V, V),
 }
@@ -252,6 +270,7 @@ impl<V: Vector> Ending<V> {
                     bias: [zero; 2],
                     bounds: None,
                     more: none,
+                    gate: None,
                     mask: none,
                     between: (zero, zero),
                 };
@@ -265,7 +284,13 @@ impl<V: Vector> Ending<V> {
                 }
             }
             let between = (V::splat(end.above), V::splat(end.below));
-            Ending { alpha, add, bias, bounds, more: end.more, mask: end.mask, between }
+            let gate = match end.gate {
+                Some(g) => {
+                    Some([V::splat(g.scale), V::splat(g.shift), V::splat(g.low), V::splat(g.high), V::splat(g.factor)])
+                }
+                None => None,
+            };
+            Ending { alpha, add, bias, bounds, more: end.more, gate, mask: end.mask, between }
         }
     }
     /// Writes the vector of sums of this row and place (0 or 1), or its first `count` numbers.
@@ -280,6 +305,10 @@ impl<V: Vector> Ending<V> {
                 y = y.plus(self.bias[place]);
                 if !self.more.0.is_null() {
                     y = y.plus(load(self.more.0.add(row * self.more.1 + first), count));
+                }
+                if let Some([scale, shift, low, high, factor]) = self.gate {
+                    let open = y.mul_add(scale, shift).at_least(low).at_most(high);
+                    y = y.mul(open).mul(factor);
                 }
                 y = y.at_least(low).at_most(high);
                 if !self.mask.0.is_null() {
@@ -316,6 +345,13 @@ unsafe fn end_inner<const FMA: bool>(rows: usize, cols: usize, (start, pitch): (
         }
         if !end.more.0.is_null() {
             out.iter_mut().zip(line(end.more.0.wrapping_add(row * end.more.1))).for_each(|(x, y)| *x += y);
+        }
+        if let Some(g) = end.gate {
+            for x in out.iter_mut() {
+                let y = g.scale * *x + g.shift;
+                let y = if g.low > y { g.low } else { y };
+                *x = *x * if g.high < y { g.high } else { y } * g.factor;
+            }
         }
         for x in out {
             let y = if end.low > *x { end.low } else { *x };

@@ -17,6 +17,7 @@
 
 use super::LINE;
 use super::micro::{Corner, Finish, Left, Span, kernels};
+use std::cell::RefCell;
 use std::ops::Range;
 
 /// See the [module](self). Pairs are (vertical, horizontal).
@@ -72,8 +73,14 @@ impl Axis {
             (0, (at * self.stride) as isize - self.pad as isize)
         }
     }
-    /// The taps that a kind of place sees, in the order of the packed weights, and their distances.
+    /// The taps that a kind of place sees, in the order of the packed weights, and their distances, which grow.
     fn taps(&self, kind: usize) -> Vec<(usize, isize)> {
+        let mut taps = Vec::new();
+        self.taps_to(kind, &mut taps);
+        taps
+    }
+    /// The same, to memory that is there.
+    fn taps_to(&self, kind: usize, to: &mut Vec<(usize, isize)>) {
         let tap = |t: usize| {
             if !self.transposed {
                 return Some((t, (t * self.dilation) as isize));
@@ -82,7 +89,8 @@ impl Axis {
             let stride = self.stride as isize;
             (away.rem_euclid(stride) == 0).then_some((t, away.div_euclid(stride)))
         };
-        (0..self.kernel).filter_map(tap).collect()
+        to.clear();
+        to.extend((0..self.kernel).filter_map(tap));
     }
     /// The part of the image that some places read, its edges included or not.
     fn reach(&self, places: &Range<usize>) -> Range<isize> {
@@ -122,6 +130,32 @@ impl Area {
     fn at(&self, y: isize, x: isize) -> isize {
         ((y - self.rows.start) * self.cols.len() as isize + x - self.cols.start) * self.channels as isize
     }
+}
+
+/// Neighbouring places of one kind in a row that see the same taps, as a range of the kind's.
+struct Run {
+    first: usize,
+    count: usize,
+    seen: (usize, usize),
+}
+
+/// What a thread needs for depthwise convolutions.
+#[derive(Default)]
+struct Runs {
+    columns: Vec<(usize, isize)>,
+    lines: Vec<(usize, isize)>,
+    runs: Vec<Run>,
+    taps: Vec<(usize, usize)>,
+}
+
+thread_local! {
+    static RUNS: RefCell<Runs> = RefCell::default();
+}
+
+/// The taps of a place that lie inside of the image.
+fn seen(taps: &[(usize, isize)], place: isize, size: usize) -> (usize, usize) {
+    let first = taps.partition_point(|&(_, d)| place + d < 0);
+    (first, first.max(taps.partition_point(|&(_, d)| place + d < size as isize)))
 }
 
 /// What the places of one kind read.
@@ -300,53 +334,51 @@ impl Patch {
     ) {
         let (kernels, (down, across)) = (kernels(), self.axes());
         let [row_step, pixel, _] = self.steps;
-        let right = n.next_multiple_of(LINE);
-        let columns: Vec<Vec<(usize, isize)>> = (0..across.kinds()).map(|kind| across.taps(kind)).collect();
-        let lines: Vec<Vec<(usize, isize)>> = (0..down.kinds()).map(|kind| down.taps(kind)).collect();
-        let inside = |at: isize, size: usize| at >= 0 && at < size as isize;
-        // For every kind of column: the first place of a run, and the places and taps of the run.
-        let mut runs: Vec<(usize, usize, Vec<(usize, isize)>)> = Vec::new();
-        for first in 0..across.kinds().min(self.grid.1) {
-            for ox in (first..self.grid.1).step_by(across.kinds()) {
-                let (kind, x) = across.place(ox);
-                let seen = columns[kind].iter().filter(|&&(_, d)| inside(x + d, self.image.1)).copied().collect();
-                match runs.last_mut() {
-                    Some((start, count, taps))
-                        if ox > first && *taps == seen && *start + *count * across.kinds() == ox =>
-                    {
-                        *count += 1;
+        let (right, kinds) = (n.next_multiple_of(LINE), across.kinds());
+        RUNS.with_borrow_mut(|Runs { columns, lines, runs, taps }| {
+            runs.clear();
+            for first in 0..kinds.min(self.grid.1) {
+                for ox in (first..self.grid.1).step_by(kinds) {
+                    let (kind, x) = across.place(ox);
+                    across.taps_to(kind, columns);
+                    let seen = seen(columns, x, self.image.1);
+                    match runs.last_mut() {
+                        Some(run) if run.seen == seen && run.first + run.count * kinds == ox => run.count += 1,
+                        _ => runs.push(Run { first: ox, count: 1, seen }),
                     }
-                    _ => runs.push((ox, 1, seen)),
                 }
             }
-        }
-        let mut taps: Vec<(usize, usize)> = Vec::with_capacity(self.taps());
-        for oy in rows.clone() {
-            let (kind, y) = down.place(oy);
-            for (start, count, seen) in &runs {
-                let (_, x) = across.place(*start);
-                // The first tap is the origin: all others lie behind it.
-                let (mut origin, first_x) = (None, seen.iter().map(|&(_, d)| x + d).min().unwrap_or(0));
-                taps.clear();
-                let mut visible: Vec<_> = lines[kind].iter().filter(|&&(_, d)| inside(y + d, self.image.0)).collect();
-                visible.sort_by_key(|&&(_, d)| d);
-                for &(ty, dy) in visible {
-                    let line = (y + dy) as usize * row_step;
-                    let origin = *origin.get_or_insert(line + first_x as usize * pixel);
-                    let place = |&(tx, dx): &(usize, isize)| {
-                        (line + (x + dx) as usize * pixel - origin, (ty * self.kernel.1 + tx) * right)
-                    };
-                    taps.extend(seen.iter().map(place));
+            for oy in rows.clone() {
+                let (kind, y) = down.place(oy);
+                down.taps_to(kind, lines);
+                let (from, to) = seen(lines, y, self.image.0);
+                for run in runs.iter() {
+                    let (kind, x) = across.place(run.first);
+                    across.taps_to(kind, columns);
+                    let columns = &columns[run.seen.0..run.seen.1];
+                    let place = |dy: isize, dx: isize| (y + dy) as usize * row_step + (x + dx) as usize * pixel;
+                    // Taps lie in the order of their distances: the first is the origin.
+                    let mut origin = None;
+                    taps.clear();
+                    for &(ty, dy) in &lines[from..to] {
+                        for &(tx, dx) in columns {
+                            let origin = *origin.get_or_insert(place(dy, dx));
+                            taps.push((place(dy, dx) - origin, (ty * self.kernel.1 + tx) * right));
+                        }
+                    }
+                    let place = (oy - rows.start) * self.grid.1 + run.first;
+                    let corner = Corner { start: out.wrapping_add(place * pitch), pitch: pitch * kinds, cols: n };
+                    let from = image.wrapping_add(origin.unwrap_or(0));
+                    let mut finish = finish.at(place, 0);
+                    finish.end = finish.end.map(|end| end.every(kinds));
+                    // SAFETY: taps outside of the image were left out; the rest is the caller's contract.
+                    unsafe {
+                        let from = (from, across.advance() * pixel);
+                        kernels.depthwise(run.count, taps, from, weights, corner, &finish);
+                    }
                 }
-                let place = (oy - rows.start) * self.grid.1 + start;
-                let corner = Corner { start: out.wrapping_add(place * pitch), pitch: pitch * across.kinds(), cols: n };
-                let from = image.wrapping_add(origin.unwrap_or(0));
-                let mut finish = finish.at(place, 0);
-                finish.end = finish.end.map(|end| end.every(across.kinds()));
-                // SAFETY: taps outside of the image were left out; the rest is the caller's contract.
-                unsafe { kernels.depthwise(*count, &taps, (from, across.advance() * pixel), weights, corner, &finish) };
             }
-        }
+        });
     }
     /// Some rows of places, all columns, from packed weights. `out`: where the first place's result begins, and the distance of places.
     ///

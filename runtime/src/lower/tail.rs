@@ -1,7 +1,7 @@
 //! Epilogues that micro-kernels compute themselves.
 //!
 //! ```text
-//! result → + a number per column → + another tensor → not below → not above → 0 where a third tensor is not within bounds → memory
+//! result → + a number per column → + another tensor → hard swish → not below → not above → 0 where a third tensor is not within bounds → memory
 //! ```
 //! Bias, residual, ReLU and Clip of nearly every layer are of this form, and the gradients of the latter; a program would send them through the first-level
 //! cache instruction by instruction. What is not exactly this stays a program.
@@ -9,6 +9,7 @@
 use super::program::{Bin, Ins, Program, Simple, Src, Then, Un, Width};
 use super::view::{Walk, place};
 use crate::cpu::contract::{Contract, Matrix, Tail};
+use crate::cpu::micro::Gate;
 use std::collections::HashMap;
 
 /// What a register holds.
@@ -22,33 +23,37 @@ enum Held<'p> {
     Sum(State<'p>),
     /// Whether a number per element is between two others.
     Between(&'p Walk, f32, f32),
+    /// `clamp(scale · y + shift)` of the sum `y` in a register, or `y` times that, which is `true`.
+    Gate(u16, Gate, bool),
 }
 
 #[derive(Clone, Copy)]
 struct State<'p> {
     bias: Option<&'p Walk>,
     more: Option<&'p Walk>,
+    gate: Option<Gate>,
     low: f32,
     high: f32,
     mask: Option<(&'p Walk, f32, f32)>,
 }
 
 impl<'p> State<'p> {
-    const NEW: State<'p> = State { bias: None, more: None, low: f32::NEG_INFINITY, high: f32::INFINITY, mask: None };
+    const NEW: State<'p> =
+        State { bias: None, more: None, gate: None, low: f32::NEG_INFINITY, high: f32::INFINITY, mask: None };
 
     fn is_bounded(&self) -> bool {
-        self.low > f32::NEG_INFINITY || self.high < f32::INFINITY || self.mask.is_some()
+        self.gate.is_some() || self.low > f32::NEG_INFINITY || self.high < f32::INFINITY || self.mask.is_some()
     }
     fn plus(mut self, other: Held<'p>) -> Option<Held<'p>> {
         let place = match other {
             Held::Column(walk) => self.bias.replace(walk),
             Held::Element(walk) => self.more.replace(walk),
-            Held::Sum(_) | Held::Between(..) => return None,
+            Held::Sum(_) | Held::Between(..) | Held::Gate(..) => return None,
         };
         (place.is_none() && !self.is_bounded()).then_some(Held::Sum(self))
     }
     fn at_least(self, low: f32) -> Option<Held<'p>> {
-        let first = !self.is_bounded() && !low.is_nan();
+        let first = self.low == f32::NEG_INFINITY && self.high == f32::INFINITY && self.mask.is_none() && !low.is_nan();
         first.then_some(Held::Sum(State { low, ..self }))
     }
     fn at_most(self, high: f32) -> Option<Held<'p>> {
@@ -88,6 +93,10 @@ fn read(contract: &Contract, program: &Program) -> Option<(Tail, Matrix)> {
                 (*dst, if same && walk.col == 1 { Held::Column(walk) } else { Held::Element(walk) })
             }
             Ins::Un(Un::Relu, dst, a) => (*dst, sum(&held, *a)?.at_least(0.0)?),
+            Ins::Bin(f, dst, a, b) if gate(&held, *f, *a, *b).is_some() => (*dst, gate(&held, *f, *a, *b)?),
+            Ins::Two(f, g, dst, a, b, c) if gate_two(&held, (*f, *g), [*a, *b, *c]).is_some() => {
+                (*dst, gate_two(&held, (*f, *g), [*a, *b, *c])?)
+            }
             Ins::Bin(Bin::Add, dst, a, b) => (*dst, plus(&held, *a, *b)?),
             Ins::Bin(Bin::Max, dst, a, Src::Const(low)) => (*dst, sum(&held, *a)?.at_least(*low)?),
             Ins::Bin(Bin::Min, dst, a, Src::Const(high)) => (*dst, sum(&held, *a)?.at_most(*high)?),
@@ -119,7 +128,7 @@ fn read(contract: &Contract, program: &Program) -> Option<(Tail, Matrix)> {
         Some((walk, above, below)) => Some((matrix(contract, walk).filter(side_by_side)?, above, below)),
     };
     let bias = state.bias.map(|walk| (walk.buf, walk.offset));
-    let tail = Tail { bias, more, in_place: false, low: state.low, high: state.high, mask };
+    let tail = Tail { bias, more, in_place: false, gate: state.gate, low: state.low, high: state.high, mask };
     side_by_side(&out).then_some((tail, out))
 }
 
@@ -133,8 +142,58 @@ fn find<'p>(held: &HashMap<u16, Held<'p>>, src: Src) -> Option<Held<'p>> {
 fn sum<'p>(held: &HashMap<u16, Held<'p>>, src: Src) -> Option<State<'p>> {
     match find(held, src)? {
         Held::Sum(state) => Some(state),
+        Held::Gate(reg, gate, true) => {
+            let state = sum(held, Src::Reg(reg))?;
+            (!state.is_bounded()).then_some(State { gate: Some(gate), ..state })
+        }
         _ => None,
     }
+}
+
+/// The next two parts of a hard swish, of which the first has no register.
+fn gate_two<'p>(held: &HashMap<u16, Held<'p>>, f: (Simple, Then), [a, b, c]: [Src; 3]) -> Option<Held<'p>> {
+    let g = match f {
+        (Simple::Mul, Then::Mul) => Bin::Mul,
+        (Simple::Mul, Then::Add) => Bin::Add,
+        _ => return None,
+    };
+    const BETWEEN: u16 = u16::MAX;
+    let mut more = held.clone();
+    more.insert(BETWEEN, gate(held, Bin::Mul, a, b)?);
+    gate(&more, g, Src::Reg(BETWEEN), c)
+}
+
+/// The next part of a hard swish.
+fn gate<'p>(held: &HashMap<u16, Held<'p>>, f: Bin, a: Src, b: Src) -> Option<Held<'p>> {
+    let (a, b) = if matches!(a, Src::Const(_)) && matches!(f, Bin::Add | Bin::Mul) { (b, a) } else { (a, b) };
+    let Src::Reg(reg) = a else { return None };
+    const ALL: Gate = Gate { scale: 1.0, shift: 0.0, low: f32::NEG_INFINITY, high: f32::INFINITY, factor: 1.0 };
+    let bounded = |g: &Gate| g.low > f32::NEG_INFINITY || g.high < f32::INFINITY;
+    Some(match (f, find(held, a)?, b) {
+        (Bin::Add, Held::Sum(_), Src::Const(shift)) => Held::Gate(reg, Gate { shift, ..ALL }, false),
+        (Bin::Mul, Held::Sum(_), Src::Const(scale)) => Held::Gate(reg, Gate { scale, ..ALL }, false),
+        (Bin::Add, Held::Gate(y, g, false), Src::Const(shift)) if !bounded(&g) => {
+            Held::Gate(y, Gate { shift: g.shift + shift, ..g }, false)
+        }
+        (Bin::Max, Held::Gate(y, g, false), Src::Const(low)) if !bounded(&g) && !low.is_nan() => {
+            Held::Gate(y, Gate { low, ..g }, false)
+        }
+        (Bin::Min, Held::Gate(y, g, false), Src::Const(high)) if g.high == f32::INFINITY && !high.is_nan() => {
+            Held::Gate(y, Gate { high, ..g }, false)
+        }
+        (Bin::Mul, Held::Sum(_), Src::Reg(_)) => match find(held, b)? {
+            Held::Gate(y, g, false) if y == reg => Held::Gate(y, g, true),
+            _ => return None,
+        },
+        (Bin::Mul, Held::Gate(y, g, false), Src::Reg(other)) if y == other => Held::Gate(y, g, true),
+        (Bin::Mul, Held::Gate(y, g, done), Src::Const(factor)) if done || bounded(&g) => {
+            Held::Gate(y, Gate { factor: g.factor * factor, ..g }, done)
+        }
+        (Bin::Div, Held::Gate(y, g, done), Src::Const(divisor)) if done || bounded(&g) => {
+            Held::Gate(y, Gate { factor: g.factor / divisor, ..g }, done)
+        }
+        _ => return None,
+    })
 }
 
 fn between<'p>(held: &HashMap<u16, Held<'p>>, src: Src, above: f32, below: f32) -> Option<Held<'p>> {
