@@ -190,7 +190,7 @@ pub fn execute(
             run.fill(i, tensor)?;
         }
     }
-    let done = cpu::pool(threads).and_then(|pool| pool.install(|| run.steps(times)));
+    let done = cpu::with_threads(threads, || run.steps(times)).flatten();
     let host = std::mem::take(&mut run.host);
     memory.packs = packs;
     done?;

@@ -21,8 +21,7 @@ const TRIES: usize = 5;
 
 /// Measures; takes a fraction of a second. Without micro-kernels the arithmetic is that of plain loops.
 pub fn measure(threads: usize) -> Result<Peak> {
-    let pool = super::pool(threads)?;
-    Ok(pool.install(|| Peak { gflops: arithmetic(threads), gbytes: traffic(threads) }))
+    super::with_threads(threads, || Peak { gflops: arithmetic(threads), gbytes: traffic(threads) })
 }
 
 /// A product whose operands stay in the second-level cache, on every thread.

@@ -18,11 +18,12 @@ pub mod skinny;
 
 use rayon::prelude::*;
 use sartor_ir::{Error, Result};
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 /// The pool of this many threads, made once per process.
-pub fn pool(threads: usize) -> Result<Arc<rayon::ThreadPool>> {
+fn pool(threads: usize) -> Result<Arc<rayon::ThreadPool>> {
     static POOLS: LazyLock<Mutex<HashMap<usize, Arc<rayon::ThreadPool>>>> = LazyLock::new(Mutex::default);
     let mut pools = POOLS.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(pool) = pools.get(&threads) {
@@ -36,9 +37,30 @@ pub fn pool(threads: usize) -> Result<Arc<rayon::ThreadPool>> {
     Ok(pools.entry(threads).or_insert_with(|| Arc::new(pool)).clone())
 }
 
+thread_local! {
+    /// Whether what runs on this thread is meant to stay on it.
+    static ALONE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs something whose tasks ([`each`]) are shared by so many threads. One thread is the caller's own: nothing is handed over, nobody is
+/// woken.
+pub fn with_threads<R: Send>(threads: usize, run: impl FnOnce() -> R + Send) -> Result<R> {
+    if threads != 1 {
+        return Ok(pool(threads)?.install(run));
+    }
+    struct Restore(bool);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            ALONE.set(self.0);
+        }
+    }
+    let _before = Restore(ALONE.replace(true));
+    Ok(run())
+}
+
 /// Runs tasks `0..count` on the current pool. Which thread runs which does not matter to any kernel.
 pub fn each(count: usize, task: impl Fn(usize) + Sync + Send) {
-    if count <= 1 || rayon::current_num_threads() == 1 {
+    if count <= 1 || ALONE.get() || rayon::current_num_threads() == 1 {
         (0..count).for_each(task);
     } else {
         (0..count).into_par_iter().with_max_len((count / 64).max(1)).for_each(task);
