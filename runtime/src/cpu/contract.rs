@@ -106,6 +106,9 @@ const WIDTH: usize = 1536;
 /// The largest right factor that is packed before its tiles, in elements.
 const PACKED: usize = 1 << 23;
 
+/// A result of so few rows is cut into columns first.
+const FEW: usize = 256;
+
 /// Tiles that a result is cut into at least, if it is large enough.
 const TASKS: usize = 16;
 
@@ -157,8 +160,13 @@ impl Contract {
         let batches: usize = self.batch.iter().product::<usize>().max(1);
         let mut tn = if whole || self.n <= WIDTH { self.n } else { even(self.n, WIDTH, 32) };
         let mut tm = even(self.m, (TILE / tn.max(1)).clamp(24, 4096), 8);
-        // Enough tiles for some threads where the result is small: first fewer rows each, then fewer columns.
+        // Enough tiles for some threads where the result is small: first fewer rows each, then fewer columns. With few rows the other
+        // way round: the right factor is what there is to read, and then it is read once.
         let tiles = |tm: usize, tn: usize| batches * self.m.div_ceil(tm.max(1)) * self.n.div_ceil(tn.max(1));
+        if self.m <= FEW && tiles(self.m, tn) < TASKS && !whole {
+            tn = even(self.n, self.n.div_ceil(TASKS.div_ceil(tiles(self.m, self.n))).max(48), 32);
+            tm = self.m.max(1);
+        }
         if tiles(tm, tn) < TASKS {
             tm = even(self.m, self.m.div_ceil(TASKS.div_ceil(tiles(self.m, tn))).max(24), 8);
         }
@@ -237,7 +245,8 @@ impl Contract {
         let (tm, tn) = self.tile();
         let (down, across) = (self.m.div_ceil(tm), self.n.div_ceil(tn));
         let (batch, place) = (task / (down * across), task % (down * across));
-        let (i, j) = (place / across * tm, place % across * tn);
+        // All rows for some columns, then the next columns: the right factor's part stays in the cache.
+        let (i, j) = (place % down * tm, place / down * tn);
         let (rows, cols) = (tm.min(self.m - i), tn.min(self.n - j));
         match (&self.out, &self.epilogue) {
             (Some(out), _) => {
