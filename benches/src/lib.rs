@@ -154,8 +154,13 @@ pub fn record(name: &str, title: &str, body: &str) -> Result<()> {
     let date = String::from_utf8_lossy(&date.stdout).trim().to_string();
     let text = format!("# {title}\n\n{date}; {}; sartor {}\n\n{body}", processor(), env!("CARGO_PKG_VERSION"),);
     println!("{text}");
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("results").join(format!("{name}.md"));
-    let folder = path.parent().unwrap_or(Path::new("."));
-    std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+    save(&format!("{name}.md"), &text)
+}
+
+/// Writes a file to `benches/results/`.
+pub fn save(name: &str, text: &str) -> Result<()> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("results");
+    std::fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
+    let path = folder.join(name);
     std::fs::write(&path, text).map_err(|e| Error::io(&path, e)).context(|| "the result was not written")
 }

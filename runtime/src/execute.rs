@@ -24,7 +24,7 @@ pub struct Memory {
     /// Packed factors of one step.
     scratch: Vec<f32>,
     /// Packed factors that stay.
-    packs: Packs,
+    pub(crate) packs: Packs,
     /// Aligned copies of tensors whose bytes are not, with the bytes they were made from.
     aligned: HashMap<(usize, usize), (Bytes, Tensor)>,
     /// Buffers of outputs that nobody holds any more.

@@ -7,7 +7,7 @@
 use crate::cpu::LINE;
 use crate::cpu::contract::Product;
 use crate::cpu::patch::Patch;
-use crate::lower::{Home, Lowered, Origin};
+use crate::lower::{Home, Lowered, Origin, Step};
 use bytes::Bytes;
 use sartor_ir::Tensor;
 use std::collections::{HashMap, HashSet};
@@ -52,6 +52,10 @@ impl Packs {
     pub fn new(updated: HashSet<String>) -> Packs {
         Packs { updated, ..Packs::default() }
     }
+    /// Parameters that the program updates.
+    pub fn updated(&self) -> &HashSet<String> {
+        &self.updated
+    }
     /// A run begins.
     pub fn begin(&mut self) {
         self.run += 1;
@@ -72,15 +76,37 @@ impl Packs {
     ) -> impl FnMut(&Product, usize) -> Option<*const f32> + 'a {
         move |product, n| self.get(lowered, host, product, n)
     }
+    /// The bytes that all runs of a plan keep packed.
+    pub fn planned_bytes(&self, lowered: &Lowered) -> usize {
+        let contracts = lowered.steps.iter().flat_map(|planned| match &planned.step {
+            Step::Contract(contract) => std::slice::from_ref(contract),
+            Step::Chain(chain) => chain.members.as_slice(),
+            _ => &[],
+        });
+        let mut seen = HashSet::new();
+        let mut elements = 0;
+        for (contract, product) in contracts.flat_map(|c| c.products.iter().map(move |p| (c, p))) {
+            let Some(slot) = self.keeps(lowered, product).filter(|_| contract.packable(product)) else { continue };
+            let len = product.packed_len(contract.n) + LINE;
+            if elements + len <= MOST && seen.insert((slot, layout(product, contract.n))) {
+                elements += len;
+            }
+        }
+        elements * size_of::<f32>()
+    }
+    /// The host tensor that a right factor is, if it stays the same from run to run.
+    fn keeps(&self, lowered: &Lowered, product: &Product) -> Option<usize> {
+        let Home::Host(slot) = lowered.buffers[product.b.buf.index()].home else { return None };
+        let stays = match &lowered.slots[slot].origin {
+            Origin::Const(_) => true,
+            Origin::Param(name) => !self.updated.contains(name),
+            _ => false,
+        };
+        stays.then_some(slot)
+    }
     /// The packed right factor of a product with `n` columns, if it is kept.
     fn get(&mut self, lowered: &Lowered, host: &[Option<Tensor>], product: &Product, n: usize) -> Option<*const f32> {
-        let b = &product.b;
-        let Home::Host(slot) = lowered.buffers[b.buf.index()].home else { return None };
-        match &lowered.slots[slot].origin {
-            Origin::Const(_) => {}
-            Origin::Param(name) if !self.updated.contains(name) => {}
-            _ => return None,
-        }
+        let slot = self.keeps(lowered, product)?;
         let bytes = host[slot].as_ref()?.bytes();
         let key = (bytes.as_ptr() as usize, bytes.len());
         let fresh = || Seen { _bytes: bytes.clone(), runs: 0, last: 0, packed: HashMap::new() };
@@ -88,9 +114,7 @@ impl Packs {
         if seen.last < self.run {
             (seen.runs, seen.last) = (seen.runs + 1, self.run);
         }
-        // What the image looks like does not matter to the weights.
-        let window = product.patch.map(|p| Patch { image: (0, 0), steps: [0; 3], grid: (0, 0), ..p });
-        let layout = (b.offset, b.row, b.col, product.k, n, window);
+        let layout = layout(product, n);
         if !seen.packed.contains_key(&layout) {
             let len = product.packed_len(n) + LINE;
             if seen.runs < 2 || self.elements + len > MOST {
@@ -101,6 +125,12 @@ impl Packs {
         }
         seen.packed.get(&layout).map(|pack| pack.data[pack.start..].as_ptr())
     }
+}
+
+fn layout(product: &Product, n: usize) -> Layout {
+    // What the image looks like does not matter to the weights.
+    let window = product.patch.map(|p| Patch { image: (0, 0), steps: [0; 3], grid: (0, 0), ..p });
+    (product.b.offset, product.b.row, product.b.col, product.k, n, window)
 }
 
 fn pack(tensor: *const f32, product: &Product, n: usize) -> Pack {

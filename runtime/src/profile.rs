@@ -128,7 +128,11 @@ fn describe_contract(c: &Contract) -> String {
     let after = c.epilogue.as_ref().map_or(0, |p| p.code.len());
     if let Some(p) = c.products.iter().find_map(|p| p.patch) {
         let kind = if p.transposed { "back " } else { "" };
-        let sort = if p.depthwise { "depthwise " } else { "" };
+        let sort = match p.depthwise {
+            true => "depthwise ",
+            false if p.winograd => "Winograd ",
+            false => "",
+        };
         let (image, grid, window, stride) = (p.image, p.grid, p.kernel, p.stride);
         return format!(
             "{kind}{sort}{:?} × {} × {image:?} → {} × {grid:?}, window {window:?} / {stride:?}, {after} instructions after",

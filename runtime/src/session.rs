@@ -93,10 +93,11 @@ impl Session {
     pub fn limit_memory(&mut self, bytes: Option<usize>) {
         self.limit = bytes;
     }
-    /// The bytes that a run on inputs of these shapes needs besides parameters and inputs; `None` if the graph cannot
-    /// be planned.
+    /// The bytes that runs on inputs of these shapes need besides parameters and inputs, packed copies of weights
+    /// included; `None` if the graph cannot be planned.
     pub fn planned_bytes(&mut self, inputs: &HashMap<String, Tensor>) -> Result<Option<usize>> {
-        Ok(self.plan(inputs)?.ok().map(|plan| plan.bytes()))
+        let plan = self.plan(inputs)?.ok();
+        Ok(plan.map(|plan| plan.bytes() + self.memory.packs.planned_bytes(&plan.lowered)))
     }
     /// What the last plan is made of.
     pub fn report(&self) -> Report {
@@ -120,7 +121,7 @@ impl Session {
         let signature = self.signature(inputs)?;
         if !self.plans.contains_key(&signature) {
             let types = inputs.iter().map(|(name, tensor)| (name.clone(), Type::of(tensor))).collect();
-            let plan = lower::lower(&self.graph, self.opset, &types);
+            let plan = lower::lower(&self.graph, self.opset, &types, self.memory.packs.updated());
             let plan = plan.map(|lowered| Arc::new(Plan::new(lowered))).map_err(|e| e.to_string());
             if self.plans.len() >= MAX_PLANS {
                 self.plans.clear();

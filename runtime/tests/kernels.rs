@@ -433,6 +433,38 @@ fn convolutions_and_their_gradients_of_odd_shapes() {
     }
 }
 
+/// 3 × 3 convolutions with weights that stay the same are computed by Winograd's algorithm.
+#[test]
+fn winograd_is_near_the_exact_sum() {
+    for (seed, &(images, inner, outer, image)) in
+        [(2usize, 32usize, 33usize, [7usize, 9usize]), (1, 64, 32, [1, 1]), (1, 48, 70, [14, 13]), (3, 32, 64, [2, 31])]
+            .iter()
+            .enumerate()
+    {
+        let mut draw = Draw::new(seed as u64, "winograd");
+        let (mut g, mut inputs) = (Graph::new("g"), Inputs::new());
+        let x = input(&mut g, &mut inputs, &mut draw, "x", &[images, inner, image[0], image[1]]);
+        let w = draw.tensor(&[outer, inner, 3, 3], -1.0, 1.0).cast(DType::F32).unwrap();
+        let bias = draw.tensor(&[outer], -1.0, 1.0).cast(DType::F32).unwrap();
+        let (w, bias) = (g.add_const("w", w), g.add_const("bias", bias));
+        let attrs = Attributes::new().with("pads", vec![1i64, 1, 1, 1]);
+        let y = g.op("Conv", &[x, w, bias], attrs);
+        let more = input(&mut g, &mut inputs, &mut draw, "more", &[images, outer, image[0], image[1]]);
+        let y = g.op("Add", &[y, more], Attributes::new());
+        let y = g.op("Relu", &[y], Attributes::new());
+        output(&mut g, "y", y);
+        let (model, mut wanted) = (Model::new(g.clone()), HashMap::new());
+        wanted.extend(reference(&model, &inputs));
+        check(g, &inputs, &format!("winograd {seed}"));
+        let (found, report) = run(&model, &inputs, 2);
+        assert_eq!(report.kernels.get("Conv"), Some(&1), "{report:?}");
+        let (found, wanted) = (found["y"].to_f64s().unwrap(), wanted["y"].to_f64s().unwrap());
+        let largest = wanted.iter().fold(0f64, |m, x| m.max(x.abs()));
+        let worst = found.iter().zip(&wanted).map(|(a, b)| (a - b).abs()).fold(0f64, f64::max);
+        assert!(worst < 2e-6 * largest, "winograd {seed}: {worst:e} of {largest}");
+    }
+}
+
 /// What surrounds convolutions in a network: everything stays channels last, and nothing runs by the reference.
 #[test]
 fn a_network_of_images_stays_channels_last() {
@@ -644,6 +676,7 @@ fn kernels_are_right_on_every_instruction_set() {
         products_over_the_same_rows_are_chained();
         heads_are_split_and_joined_without_copies();
         convolutions_and_their_gradients_of_odd_shapes();
+        winograd_is_near_the_exact_sum();
         a_network_of_images_stays_channels_last();
         classification_losses_read_scores_in_place();
     }

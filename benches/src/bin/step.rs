@@ -7,7 +7,7 @@
 //! | `images` | every weight and bias | cross-entropy | SGD with momentum |
 //!
 //! Inputs are random. Prints the plan, its compile time, the time of every step, the median, and a line of JSON with the
-//! peak resident memory of the process. With `SARTOR_PROFILE` set also where the time of a step goes.
+//! peak resident memory of the process, and the memory that the steps took beside what the plan says. With `SARTOR_PROFILE` set also where the time of a step goes.
 
 use clap::{Parser, ValueEnum};
 use sartor_ir::rng::Draw;
@@ -63,7 +63,9 @@ fn main() -> Result<()> {
     let planned = session.planned_bytes(&inputs)?.map(|bytes| bytes as f64 / 1_048_576.0);
     println!("plan: {:.1} ms, {planned:.1?} MiB", millis(start));
     println!("{:#?}", session.report());
+    let before = own_mib();
     let (mut times, losses) = time_steps(&args, &mut session, &mut params, &inputs)?;
+    let taken = own_mib() - before;
     if std::env::var_os("SARTOR_PROFILE").is_some() {
         let events = session.trace(&params, &inputs)?;
         profile::lines(&events, Some(measure(args.threads)?)).iter().for_each(|line| println!("{line}"));
@@ -74,6 +76,7 @@ fn main() -> Result<()> {
     let numbers = serde_json::json!({
         "bench": "step", "threads": args.threads, "batch": args.batch, "sequence": args.sequence, "ms_per_step": median,
         "samples_per_s": args.batch as f64 / median * 1e3, "peak_mib": peak_rss_mib(), "planned_mib": planned,
+        "taken_mib": taken,
         "first_loss": losses.first(), "last_loss": losses.last(),
     });
     println!("{numbers}");
@@ -196,6 +199,14 @@ fn time_steps(
         }
     }
     Ok((times, losses))
+}
+
+/// Resident memory that no file stands behind, in MiB: without the mapped weights.
+fn own_mib() -> f64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok());
+    kib.map_or(f64::NAN, |kib| kib / 1024.0)
 }
 
 fn millis(start: Instant) -> f64 {

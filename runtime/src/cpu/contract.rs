@@ -154,7 +154,8 @@ impl Contract {
             let rows = patch.rows_per_task(self.n, k);
             let images: usize = self.batch.iter().product();
             // Enough tasks for some threads where there are few images.
-            let rows = rows.min((patch.grid.0 * images.max(1)).div_ceil(TASKS).max(1));
+            let most = (patch.grid.0 * images.max(1)).div_ceil(TASKS).max(1);
+            let rows = if patch.winograd { rows } else { rows.min(most) };
             return ((rows * patch.grid.1).max(1), self.n.max(1));
         }
         let batches: usize = self.batch.iter().product::<usize>().max(1);
@@ -188,7 +189,7 @@ impl Contract {
         self.batch.iter().product::<usize>() * self.m.div_ceil(tm) * self.n.div_ceil(tn)
     }
     /// Whether micro-kernels read a right factor that is one for all tiles.
-    fn packable(&self, product: &Product) -> bool {
+    pub fn packable(&self, product: &Product) -> bool {
         let (tm, tn) = self.tile();
         let (a, b) = (&product.a, &product.b);
         let one = self.batch.iter().zip(&b.batch).all(|(&dim, &stride)| dim == 1 || stride == 0);

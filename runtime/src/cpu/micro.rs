@@ -161,6 +161,11 @@ pub fn kernels() -> Kernels {
 }
 
 impl Kernels {
+    /// Rows of the highest kernels that split so many rows evenly.
+    #[inline]
+    pub fn height(&self, rows: usize) -> usize {
+        rows.div_ceil(rows.div_ceil(self.most).max(1)).max(1)
+    }
     /// One panel, all rows: as many kernels as needed, of equal height to one row.
     ///
     /// # Safety
@@ -478,36 +483,31 @@ unsafe fn all_pixels<V: Vector>(
     c: Corner,
     finish: &Finish,
 ) {
-    for channel in (0..c.cols).step_by(V::WIDTH) {
-        let cols = V::WIDTH.min(c.cols - channel);
-        let mut done = 0;
-        // SAFETY: the caller vouches for the extents and the instruction set.
-        unsafe {
-            let weights = weights.add(channel);
-            while done < pixels {
-                let image = image.add(channel + done * pitch);
+    let mut done = 0;
+    while done < pixels {
+        let count = match pixels - done {
+            8.. => 8,
+            4..8 => 4,
+            2..4 => 2,
+            _ => 1,
+        };
+        // Channels inside of a few pixels: memory is read in its order, which is what prefetching sees.
+        for channel in (0..c.cols).step_by(V::WIDTH) {
+            let cols = V::WIDTH.min(c.cols - channel);
+            // SAFETY: the caller vouches for the extents and the instruction set.
+            unsafe {
+                let (image, weights) = (image.add(channel + done * pitch), weights.add(channel));
                 let c = Corner { start: c.start.add(channel + done * c.pitch), cols, ..c };
                 let finish = &finish.at(done, channel);
-                match pixels - done {
-                    8.. => {
-                        pixels8::<V>(taps, image, pitch, weights, c, finish);
-                        done += 8;
-                    }
-                    4..8 => {
-                        pixels4::<V>(taps, image, pitch, weights, c, finish);
-                        done += 4;
-                    }
-                    2..4 => {
-                        pixels2::<V>(taps, image, pitch, weights, c, finish);
-                        done += 2;
-                    }
-                    _ => {
-                        pixels1::<V>(taps, image, pitch, weights, c, finish);
-                        done += 1;
-                    }
+                match count {
+                    8 => pixels8::<V>(taps, image, pitch, weights, c, finish),
+                    4 => pixels4::<V>(taps, image, pitch, weights, c, finish),
+                    2 => pixels2::<V>(taps, image, pitch, weights, c, finish),
+                    _ => pixels1::<V>(taps, image, pitch, weights, c, finish),
                 }
             }
         }
+        done += count;
     }
 }
 

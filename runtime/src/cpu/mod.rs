@@ -15,6 +15,7 @@ pub mod pool;
 pub mod reduce;
 pub mod simd;
 pub mod skinny;
+pub mod winograd;
 
 use rayon::prelude::*;
 use sartor_ir::{Error, Result};

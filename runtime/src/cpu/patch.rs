@@ -15,8 +15,8 @@
 //! Weights are packed in panels of columns; a panel holds its rows in the order of the stretches. If every channel is convolved
 //! by itself (depthwise), weights lie tap by tap.
 
-use super::LINE;
 use super::micro::{Corner, Finish, Left, Span, kernels};
+use super::{LINE, winograd};
 use std::cell::RefCell;
 use std::ops::Range;
 
@@ -47,6 +47,8 @@ pub struct Patch {
     pub transposed: bool,
     /// Whether every channel is convolved by itself.
     pub depthwise: bool,
+    /// Whether it is computed by [Winograd's algorithm](super::winograd).
+    pub winograd: bool,
 }
 
 /// One axis of a window.
@@ -194,6 +196,15 @@ impl Patch {
         let (down, across) = self.axes();
         Area { rows: down.reach(rows), cols: across.reach(&(0..self.grid.1)), channels: self.channels }
     }
+    /// The same, with rows and columns for an even number of places (3 × 3, stride 1).
+    pub fn even_area(&self, rows: &Range<usize>) -> Area {
+        let reach = |first: usize, count: usize, pad: usize| {
+            let start = first as isize - pad as isize;
+            start..start + (count.next_multiple_of(2) + 2) as isize
+        };
+        let cols = reach(0, self.grid.1, self.pad.1);
+        Area { rows: reach(rows.start, rows.len(), self.pad.0), cols, channels: self.channels }
+    }
     /// Copies a part of the image.
     ///
     /// # Safety
@@ -237,6 +248,9 @@ impl Patch {
     }
     /// Rows of places per task, for results of `n` columns and `k` terms.
     pub fn rows_per_task(&self, n: usize, k: usize) -> usize {
+        if self.winograd {
+            return winograd::rows_per_task(self.grid);
+        }
         // Weights that no second-level cache holds are read once per task: larger tasks then.
         const WEIGHTS: usize = 1 << 18;
         let most = if k * n > WEIGHTS && !self.depthwise { 64 * 1024 } else { 8 * 1024 };
@@ -245,6 +259,9 @@ impl Patch {
     }
     /// Elements of packed weights of `n` columns, of one group.
     pub fn group_len(&self, n: usize) -> usize {
+        if self.winograd {
+            return winograd::packed_len(self, n);
+        }
         if self.depthwise {
             return self.taps() * n.next_multiple_of(LINE);
         }
@@ -266,6 +283,10 @@ impl Patch {
     /// # Safety
     /// `weights` must cover all taps, channels and columns, `to` must hold [`Patch::packed_len`] elements.
     pub unsafe fn pack(&self, weights: *const f32, across: usize, n: usize, part: usize, to: *mut f32) {
+        if self.winograd {
+            // SAFETY: the caller's contract.
+            return unsafe { winograd::pack(self, weights, across, n, part, to) };
+        }
         let (group, panel) = (part / self.panels(n), part % self.panels(n));
         let weights = weights.wrapping_add(group * self.groups.1);
         let to = to.wrapping_add(group * self.group_len(n));
@@ -319,7 +340,11 @@ impl Patch {
     }
     /// The elements of memory that [`Patch::run`] needs.
     pub fn memory(&self, rows: &Range<usize>) -> usize {
-        if self.in_place() { 0 } else { self.area(rows).len() }
+        match self.in_place() {
+            true => 0,
+            false if self.winograd => winograd::memory(self, rows),
+            false => self.area(rows).len(),
+        }
     }
     /// Depthwise, some rows of places, from the image where it is. Neighbouring places that see the same taps inside of the image are
     /// computed together: those at the edges see fewer.
@@ -397,6 +422,10 @@ impl Patch {
         if self.in_place() {
             // SAFETY: the caller's contract.
             return unsafe { self.depthwise_in_place(image, weights, n, rows, (out, pitch), finish) };
+        }
+        if self.winograd {
+            // SAFETY: the caller's contract.
+            return unsafe { winograd::run(self, image, weights, n, rows, memory, (out, pitch), finish) };
         }
         let area = self.area(&rows);
         let (down, across) = self.axes();

@@ -13,6 +13,7 @@ use crate::cpu::batch_norm::{ChannelStats, ChannelSums};
 use crate::cpu::conv_grad::ConvWeightGrad;
 use crate::cpu::patch::Patch;
 use crate::cpu::pool::{Images, Pool, PoolGrad, Pooling, Windows};
+use crate::cpu::winograd;
 use sartor_ir::ops::window::Window;
 use sartor_ir::{NodeId, Operator, Result, Value};
 
@@ -65,6 +66,7 @@ fn shape(op: &Operator, x: &[usize], w: &[usize], y: &[usize]) -> Result<Option<
         dilation: pair(&window.dilations, 1),
         transposed: false,
         depthwise: false,
+        winograd: false,
     };
     Ok(Some(Shape { images: x[0], groups, inputs: w[1], outputs: w[0] / groups, patch }))
 }
@@ -144,7 +146,8 @@ impl Lowering<'_> {
                 Patch { channels, steps: steps(&x), weights: [row, col, channel], groups, depthwise, ..s.patch };
             let k = if depthwise { patch.taps() } else { patch.taps() * channels };
             let n = if depthwise { channels } else { s.outputs };
-            self.windowed(&s, &x, &w, patch, (k, n), filter)
+            let winograd = winograd::suits(&patch, n) && self.stays(&w);
+            self.windowed(&s, &x, &w, Patch { winograd, ..patch }, (k, n), filter)
         };
         let n = if s.is_depthwise() { s.groups } else { s.outputs };
         let out = self.start_conv(&s, product, &y_shape[2..], n, y);

@@ -208,10 +208,12 @@ pub struct Lowering<'a> {
     pub(crate) stats: HashMap<(Value, u32), [View; 3]>,
     /// Comparisons that are computed where they are read.
     pub(crate) waiting: HashSet<Value>,
+    /// Parameters that runs change.
+    pub(crate) updated: &'a HashSet<String>,
 }
 
-/// Lowers a graph for inputs of these types. `Err` also where some shape depends on data.
-pub fn lower(graph: &Graph, opset: i64, inputs: &HashMap<String, Type>) -> Result<Lowered> {
+/// Lowers a graph for inputs of these types; `updated` are the parameters that runs change. `Err` also where some shape depends on data.
+pub fn lower(graph: &Graph, opset: i64, inputs: &HashMap<String, Type>, updated: &HashSet<String>) -> Result<Lowered> {
     let facts = infer::specialise(graph, opset, inputs)?;
     let mut lowering = Lowering {
         graph,
@@ -227,6 +229,7 @@ pub fn lower(graph: &Graph, opset: i64, inputs: &HashMap<String, Type>) -> Resul
         at: 0,
         stats: HashMap::new(),
         waiting: HashSet::new(),
+        updated,
     };
     let order = lowering.live_nodes();
     for (at, &id) in order.iter().enumerate() {
@@ -295,6 +298,15 @@ impl<'a> Lowering<'a> {
         self.buffers.push(Buffer { len, home });
         self.producer.push(None);
         BufId(self.buffers.len() as u32 - 1)
+    }
+    /// Whether a view is of a tensor that is the same in every run.
+    pub(crate) fn stays(&self, view: &View) -> bool {
+        let Home::Host(slot) = self.buffers[view.buf.index()].home else { return false };
+        match &self.slots[slot].origin {
+            Origin::Const(_) => true,
+            Origin::Param(name) => !self.updated.contains(name),
+            _ => false,
+        }
     }
     /// A new dense view in the arena.
     pub(crate) fn fresh(&mut self, shape: Vec<usize>) -> View {

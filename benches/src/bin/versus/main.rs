@@ -1,4 +1,4 @@
-//! Sartor beside its peers: `versus (train|infer|optimise) [--rounds N] [--steps N] [--only NAME]…`.
+//! Sartor beside its peers: `versus (train|infer|optimise|batch) [--rounds N] [--steps N] [--only NAME]…`.
 //!
 //! Everybody runs in a process of their own, by turns, so that a busy machine disturbs all alike; each process gives a
 //! median, and the tables the median of these over the rounds. Only the runtimes of `infer` share a process
@@ -11,6 +11,7 @@
 //! target/release/versus train
 //! ```
 
+mod batch;
 mod infer;
 mod optimise;
 mod train;
@@ -39,6 +40,7 @@ enum What {
     Train,
     Infer,
     Optimise,
+    Batch,
 }
 
 fn main() -> Result<()> {
@@ -47,6 +49,7 @@ fn main() -> Result<()> {
         What::Train => train::run(&args),
         What::Infer => infer::run(&args),
         What::Optimise => optimise::run(&args),
+        What::Batch => batch::run(&args),
     }
 }
 
