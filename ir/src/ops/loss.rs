@@ -150,10 +150,8 @@ impl Instances {
         let ignored = attrs.get_int("ignore_index")?;
         let mut counted = Vec::with_capacity(targets.len());
         for (i, target) in targets.to_i64s()?.into_iter().enumerate() {
-            counted.push(match class(target, ignored, *classes, i)? {
-                Some(class) => Some(Counted { class, weight: weights.as_ref().map_or(1.0, |w| w[class]) }),
-                None => None,
-            });
+            let weight = |class: usize| weights.as_ref().map_or(1.0, |w| w[class]);
+            counted.push(class(target, ignored, *classes, i)?.map(|class| Counted { class, weight: weight(class) }));
         }
         Ok(Instances { counted, classes: *classes, places: places.iter().product() })
     }

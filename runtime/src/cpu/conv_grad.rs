@@ -204,7 +204,7 @@ impl ConvWeightGrad {
         };
         let areas: Vec<Area> = units.iter().map(|u| p.area(&u.rows)).collect();
         let padded = cols.next_multiple_of(LINE);
-        let x_len: usize = if self.in_place() { 0 } else { areas.iter().map(Area::len).sum() };
+        let x_len: usize = if self.in_place() { 0 } else { areas.iter().map(Area::size).sum() };
         let dy_len = |u: &Unit| u.rows.len() * p.grid.1 * padded;
         let dy_total: usize = if self.dy_in_place() { 0 } else { units.iter().map(dy_len).sum::<usize>() + LINE };
         MEMORY.with_borrow_mut(|memory| {
@@ -244,7 +244,7 @@ impl ConvWeightGrad {
                     let dy = if self.dy_in_place() { dy_start + oy * dy_row } else { dy_place + i * p.grid.1 * padded };
                     stretches.push((x, dy));
                 }
-                x_place += area.len();
+                x_place += area.size();
                 dy_place += dy_len(unit);
             }
             let (stretches, depth) = joined(stretches, p.grid.1, (x_step, dy_step));

@@ -2,7 +2,7 @@
 //! score of its target. See [`sartor_ir::ops::loss`] for the formulas.
 //!
 //! Scores are read where they are. If the classes lie one after the other, an instance is worked on at a time; else up to
-//! [`STRIP`] instances that lie side by side. Instances that are ignored are not computed. Sums over classes and instances are
+//! `STRIP` instances that lie side by side. Instances that are ignored are not computed. Sums over classes and instances are
 //! joined in `f64`, in one order.
 
 use super::fused::Bases;

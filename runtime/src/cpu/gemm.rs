@@ -119,9 +119,6 @@ unsafe fn block_of(rows: usize, depth: usize, (start, down, across): Source, to:
     }
 }
 
-/// Elements of a right factor that stays in the first-level cache.
-const SMALL: usize = 6 * 1024;
-
 thread_local! {
     static LEFT: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
     static RIGHT: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
@@ -139,10 +136,8 @@ pub unsafe fn multiply(s: Shape, a: Source, (b, n, j): (*const f32, usize, usize
         left.resize(ROWS * PITCH + LINE, 0.0);
         // To a cache line, so that no broadcast of a full line crosses one.
         let left = on_line(left.as_mut_ptr());
-        // If all panels stay in the first-level cache, a few rows go through all of them: results are written in their order.
-        let step = if s.k * s.n <= SMALL { kernels.height(s.m) } else { ROWS };
-        for first in (0..s.m).step_by(step) {
-            let rows = step.min(s.m - first);
+        for first in (0..s.m).step_by(ROWS) {
+            let rows = ROWS.min(s.m - first);
             for block in (0..s.k).step_by(DEPTH) {
                 let depth = DEPTH.min(s.k - block);
                 let end = finish.end.filter(|_| block + depth == s.k);

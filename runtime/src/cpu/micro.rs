@@ -161,11 +161,6 @@ pub fn kernels() -> Kernels {
 }
 
 impl Kernels {
-    /// Rows of the highest kernels that split so many rows evenly.
-    #[inline]
-    pub fn height(&self, rows: usize) -> usize {
-        rows.div_ceil(rows.div_ceil(self.most).max(1)).max(1)
-    }
     /// One panel, all rows: as many kernels as needed, of equal height to one row.
     ///
     /// # Safety
@@ -289,12 +284,11 @@ impl<V: Vector> Ending<V> {
                 }
             }
             let between = (V::splat(end.above), V::splat(end.below));
-            let gate = match end.gate {
-                Some(g) => {
-                    Some([V::splat(g.scale), V::splat(g.shift), V::splat(g.low), V::splat(g.high), V::splat(g.factor)])
-                }
-                None => None,
-            };
+            let mut gate = None;
+            if let Some(g) = end.gate {
+                gate =
+                    Some([V::splat(g.scale), V::splat(g.shift), V::splat(g.low), V::splat(g.high), V::splat(g.factor)]);
+            }
             Ending { alpha, add, bias, bounds, more: end.more, gate, mask: end.mask, between }
         }
     }

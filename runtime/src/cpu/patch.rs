@@ -121,7 +121,7 @@ pub struct Area {
 
 impl Area {
     /// The elements that it needs, some more for the last vector included.
-    pub fn len(&self) -> usize {
+    pub fn size(&self) -> usize {
         self.rows.len() * self.cols.len() * self.channels + LINE
     }
     /// The distance of its rows.
@@ -244,7 +244,7 @@ impl Patch {
             }
         }
         // SAFETY: the area ends with a line for the last vector.
-        unsafe { std::slice::from_raw_parts_mut(to.add(area.len() - LINE), LINE).fill(0.0) };
+        unsafe { std::slice::from_raw_parts_mut(to.add(area.size() - LINE), LINE).fill(0.0) };
     }
     /// Rows of places per task, for results of `n` columns and `k` terms.
     pub fn rows_per_task(&self, n: usize, k: usize) -> usize {
@@ -343,7 +343,7 @@ impl Patch {
         match self.in_place() {
             true => 0,
             false if self.winograd => winograd::memory(self, rows),
-            false => self.area(rows).len(),
+            false => self.area(rows).size(),
         }
     }
     /// Depthwise, some rows of places, from the image where it is. Neighbouring places that see the same taps inside of the image are

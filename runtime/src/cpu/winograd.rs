@@ -53,7 +53,7 @@ fn tiles(p: &Patch, rows: usize) -> (usize, usize) {
 /// Elements of memory that a task of some rows needs.
 pub fn memory(p: &Patch, rows: &Range<usize>) -> usize {
     let (high, wide) = tiles(p, rows.len());
-    p.even_area(rows).len() + PLACES * high * wide * (pitch(p) + kernels().panel) + LINE
+    p.even_area(rows).size() + PLACES * high * wide * (pitch(p) + kernels().panel) + LINE
 }
 
 /// Packs one panel of weights whose columns are `across` apart: for every place of a tile the panel's rows, one per channel.
@@ -101,7 +101,7 @@ pub unsafe fn run(
 ) {
     let (kernels, area, (high, wide)) = (kernels(), p.even_area(&rows), tiles(p, rows.len()));
     let count = high * wide;
-    let transformed = on_line(start.wrapping_add(area.len()));
+    let transformed = on_line(start.wrapping_add(area.size()));
     let products = transformed.wrapping_add(PLACES * count * pitch(p));
     // SAFETY: the caller's contract.
     unsafe {

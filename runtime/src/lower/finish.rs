@@ -112,7 +112,7 @@ impl Lowering<'_> {
         let work = std::mem::replace(&mut this.work, Work::Merged(draft));
         let (mut reads, mut writes) = (std::mem::take(&mut this.reads), std::mem::take(&mut this.writes));
         let step = match work {
-            Work::Step(step) => step,
+            Work::Step(step) => *step,
             Work::Merged(_) => bail!("a step was ordered twice"),
             Work::Group(group) => {
                 writes.retain(|b| read_outside.contains(b) && group.out(*b).is_some());

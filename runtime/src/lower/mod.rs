@@ -171,7 +171,7 @@ pub enum Work {
     /// Still growing.
     Group(Group),
     /// Done.
-    Step(Step),
+    Step(Box<Step>),
     /// Became part of another draft.
     Merged(usize),
 }
@@ -315,7 +315,7 @@ impl<'a> Lowering<'a> {
     }
     /// Adds a finished step.
     pub(crate) fn push(&mut self, step: Step, reads: Vec<BufId>, writes: Vec<BufId>) -> usize {
-        self.draft(Work::Step(step), reads, writes)
+        self.draft(Work::Step(Box::new(step)), reads, writes)
     }
     pub(crate) fn draft(&mut self, work: Work, reads: Vec<BufId>, writes: Vec<BufId>) -> usize {
         let draft = self.drafts.len();

@@ -226,5 +226,5 @@ pub fn matrix(contract: &Contract, walk: &Walk) -> Option<Matrix> {
         let place = place(batch, contract.batch.iter().copied().zip(strides.iter().copied()));
         walk.row(batch * rows) == walk.row(0) + place && walk.even(batch * rows, rows) == Some(row)
     });
-    regular.then(|| Matrix { buf: walk.buf, offset: walk.offset, batch: strides, row, col: walk.col })
+    regular.then_some(Matrix { buf: walk.buf, offset: walk.offset, batch: strides, row, col: walk.col })
 }
