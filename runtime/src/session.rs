@@ -93,11 +93,21 @@ impl Session {
     pub fn limit_memory(&mut self, bytes: Option<usize>) {
         self.limit = bytes;
     }
-    /// The bytes that runs on inputs of these shapes need besides parameters and inputs, packed copies of weights
-    /// included; `None` if the graph cannot be planned.
-    pub fn planned_bytes(&mut self, inputs: &HashMap<String, Tensor>) -> Result<Option<usize>> {
-        let plan = self.plan(inputs)?.ok();
-        Ok(plan.map(|plan| plan.bytes() + self.memory.packs.planned_bytes(&plan.lowered)))
+    /// The bytes that runs on inputs of these shapes need besides inputs and the file that parameters lie in: the plan's,
+    /// packed weights, parameters that are updated, and copies of those that do not lie on whole numbers' addresses. `None` if the graph
+    /// cannot be planned.
+    pub fn planned_bytes(&mut self, params: &Params, inputs: &HashMap<String, Tensor>) -> Result<Option<usize>> {
+        let Ok(plan) = self.plan(inputs)? else { return Ok(None) };
+        let packs = &self.memory.packs;
+        let copied = |tensor: &Tensor| tensor.bytes().as_ptr().align_offset(align_of::<f32>()) != 0;
+        let own = |slot: &crate::lower::Slot| match &slot.origin {
+            crate::lower::Origin::Param(name) => {
+                params.get(name).filter(|t| packs.updated().contains(name) || copied(t)).map_or(0, |t| t.bytes().len())
+            }
+            _ => 0,
+        };
+        let own: usize = plan.lowered.slots.iter().map(own).sum();
+        Ok(Some(plan.bytes() + packs.planned_bytes(&plan.lowered) + own))
     }
     /// What the last plan is made of.
     pub fn report(&self) -> Report {

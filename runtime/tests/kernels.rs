@@ -332,7 +332,7 @@ fn bindings_update_parameters_and_old_values_stay() {
     }
     assert_eq!(held.to_vec::<f32>().unwrap(), [0.75; 1000]);
     assert_eq!(params.get("w").unwrap().to_vec::<f32>().unwrap(), [0.0; 1000]);
-    assert!(session.planned_bytes(&inputs).unwrap().unwrap() >= 4000);
+    assert!(session.planned_bytes(&Params::of(&model), &inputs).unwrap().unwrap() >= 4000);
     session.limit_memory(Some(100));
     let error = session.run(&mut params, &inputs, Key::default()).unwrap_err().to_string();
     assert!(error.contains("the limit is 100"), "{error}");

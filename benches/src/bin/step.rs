@@ -60,7 +60,7 @@ fn main() -> Result<()> {
     let mut params = Params::of(&model);
     drop(model);
     let start = Instant::now();
-    let planned = session.planned_bytes(&inputs)?.map(|bytes| bytes as f64 / 1_048_576.0);
+    let planned = session.planned_bytes(&params, &inputs)?.map(|bytes| bytes as f64 / 1_048_576.0);
     println!("plan: {:.1} ms, {planned:.1?} MiB", millis(start));
     println!("{:#?}", session.report());
     let before = own_mib();

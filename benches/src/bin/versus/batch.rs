@@ -83,7 +83,7 @@ pub fn run(args: &Args) -> Result<()> {
         println!("{}", table(&head, &rows));
     }
     let body = format!(
-        "{} rounds by turns, {} steps each, 2 threads. Planned: arena, scratch memory, outputs and packed weights. Taken: what the \
+        "{} rounds by turns, {} steps each, 2 threads. Planned: arena, scratch memory, outputs, packed weights, parameters that are updated. Taken: what the \
          process's memory that no file stands behind grew by from before the first step to after the last.\n\n{}\n\
          ![Milliseconds per sample over the size of the batch](batch.svg)\n",
         args.rounds,
