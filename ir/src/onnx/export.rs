@@ -50,7 +50,7 @@ pub(super) fn export(model: &Model) -> Result<ModelProto> {
         model_version: model.model_version,
         doc_string: model.doc.clone(),
         graph: Some(graph),
-        opset_import: write_opsets(&model.opsets, exporter.domains.contains(SARTOR_DOMAIN)),
+        opset_import: write_opsets(&model.opsets, Some(exporter.domains.contains(SARTOR_DOMAIN))),
         metadata_props,
         training_info: training_info.into_values().collect(),
         functions,
@@ -135,7 +135,7 @@ fn write_function(function: &Function, exporter: &mut GraphExporter) -> Result<F
         overload: function.overload.clone(),
         attribute: function.attributes.clone(),
         attribute_proto,
-        opset_import: write_opsets(&function.opsets, false),
+        opset_import: write_opsets(&function.opsets, None),
         input: names(graph.input),
         output: names(graph.output),
         node: graph.node,
@@ -145,9 +145,13 @@ fn write_function(function: &Function, exporter: &mut GraphExporter) -> Result<F
     })
 }
 
-fn write_opsets(opsets: &IndexMap<String, i64>, needs_sartor: bool) -> Vec<OperatorSetIdProto> {
+/// `needs_sartor`: whether our own operators are there, if that is known: a merged model has none left of those that its training steps
+/// had, and other tools need not be asked about a domain that they do not know.
+fn write_opsets(opsets: &IndexMap<String, i64>, needs_sartor: Option<bool>) -> Vec<OperatorSetIdProto> {
     let set = |domain: &str, version| OperatorSetIdProto { domain: domain.to_string(), version };
-    let missing = needs_sartor && !opsets.contains_key(SARTOR_DOMAIN);
+    let wanted = |domain: &str| domain != SARTOR_DOMAIN || needs_sartor != Some(false);
+    let missing = needs_sartor == Some(true) && !opsets.contains_key(SARTOR_DOMAIN);
     let ours = missing.then(|| set(SARTOR_DOMAIN, 1));
-    opsets.iter().map(|(domain, version)| set(domain, *version)).chain(ours).collect()
+    let given = opsets.iter().filter(|(domain, _)| wanted(domain)).map(|(domain, version)| set(domain, *version));
+    given.chain(ours).collect()
 }
