@@ -74,7 +74,7 @@ pub fn run_watched(command: &mut Command) -> Result<(f64, f64)> {
     let status = format!("/proc/{}/status", child.id());
     let mut peak = 0.0;
     let code = loop {
-        peak = high_water(&status).unwrap_or(peak);
+        peak = memory_mib(&status, "VmHWM").unwrap_or(peak);
         match child.try_wait().map_err(failed)? {
             Some(code) => break code,
             None => std::thread::sleep(Duration::from_millis(1)),
@@ -85,10 +85,10 @@ pub fn run_watched(command: &mut Command) -> Result<(f64, f64)> {
     Ok((seconds, peak))
 }
 
-/// The largest resident set so far, in MiB.
-fn high_water(status: &str) -> Option<f64> {
+/// A number of memory of a process, in MiB: `VmHWM` is the largest resident set so far, `RssAnon` what no file stands behind.
+pub fn memory_mib(status: &str, what: &str) -> Option<f64> {
     let text = std::fs::read_to_string(status).ok()?;
-    let line = text.lines().find(|l| l.starts_with("VmHWM"))?;
+    let line = text.lines().find(|l| l.starts_with(what))?;
     Some(line.split_whitespace().nth(1)?.parse::<f64>().ok()? / 1024.0)
 }
 

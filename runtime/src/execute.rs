@@ -94,17 +94,22 @@ impl Memory {
     }
     /// The tensor on aligned memory. A copy is kept for as long as the session, unless the tensor is another in every run.
     fn aligned(&mut self, tensor: &Tensor, passing: bool) -> Tensor {
-        let bytes = tensor.bytes();
-        if bytes.as_ptr().align_offset(align_of::<f32>()) == 0 {
+        if is_aligned(tensor) {
             return tensor.clone();
         }
         if passing {
             return tensor.detached();
         }
+        let bytes = tensor.bytes();
         let key = (bytes.as_ptr() as usize, bytes.len());
         let (_, copy) = self.aligned.entry(key).or_insert_with(|| (bytes.clone(), tensor.detached()));
         copy.clone()
     }
+}
+
+/// Whether kernels can read a tensor where it is: bytes of a file may lie anywhere.
+pub(crate) fn is_aligned(tensor: &Tensor) -> bool {
+    tensor.bytes().as_ptr().align_offset(align_of::<f32>()) == 0
 }
 
 /// Zeros that nothing has touched yet, on large pages where the system gives them on request: kernels walk through many

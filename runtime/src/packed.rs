@@ -7,7 +7,7 @@
 use crate::cpu::LINE;
 use crate::cpu::contract::Product;
 use crate::cpu::patch::Patch;
-use crate::lower::{Home, Lowered, Origin, Step};
+use crate::lower::{Home, Lowered, Step};
 use bytes::Bytes;
 use sartor_ir::Tensor;
 use std::collections::{HashMap, HashSet};
@@ -97,12 +97,7 @@ impl Packs {
     /// The host tensor that a right factor is, if it stays the same from run to run.
     fn keeps(&self, lowered: &Lowered, product: &Product) -> Option<usize> {
         let Home::Host(slot) = lowered.buffers[product.b.buf.index()].home else { return None };
-        let stays = match &lowered.slots[slot].origin {
-            Origin::Const(_) => true,
-            Origin::Param(name) => !self.updated.contains(name),
-            _ => false,
-        };
-        stays.then_some(slot)
+        lowered.slots[slot].origin.stays(&self.updated).then_some(slot)
     }
     /// The packed right factor of a product with `n` columns, if it is kept.
     fn get(&mut self, lowered: &Lowered, host: &[Option<Tensor>], product: &Product, n: usize) -> Option<*const f32> {

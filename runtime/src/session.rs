@@ -99,12 +99,10 @@ impl Session {
     pub fn planned_bytes(&mut self, params: &Params, inputs: &HashMap<String, Tensor>) -> Result<Option<usize>> {
         let Ok(plan) = self.plan(inputs)? else { return Ok(None) };
         let packs = &self.memory.packs;
-        let copied = |tensor: &Tensor| tensor.bytes().as_ptr().align_offset(align_of::<f32>()) != 0;
-        let own = |slot: &crate::lower::Slot| match &slot.origin {
-            crate::lower::Origin::Param(name) => {
-                params.get(name).filter(|t| packs.updated().contains(name) || copied(t)).map_or(0, |t| t.bytes().len())
-            }
-            _ => 0,
+        let own = |slot: &lower::Slot| {
+            let lower::Origin::Param(name) = &slot.origin else { return 0 };
+            let kept = |t: &&Tensor| packs.updated().contains(name) || !execute::is_aligned(t);
+            params.get(name).filter(kept).map_or(0, |t| t.bytes().len())
         };
         let own: usize = plan.lowered.slots.iter().map(own).sum();
         Ok(Some(plan.bytes() + packs.planned_bytes(&plan.lowered) + own))

@@ -10,6 +10,7 @@
 //! peak resident memory of the process, and the memory that the steps took beside what the plan says. With `SARTOR_PROFILE` set also where the time of a step goes.
 
 use clap::{Parser, ValueEnum};
+use sartor_bench::memory_mib;
 use sartor_ir::rng::Draw;
 use sartor_ir::{DType, Error, Graph, Model, Result, Tensor, bail, onnx};
 use sartor_passes::{Driver, Registry, options, pipelines};
@@ -203,10 +204,7 @@ fn time_steps(
 
 /// Resident memory that no file stands behind, in MiB: without the mapped weights.
 fn own_mib() -> f64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
-    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok());
-    kib.map_or(f64::NAN, |kib| kib / 1024.0)
+    memory_mib("/proc/self/status", "RssAnon").unwrap_or(f64::NAN)
 }
 
 fn millis(start: Instant) -> f64 {

@@ -42,6 +42,14 @@ pub(super) fn export(model: &Model) -> Result<ModelProto> {
         (true, false) => model.ir_version.max(TRAINING_IR),
         _ => model.ir_version,
     };
+    // A merged model has none left of our operators that its training steps had, and other tools need not be asked about a domain
+    // that they do not know.
+    let mut opsets = model.opsets.clone();
+    if exporter.domains.contains(SARTOR_DOMAIN) {
+        opsets.entry(SARTOR_DOMAIN.to_string()).or_insert(1);
+    } else {
+        opsets.shift_remove(SARTOR_DOMAIN);
+    }
     Ok(ModelProto {
         ir_version,
         producer_name: model.producer_name.clone(),
@@ -50,7 +58,7 @@ pub(super) fn export(model: &Model) -> Result<ModelProto> {
         model_version: model.model_version,
         doc_string: model.doc.clone(),
         graph: Some(graph),
-        opset_import: write_opsets(&model.opsets, Some(exporter.domains.contains(SARTOR_DOMAIN))),
+        opset_import: write_opsets(&opsets),
         metadata_props,
         training_info: training_info.into_values().collect(),
         functions,
@@ -135,7 +143,7 @@ fn write_function(function: &Function, exporter: &mut GraphExporter) -> Result<F
         overload: function.overload.clone(),
         attribute: function.attributes.clone(),
         attribute_proto,
-        opset_import: write_opsets(&function.opsets, None),
+        opset_import: write_opsets(&function.opsets),
         input: names(graph.input),
         output: names(graph.output),
         node: graph.node,
@@ -145,13 +153,7 @@ fn write_function(function: &Function, exporter: &mut GraphExporter) -> Result<F
     })
 }
 
-/// `needs_sartor`: whether our own operators are there, if that is known: a merged model has none left of those that its training steps
-/// had, and other tools need not be asked about a domain that they do not know.
-fn write_opsets(opsets: &IndexMap<String, i64>, needs_sartor: Option<bool>) -> Vec<OperatorSetIdProto> {
-    let set = |domain: &str, version| OperatorSetIdProto { domain: domain.to_string(), version };
-    let wanted = |domain: &str| domain != SARTOR_DOMAIN || needs_sartor != Some(false);
-    let missing = needs_sartor == Some(true) && !opsets.contains_key(SARTOR_DOMAIN);
-    let ours = missing.then(|| set(SARTOR_DOMAIN, 1));
-    let given = opsets.iter().filter(|(domain, _)| wanted(domain)).map(|(domain, version)| set(domain, *version));
-    given.chain(ours).collect()
+fn write_opsets(opsets: &IndexMap<String, i64>) -> Vec<OperatorSetIdProto> {
+    let set = |(domain, &version): (&String, &i64)| OperatorSetIdProto { domain: domain.clone(), version };
+    opsets.iter().map(set).collect()
 }

@@ -10,16 +10,10 @@ use std::io::{IoSlice, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-/// A mapped file.
+/// A mapped file that is kept open.
 struct Mapping {
     map: memmap2::Mmap,
     file: File,
-}
-
-impl AsRef<[u8]> for Mapping {
-    fn as_ref(&self) -> &[u8] {
-        &self.map
-    }
 }
 
 /// Hands out the bytes of a mapping that others know too.
@@ -31,7 +25,10 @@ impl AsRef<[u8]> for Shared {
     }
 }
 
-/// The mappings that are still in use.
+/// So many files are kept open at most, of a model whose weights lie in thousands; what lies in others is written from the mapping.
+const MOST_OPEN: usize = 64;
+
+/// The mappings of open files that are still in use.
 static MAPPINGS: Mutex<Vec<Weak<Mapping>>> = Mutex::new(Vec::new());
 
 /// The bytes of a file, mapped.
@@ -43,9 +40,12 @@ pub(super) fn map(file: &File, path: &Path) -> Result<Bytes> {
     // SAFETY: the mapping is private and only read. Another process that truncates the file while we run can end this
     // process (SIGBUS), as with every reader that maps; files that we write ourselves are replaced, never changed.
     let map = unsafe { memmap2::Mmap::map(file) }.map_err(|e| Error::io(path, e))?;
-    let mapping = Arc::new(Mapping { map, file: file.try_clone().map_err(|e| Error::io(path, e))? });
     let mut known = MAPPINGS.lock().unwrap_or_else(PoisonError::into_inner);
     known.retain(|other| other.strong_count() > 0);
+    let Some(file) = file.try_clone().ok().filter(|_| known.len() < MOST_OPEN) else {
+        return Ok(Bytes::from_owner(map));
+    };
+    let mapping = Arc::new(Mapping { map, file });
     known.push(Arc::downgrade(&mapping));
     Ok(Bytes::from_owner(Shared(mapping)))
 }
@@ -106,19 +106,19 @@ fn write_new(path: &Path, pieces: &[Bytes], flush: bool) -> std::io::Result<()> 
     let mut file = File::options().write(true).create_new(true).open(path)?;
     let mut slices: Vec<IoSlice> = Vec::new();
     for piece in pieces.iter().filter(|p| !p.is_empty()) {
-        match source(piece).filter(|_| piece.len() >= LARGE) {
-            Some((mapping, offset)) => {
-                write_slices(&mut file, &mut slices)?;
-                // Whoever copies moves the file's position.
-                let _turn = COPYING.lock().unwrap_or_else(PoisonError::into_inner);
-                let mut from = &mapping.file;
-                from.seek(SeekFrom::Start(offset))?;
-                let copied = std::io::copy(&mut from.take(piece.len() as u64), &mut file)?;
-                if copied != piece.len() as u64 {
-                    return Err(std::io::ErrorKind::UnexpectedEof.into());
-                }
-            }
-            None => slices.push(IoSlice::new(piece)),
+        let large = if piece.len() >= LARGE { source(piece) } else { None };
+        let Some((mapping, offset)) = large else {
+            slices.push(IoSlice::new(piece));
+            continue;
+        };
+        write_slices(&mut file, &mut slices)?;
+        // Whoever copies moves the file's position.
+        let _turn = COPYING.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut from = &mapping.file;
+        from.seek(SeekFrom::Start(offset))?;
+        let copied = std::io::copy(&mut from.take(piece.len() as u64), &mut file)?;
+        if copied != piece.len() as u64 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
         }
     }
     write_slices(&mut file, &mut slices)?;
@@ -164,6 +164,15 @@ mod tests {
         assert!(std::fs::read(&path).unwrap() == expected);
         drop(mapped);
         std::fs::remove_file(dir.path().join("large")).unwrap();
+        // Of many mapped files few stay open, and all are written.
+        let weight = dir.path().join("weight");
+        std::fs::write(&weight, vec![1u8; LARGE]).unwrap();
+        let open = |_| map(&File::open(&weight).unwrap(), &weight).unwrap();
+        let maps: Vec<Bytes> = (0..2 * MOST_OPEN).map(open).collect();
+        assert!(MAPPINGS.lock().unwrap().len() <= MOST_OPEN);
+        replace(&path, &maps).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().len() as usize, maps.len() * LARGE);
+        std::fs::remove_file(weight).unwrap();
         // A folder in the way: the rename fails.
         let blocked = dir.path().join("d");
         std::fs::create_dir_all(blocked.join("inside")).unwrap();

@@ -373,7 +373,7 @@ impl Lowering<'_> {
         let wanted = self.uses.contains_key(&indices) || self.outputs.contains(&indices);
         let Some((pooling, windows)) = windows(op, &x_shape, &shape)?.filter(|_| !wanted) else { return Ok(false) };
         let (from, x) = self.images(x)?;
-        let stored = self.fresh(to_last(shape.len()).iter().map(|&axis| shape[axis]).collect());
+        let stored = self.fresh_last(&shape);
         let step = Pool { pooling, extent: (shape[0], shape[1]), windows, x, y: stored.buf };
         self.push(Step::Pool(step), vec![from], vec![stored.buf]);
         self.set(y, stored.transposed(&to_first(shape.len())))
@@ -392,7 +392,7 @@ impl Lowering<'_> {
         } else {
             dy
         };
-        let stored = self.fresh(to_last(shape.len()).iter().map(|&axis| shape[axis]).collect());
+        let stored = self.fresh_last(&shape);
         let step = PoolGrad { pooling, extent: (shape[0], shape[1]), windows, dy, x, dx: stored.buf };
         self.push(Step::PoolGrad(step), reads, vec![stored.buf]);
         self.set(dx, stored.transposed(&to_first(shape.len())))

@@ -1,7 +1,6 @@
 //! `Dropout` in training: a step draws the mask, and elements are masked where the group at hand computes them.
 
-use super::group::{Arg, Item, Out, What};
-use super::program::Width;
+use super::group::{Arg, What};
 use super::{Lowering, Step};
 use crate::cpu::dropout::Mask;
 use sartor_ir::ops::dropout;
@@ -18,15 +17,11 @@ impl Lowering<'_> {
         }
         let ratio = dropout::ratio(known.flatten().as_ref())?;
         let shape = self.shape(y)?;
-        let mask = self.fresh(shape.clone());
+        let mask = self.fresh(shape);
         self.push(Step::Mask(Mask { node: id, ratio, out: mask.clone() }), Vec::new(), vec![mask.buf]);
         self.set(Value { node: id, slot: 1 }, mask.clone())?;
-        let x = self.view(x)?;
-        let (numel, out) = (x.len(), self.fresh(shape));
-        let outs = vec![Out { value: Some(y), view: out, width: Width::Full, natural: true }];
-        let what = What::Masked(dropout::scale(ratio) as f32);
-        let args = vec![Arg::View(x), Arg::View(mask)];
-        self.add_item(Item { what, args, width: Width::Full, outs, at: self.at }, numel, None);
+        let args = vec![Arg::View(self.view(x)?), Arg::View(mask)];
+        self.map(What::Masked(dropout::scale(ratio) as f32), args, y)?;
         Ok(true)
     }
 }

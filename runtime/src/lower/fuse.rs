@@ -121,7 +121,7 @@ impl Lowering<'_> {
                     *view = view.transposed(&perm);
                 }
             }
-            (self.fresh(perm.iter().map(|&p| shape[p]).collect()), true)
+            (self.fresh_last(&shape), true)
         } else {
             self.storage(value, &shape, true)
         };

@@ -69,6 +69,17 @@ pub enum Origin {
     Step,
 }
 
+impl Origin {
+    /// Whether it is the same tensor in every run, where runs update these parameters.
+    pub fn stays(&self, updated: &HashSet<String>) -> bool {
+        match self {
+            Origin::Const(_) => true,
+            Origin::Param(name) => !updated.contains(name),
+            Origin::Input(_) | Origin::Step => false,
+        }
+    }
+}
+
 /// A place for a host tensor.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Slot {
@@ -302,11 +313,11 @@ impl<'a> Lowering<'a> {
     /// Whether a view is of a tensor that is the same in every run.
     pub(crate) fn stays(&self, view: &View) -> bool {
         let Home::Host(slot) = self.buffers[view.buf.index()].home else { return false };
-        match &self.slots[slot].origin {
-            Origin::Const(_) => true,
-            Origin::Param(name) => !self.updated.contains(name),
-            _ => false,
-        }
+        self.slots[slot].origin.stays(self.updated)
+    }
+    /// A new buffer in the arena for a tensor `[N, C, …]`, dense [channels last](layout); the view's axes are in that order too.
+    pub(crate) fn fresh_last(&mut self, shape: &[usize]) -> View {
+        self.fresh(layout::to_last(shape.len()).into_iter().map(|axis| shape[axis]).collect())
     }
     /// A new dense view in the arena.
     pub(crate) fn fresh(&mut self, shape: Vec<usize>) -> View {

@@ -93,15 +93,7 @@ fn read(contract: &Contract, program: &Program) -> Option<(Tail, Matrix)> {
                 (*dst, if same && walk.col == 1 { Held::Column(walk) } else { Held::Element(walk) })
             }
             Ins::Un(Un::Relu, dst, a) => (*dst, sum(&held, *a)?.at_least(0.0)?),
-            Ins::Bin(f, dst, a, b) if gate(&held, *f, *a, *b).is_some() => (*dst, gate(&held, *f, *a, *b)?),
-            Ins::Two(f, g, dst, a, b, c) if gate_two(&held, (*f, *g), [*a, *b, *c]).is_some() => {
-                (*dst, gate_two(&held, (*f, *g), [*a, *b, *c])?)
-            }
-            Ins::Bin(Bin::Add, dst, a, b) => (*dst, plus(&held, *a, *b)?),
-            Ins::Bin(Bin::Max, dst, a, Src::Const(low)) => (*dst, sum(&held, *a)?.at_least(*low)?),
-            Ins::Bin(Bin::Min, dst, a, Src::Const(high)) => (*dst, sum(&held, *a)?.at_most(*high)?),
-            Ins::Bin(Bin::Less, dst, Src::Const(bound), a) => (*dst, between(&held, *a, *bound, f32::INFINITY)?),
-            Ins::Bin(Bin::Less, dst, a, Src::Const(bound)) => (*dst, between(&held, *a, f32::NEG_INFINITY, *bound)?),
+            Ins::Bin(f, dst, a, b) => (*dst, gate(&held, *f, *a, *b).or_else(|| binary(&held, *f, *a, *b))?),
             Ins::Select(dst, condition, a, Src::Const(0.0)) => {
                 (*dst, sum(&held, *a)?.masked(find(&held, *condition)?)?)
             }
@@ -109,6 +101,7 @@ fn read(contract: &Contract, program: &Program) -> Option<(Tail, Matrix)> {
                 let Held::Sum(first) = plus(&held, *a, *b)? else { return None };
                 (*dst, first.plus(find(&held, *c)?)?)
             }
+            Ins::Two(f, g, dst, a, b, c) => (*dst, gate_two(&held, (*f, *g), [*a, *b, *c])?),
             Ins::Store(a, walk) if stored.is_none() => {
                 stored = Some((sum(&held, *a)?, matrix(contract, walk)?));
                 continue;
@@ -146,6 +139,18 @@ fn sum<'p>(held: &HashMap<u16, Held<'p>>, src: Src) -> Option<State<'p>> {
             let state = sum(held, Src::Reg(reg))?;
             (!state.is_bounded()).then_some(State { gate: Some(gate), ..state })
         }
+        _ => None,
+    }
+}
+
+/// Sums, bounds, and questions about a mask.
+fn binary<'p>(held: &HashMap<u16, Held<'p>>, f: Bin, a: Src, b: Src) -> Option<Held<'p>> {
+    match (f, a, b) {
+        (Bin::Add, ..) => plus(held, a, b),
+        (Bin::Max, _, Src::Const(low)) => sum(held, a)?.at_least(low),
+        (Bin::Min, _, Src::Const(high)) => sum(held, a)?.at_most(high),
+        (Bin::Less, Src::Const(bound), _) => between(held, b, bound, f32::INFINITY),
+        (Bin::Less, _, Src::Const(bound)) => between(held, a, f32::NEG_INFINITY, bound),
         _ => None,
     }
 }
