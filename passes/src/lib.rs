@@ -28,6 +28,7 @@ pub mod options;
 pub mod pattern;
 pub mod pipelines;
 pub mod registry;
+pub mod samuel;
 pub mod simplify;
 pub mod train_mode;
 pub mod training;
@@ -82,6 +83,13 @@ const BUILTIN: &[fn() -> PassInfo] = &[
             "optimizer",
             "training",
             "turn gradients into updates: sgd, adamw, adagrad",
+        )
+    },
+    || {
+        PassInfo::of::<samuel::Samuel>(
+            "samuel",
+            "training",
+            "train with several learning rates at once and weigh them on the way",
         )
     },
     || PassInfo::of::<merge::Merge>("merge", "interchange", "fold all adapters into the weights"),

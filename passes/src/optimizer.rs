@@ -82,9 +82,22 @@ impl Pass for Optimizer {
     }
 
     fn run(&self, model: &mut Model) -> Result<Changed> {
-        self.check()?;
-        training::for_each_step(model, "optimizer", |name, program, model| self.add_updates(name, program, model))?;
+        self.add(model, false)?;
         Ok(Changed::Yes)
+    }
+}
+
+impl Optimizer {
+    /// Adds the updates to every step. `keep`: the gradients, and whether they are applied, stay outputs.
+    pub(crate) fn add(&self, model: &mut Model, keep: bool) -> Result<()> {
+        self.check()?;
+        training::for_each_step(model, "optimizer", |name, program, model| {
+            self.add_updates(name, program, model)?;
+            let spent = |name: &str| name.starts_with(training::GRAD) || name == training::APPLY;
+            program.graph.outputs.retain(|o| keep || !spent(&o.name));
+            program.graph.remove_dead();
+            Ok(())
+        })
     }
 }
 
@@ -142,9 +155,6 @@ impl Optimizer {
             };
             write_back(program, opset, &param, w, next)?;
         }
-        let spent = |name: &str| name.starts_with(training::GRAD) || name == training::APPLY;
-        program.graph.outputs.retain(|o| !spent(&o.name));
-        program.graph.remove_dead();
         Ok(())
     }
 

@@ -1,0 +1,237 @@
+//! What belongs to an expert, found by data flow, and its copies.
+//!
+//! Own is what depends on a trained parameter or on the learning rate; a state whose next value does is own too, and so is
+//! what depends on it, until nothing changes. In `shared` the search stays between the gradients (which are the same for
+//! all) and the next values of the trained parameters: so of AdamW's state nothing is own, because its moments are made
+//! of gradients alone.
+
+use super::{Mode, beginning, entry};
+use crate::training;
+use sartor_ir::ops::Emit;
+use sartor_ir::{
+    Binding, Graph, Model, NodeId, OutputSlot, Program, Result, Role, Type, Value, bail,
+};
+use std::collections::{HashMap, HashSet};
+
+/// A parameter of which every expert has its own.
+pub struct Copied {
+    /// The model's parameter.
+    pub param: String,
+    /// Its value in the step, if the step reads it.
+    pub value: Option<Value>,
+    /// Its next value, and the output that is bound to it.
+    pub next: Value,
+    pub output: String,
+    /// Whether the model's parameter holds the played point (others are dropped: they were the optimizer's own).
+    pub played: bool,
+    /// The experts' parameters.
+    pub own: Vec<String>,
+}
+
+/// What is copied.
+pub struct Split {
+    /// Operators in topological order.
+    pub nodes: Vec<NodeId>,
+    pub states: Vec<Copied>,
+    /// States that all experts share and that only the steps know (AdamW's counter): a restart begins them anew.
+    pub common: Vec<String>,
+}
+
+/// An expert's values instead of those of the step.
+pub struct Copy {
+    values: HashMap<Value, Value>,
+}
+
+impl Copy {
+    /// The expert's value for one of the step: its own, or the common one.
+    pub fn value(&self, value: Value) -> Value {
+        self.values.get(&value).copied().unwrap_or(value)
+    }
+}
+
+impl Split {
+    /// For a step whose gradients are `cut` (empty: every expert has its own).
+    pub fn of(program: &Program, model: &Model, mode: Mode, cut: &[(String, Value)]) -> Result<Split> {
+        let graph = &program.graph;
+        let cut: HashSet<Value> = cut.iter().map(|(_, grad)| *grad).collect();
+        let trained = |b: &&Binding| model.params.get(&b.param).is_some_and(|p| p.role == Role::Trainable);
+        let next = |b: &Binding| graph.find_output(&b.output);
+        let read = read_by_others(model);
+        let private = |b: &&Binding| {
+            let state = model.params.get(&b.param).is_some_and(|p| p.role == Role::State);
+            state && !read.contains(&b.param)
+        };
+        // Experts that begin at different times share no counter.
+        let first = |b: &&Binding| trained(b) || (mode == Mode::Intervals && private(b));
+        let mut own: Vec<&Binding> = program.bindings.iter().filter(first).collect();
+        if !own.iter().any(trained) {
+            bail!("it updates no trainable parameter: run `samuel` after `autodiff`");
+        }
+        let rate = graph.find_input(training::LEARNING_RATE);
+        loop {
+            let region = match cut.is_empty() {
+                true => graph.topo().into_iter().collect(),
+                false => ancestors(graph, own.iter().filter_map(|b| next(b)).collect(), &cut),
+            };
+            let roots = own.iter().filter_map(|b| graph.find_param(&b.param)).chain(rate);
+            let dependent = descendants(graph, roots, &region, &cut);
+            let is_new = |b: &&Binding| {
+                let value = graph.find_param(&b.param).filter(|v| region.contains(&v.node));
+                let depends = next(b).is_some_and(|v| dependent.contains(&v.node) && !cut.contains(&v));
+                !own.iter().any(|o| o.output == b.output) && depends && (cut.is_empty() || value.is_some())
+            };
+            let more: Vec<&Binding> = program.bindings.iter().filter(is_new).collect();
+            if more.is_empty() {
+                let kept = ancestors(graph, kept_values(graph, mode, &own, &cut), &HashSet::new());
+                let states = own
+                    .iter()
+                    .filter_map(|b| {
+                        let value = graph.find_param(&b.param);
+                        let forward = value.is_some_and(|v| kept.contains(&v.node));
+                        let played = trained(b) || read.contains(&b.param) || forward;
+                        let (param, output) = (b.param.clone(), b.output.clone());
+                        Some(Copied { param, value, next: next(b)?, output, played, own: Vec::new() })
+                    })
+                    .collect();
+                let nodes = graph.topo_ops().into_iter().filter(|id| dependent.contains(id)).collect();
+                let shared = |b: &&Binding| private(b) && own.iter().all(|o| o.param != b.param);
+                let common = program.bindings.iter().filter(shared).map(|b| b.param.clone()).collect();
+                return Ok(Split { nodes, states, common });
+            }
+            own.extend(more);
+        }
+    }
+
+    /// Adds the experts' parameters to the model.
+    pub fn add_states(&mut self, step: &str, experts: usize, model: &mut Model) {
+        for state in &mut self.states {
+            let Some(tensor) = model.params.get(&state.param).map(|p| p.tensor.clone()) else { continue };
+            let name = |i: usize| format!("{step}/expert.{i}/{}", state.param);
+            state.own =
+                (0..experts).map(|i| model.add_param(&name(i), tensor.clone(), Role::State)).collect();
+        }
+    }
+
+    /// What an expert begins a step with: its own parameters, or, where `fresh` is given and true, the played point and a
+    /// fresh optimizer.
+    pub fn start(
+        &self,
+        program: &mut Program,
+        model: &Model,
+        expert: usize,
+        fresh: Option<Value>,
+        opset: i64,
+    ) -> Result<Vec<Value>> {
+        let mut starts = Vec::new();
+        for state in &self.states {
+            let own = &state.own[expert];
+            let Some(param) = model.params.get(own) else { bail!("there is no parameter \"{own}\"") };
+            let mut value = program.graph.param(own, Type::of(&param.tensor));
+            if let Some(fresh) = fresh {
+                let mut emit = Emit::new(&mut program.graph, opset);
+                emit.prefix = "/samuel/".to_string();
+                let new = beginning(&mut emit, model, state)?;
+                value = emit.select(fresh, new, value)?;
+            }
+            starts.push(value);
+        }
+        Ok(starts)
+    }
+
+    /// Copies what is own for one expert that starts with these values.
+    pub fn copy(
+        &self,
+        program: &mut Program,
+        (step, expert): (&str, usize),
+        starts: &[Value],
+        (rates, opset): (Value, i64),
+    ) -> Result<Copy> {
+        let mut values = HashMap::new();
+        for (state, start) in self.states.iter().zip(starts) {
+            values.extend(state.value.map(|value| (value, *start)));
+        }
+        if let Some(rate) = program.graph.find_input(training::LEARNING_RATE) {
+            let mut emit = Emit::new(&mut program.graph, opset);
+            emit.prefix = "/samuel/".to_string();
+            values.insert(rate, entry(&mut emit, rates, expert)?);
+        }
+        let mut copy = Copy { values };
+        for &id in &self.nodes {
+            copy_node(&mut program.graph, id, &mut copy, &format!("{step}/expert.{expert}/"));
+        }
+        Ok(copy)
+    }
+}
+
+fn copy_node(graph: &mut Graph, id: NodeId, copy: &mut Copy, prefix: &str) {
+    let source = graph.node(id).clone();
+    let Some(op) = source.op() else { return };
+    let inputs: Vec<Option<Value>> = graph.node_inputs(id).into_iter().map(|v| v.map(|v| copy.value(v))).collect();
+    let (formal, captures) = inputs.split_at(source.formal_inputs());
+    let mut outputs = source.outputs.clone();
+    for output in outputs.iter_mut().filter(|o| !o.name.is_empty()) {
+        output.name = graph.fresh_name(&format!("{prefix}{}", output.name));
+    }
+    let name = if source.name.is_empty() { String::new() } else { format!("{prefix}{}", source.name) };
+    let new = graph.add_node(&name, op.clone(), formal, outputs);
+    graph.node_mut(new).meta = source.meta.clone();
+    for capture in captures.iter().flatten() {
+        graph.push_capture(new, *capture);
+    }
+    for (slot, output) in source.outputs.iter().enumerate() {
+        let OutputSlot { name, .. } = output;
+        if !name.is_empty() {
+            let slot = slot as u32;
+            copy.values.insert(Value { node: id, slot }, Value { node: new, slot });
+        }
+    }
+}
+
+/// The nodes that values need, those that make a value of `cut` left out unless others need them.
+fn ancestors(graph: &Graph, values: Vec<Value>, cut: &HashSet<Value>) -> HashSet<NodeId> {
+    let mut found = HashSet::new();
+    let mut stack = values;
+    while let Some(value) = stack.pop() {
+        if !cut.contains(&value) && found.insert(value.node) {
+            stack.extend(graph.node_inputs(value.node).into_iter().flatten());
+        }
+    }
+    found
+}
+
+/// The operators of a region that depend on one of the roots, not by way of a value of `cut`.
+fn descendants(
+    graph: &Graph,
+    roots: impl Iterator<Item = Value>,
+    region: &HashSet<NodeId>,
+    cut: &HashSet<Value>,
+) -> HashSet<NodeId> {
+    let mut found = HashSet::new();
+    let mut stack: Vec<Value> = roots.collect();
+    while let Some(value) = stack.pop() {
+        for (reader, _) in graph.uses(value) {
+            if region.contains(&reader) && found.insert(reader) {
+                stack.extend(graph.node_outputs(reader).filter(|v| !cut.contains(v)));
+            }
+        }
+    }
+    found
+}
+
+/// The parameters that the inference graph and the programs that are no steps read: they show the played point.
+fn read_by_others(model: &Model) -> HashSet<String> {
+    let others = model.programs.iter().filter(|(name, _)| !training::is_step(name)).map(|(_, p)| &p.graph);
+    let graphs = std::iter::once(&model.graph).chain(others);
+    graphs.flat_map(|g| g.node_ids().filter_map(|node| g.param_name(Value { node, slot: 0 }))).map(str::to_string).collect()
+}
+
+/// What is computed at the played point: the loss in `intervals`, all but the experts' own in `shared`.
+fn kept_values(graph: &Graph, mode: Mode, own: &[&Binding], cut: &HashSet<Value>) -> Vec<Value> {
+    let is_own = |name: &str| own.iter().any(|b| b.output == name);
+    let outputs = graph.outputs.iter().filter(|o| match mode {
+        Mode::Independent => false,
+        Mode::Intervals => o.name == "loss",
+        Mode::Shared => !is_own(&o.name),
+    });
+    outputs.map(|o| o.value).chain(cut.iter().copied()).collect()
+}
