@@ -2,7 +2,7 @@
 //! result written.
 //!
 //! ```text
-//! inline → upgrade → lift → infer → freeze → head → loss → cola → autodiff → accumulate → clip → optimizer → train
+//! inline → upgrade → lift → infer → freeze → head → loss → cola → autodiff → accumulate → clip → optimizer (or samuel around it) → train
 //!        → chain.onnx (with the adapters), merged.onnx (without), adapter/ (for PEFT)
 //! ```
 
@@ -17,6 +17,8 @@ use sartor_passes::cola::Record;
 use sartor_passes::extract_adapter::Adapter;
 use sartor_passes::loss::{Loss, LossKind};
 use sartor_passes::merge::Merge;
+use sartor_passes::optimizer::Optimizer;
+use sartor_passes::samuel::Samuel;
 use sartor_passes::{Driver, Pass, Registry, training};
 use sartor_runtime::data::Schema;
 use sartor_runtime::train::{Summary, Task, TrainRun};
@@ -53,9 +55,16 @@ fn passes(recipe: &Recipe) -> Vec<Box<dyn Pass>> {
         boxed(&Some(Autodiff::default())),
         boxed(&tables.accumulate),
         boxed(&tables.clip),
-        boxed(&Some(tables.optimizer.first.clone())),
+        boxed(&tables.samuel.is_none().then(|| tables.optimizer.first.clone())),
+        boxed(&tables.samuel.as_ref().map(|samuel| based(&samuel.first, &tables.optimizer.first))),
     ];
     all.into_iter().flatten().collect()
+}
+
+/// The pass with the recipe's optimizer, unless it names one itself.
+fn based(samuel: &Samuel, optimizer: &Optimizer) -> Samuel {
+    let base = samuel.base.clone().unwrap_or_else(|| optimizer.clone());
+    Samuel { base: Some(base), ..samuel.clone() }
 }
 
 /// What the trainer needs to know.
@@ -65,6 +74,8 @@ pub fn run_of(recipe: &Recipe, resume: bool) -> TrainRun {
         train: tables.train.clone(),
         schedule: recipe.schedule(),
         split: tables.cola.as_ref().map(|cola| cola.second.split.clone()).unwrap_or_default(),
+        restarts: tables.samuel.as_ref().map(|samuel| samuel.second.restart_every.clone()).unwrap_or_default(),
+        accumulate: tables.accumulate.as_ref().map_or(1, |a| u64::from(a.steps)),
         task: task_of(&loss),
         ignore_index: Some(loss.ignore_index),
         buckets: tables.data.buckets.unwrap_or(0),

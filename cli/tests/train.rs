@@ -86,14 +86,18 @@ fn threads_change_no_bit() {
 
 #[test]
 fn killed_at_random_moments_and_resumed_it_ends_with_the_same_bits() {
-    let folder = Folder::with_task();
+    killed_and_resumed(&Folder::with_task(), "R.toml", 3);
+}
+
+/// Runs a recipe as a whole, and again while it is killed now and then.
+fn killed_and_resumed(folder: &Folder, recipe: &str, seed: u64) {
     let long = ["--set", "train.epochs=400", "--set", "train.checkpoint_every=100"];
-    let whole = [&["train", "--recipe", "R.toml", "--set", "output=whole"], &long[..]].concat();
+    let whole = [&["train", "--recipe", recipe, "--set", "output=whole"], &long[..]].concat();
     let start = Instant::now();
     folder.ok(&whole);
     let time = start.elapsed().as_millis() as u64;
-    let resume = [&["train", "--recipe", "R.toml", "--resume"], &long[..]].concat();
-    let moments = Stream::new(3, 0, "kill");
+    let resume = [&["train", "--recipe", recipe, "--resume"], &long[..]].concat();
+    let moments = Stream::new(seed, 0, "kill");
     let mut killed = 0;
     for i in 0..10 {
         let mut child = folder.command(&resume).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
@@ -105,6 +109,107 @@ fn killed_at_random_moments_and_resumed_it_ends_with_the_same_bits() {
     assert!(killed >= 3, "only {killed} runs were still going when they were killed");
     assert_eq!(folder.read("out/merged.onnx"), folder.read("whole/merged.onnx"));
     assert_eq!(folder.read("out/chain.onnx"), folder.read("whole/chain.onnx"));
+}
+
+/// The recipe of the task with experts instead of a learning rate.
+fn with_experts(folder: &Folder, samuel: &str) {
+    let recipe = RECIPE.replace("learning_rate = 3e-2\n", "").replace("schedule = \"linear\"\n", "");
+    folder.write("S.toml", &format!("{recipe}[samuel]\n{samuel}"));
+}
+
+/// The lines of `metrics.jsonl` that hold a key.
+fn lines_with(folder: &Folder, key: &str) -> Vec<Value> {
+    let text = String::from_utf8(folder.read("out/metrics.jsonl")).unwrap();
+    let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    lines.filter(|line| line.get(key).is_some()).collect()
+}
+
+#[test]
+fn rates_alone_are_enough_for_experts() {
+    for mode in ["", "mode = \"shared\"\n", "mode = \"intervals\"\nlengths = [8, 32]\n"] {
+        let folder = Folder::with_task();
+        with_experts(&folder, &format!("{mode}rates = [1, 0.1, 0.01, 0.001, 0.0001]\n"));
+        let printed = folder.ok(&["train", "--recipe", "S.toml", "--set", "cola.links=1"]);
+        assert!(printed.contains("experts"), "{printed}");
+        let found = summary(&folder, "out");
+        assert!(found["test.accuracy"].as_f64().unwrap() > 0.85, "{mode}: {found}");
+        let steps = lines_with(&folder, "samuel/probability");
+        assert_eq!(steps.len(), 144);
+        for line in &steps {
+            let numbers = |key: &str| line[key].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect::<Vec<_>>();
+            let sum: f64 = numbers("samuel/probability").iter().sum();
+            assert!((sum - 1.0).abs() < 1e-9, "{line}");
+            let rates = numbers("samuel/rate");
+            assert!((rates[0] - 1.0).abs() < 1e-6 && line["samuel/effective_rate"].as_f64().unwrap() <= 1.0, "{line}");
+        }
+        let restarts = lines_with(&folder, "samuel/restart");
+        let at: Vec<u64> = restarts.iter().map(|line| line["step"].as_u64().unwrap()).collect();
+        assert_eq!(at, [96, 128]);
+        let merged = onnx::load(&folder.path("out/merged.onnx")).unwrap();
+        assert!(merged.params.keys().all(|name| !name.contains("expert")), "{:?}", merged.params.keys());
+    }
+}
+
+/// Knots first, then the experts of the new link at the point where the last one ended; restarts wait for whole updates.
+#[test]
+fn experts_and_chains_and_accumulation_compose() {
+    let folder = Folder::with_task();
+    with_experts(&folder, "rates = {from = 0.1, to = 0.001, count = 3}\nplay = \"sample\"\nrestart_every = [0.5, 65]\n");
+    let more = ["--set", "accumulate.steps=4", "--set", "clip.max_norm=1.0"];
+    folder.ok(&[&["train", "--recipe", "S.toml"], &more[..]].concat());
+    assert!(summary(&folder, "out")["test.accuracy"].as_f64().unwrap() > 0.85);
+    let steps = |key: &str| lines_with(&folder, key).iter().map(|l| l["step"].as_u64().unwrap()).collect::<Vec<_>>();
+    assert_eq!(steps("knot"), [72]);
+    assert_eq!(steps("samuel/restart"), [36, 68, 72 + 36, 72 + 68]);
+    // At the knot all experts are at one point, so their losses are equal.
+    let all = lines_with(&folder, "samuel/loss");
+    let spread = |step: u64| {
+        let line = all.iter().find(|l| l["step"] == step).unwrap();
+        let losses: Vec<f64> = line["samuel/loss"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect();
+        losses.iter().copied().fold(f64::MIN, f64::max) - losses.iter().copied().fold(f64::MAX, f64::min)
+    };
+    assert!(spread(72) > 1e-4 && spread(73) < 1e-6 && spread(36) > 1e-4 && spread(37) < 1e-6);
+    folder.ok(&["verify", "out/chain.onnx", "out/merged.onnx", "--inputs", "test.npz", "--tolerance", "1e-5"]);
+}
+
+#[test]
+fn experts_that_are_killed_and_resumed_end_with_the_same_bits() {
+    let folder = Folder::with_task();
+    with_experts(&folder, "rates = [0.1, 0.01]\nplay = \"sample\"\nrestart_every = 70\n");
+    killed_and_resumed(&folder, "S.toml", 4);
+}
+
+/// A rate that diverges costs nothing but its expert; if all do, the run says so.
+#[test]
+fn a_rate_that_diverges_loses_its_weight() {
+    let folder = Folder::with_task();
+    with_experts(&folder, "rates = [1e30, 0.03]\n");
+    let sgd = ["--set", "optimizer.kind=sgd", "--set", "optimizer.weight_decay=0"];
+    folder.ok(&[&["train", "--recipe", "S.toml"], &sgd[..]].concat());
+    let last = lines_with(&folder, "samuel/probability").pop().unwrap();
+    assert_eq!(last["samuel/probability"][0], 0.0, "{last}");
+    assert_eq!(last["samuel/probability"][1], 1.0, "{last}");
+    with_experts(&folder, "rates = [1e30, 1e31]\n");
+    let error = folder.fails(1, &[&["train", "--recipe", "S.toml", "--force"], &sgd[..]].concat());
+    assert!(error.contains("the loss is NaN"), "{error}");
+}
+
+#[test]
+fn wrong_experts_are_refused_with_a_sentence() {
+    let folder = Folder::with_task();
+    for (samuel, expected) in [
+        ("rates = []\n", "rates is empty"),
+        ("rates = [0.1, -1]\n", "rates holds -1, expected positive numbers"),
+        ("rates = {from = 1, to = 0.1, count = 1}\n", "a count of at least 2"),
+        ("mode = \"intervals\"\nplay = \"sample\"\n", "`intervals` plays the average"),
+        ("mode = \"intervals\"\nlengths = [1,2,4,8,16,32,64,128,256,512,1024,2048,4096]\n", "65 experts"),
+        ("restart_every = [0.5, -2]\n", "restart_every holds -2"),
+        ("restart_evry = 5\n", "did you mean \"restart_every\""),
+    ] {
+        with_experts(&folder, samuel);
+        let error = folder.fails(2, &["train", "--recipe", "S.toml"]);
+        assert!(error.contains(expected), "{samuel}: {error}");
+    }
 }
 
 /// A language model has no labels of its own: the next token is the label.

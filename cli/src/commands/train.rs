@@ -98,6 +98,7 @@ pub fn run(args: Args, registry: &Registry) -> Outcome {
     let splits = open_splits(&recipe.tables.data, &schema)?;
     let run = training::run_of(&recipe, args.resume);
     run.schedule.check().map_err(|e| e.at("optimizer"))?;
+    run.restarts.check().map_err(|e| e.at("samuel"))?;
     if args.resume {
         check_resume(&recipe)?;
     }

@@ -18,8 +18,9 @@ use sartor_passes::freeze::Freeze;
 use sartor_passes::head::{Head, HeadKind};
 use sartor_passes::loss::{Loss, LossKind};
 use sartor_passes::optimizer::Optimizer;
+use sartor_passes::samuel::Samuel;
 use sartor_runtime::data::DataConfig;
-use sartor_runtime::train::{OptimizerSchedule, Span, TrainConfig};
+use sartor_runtime::train::{OptimizerSchedule, Restarts, Span, TrainConfig};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
@@ -48,6 +49,9 @@ pub struct Tables {
     /// The update rule, and the learning rate over the run.
     #[serde(default)]
     pub optimizer: Both<Optimizer, OptimizerSchedule>,
+    /// Several learning rates at once, weighed while training: no search. The optimizer's own `learning_rate` is then a
+    /// factor on all of them (default 1), and its schedule constant unless it is given.
+    pub samuel: Option<Both<Samuel, Restarting>>,
     /// A limit on the gradient's norm.
     pub clip: Option<Clip>,
     /// Several batches per update.
@@ -68,6 +72,15 @@ pub struct Chain {
     pub schedule: Option<Span>,
     /// The shares of the links in the steps. Default: equal ones.
     pub split: Vec<f64>,
+}
+
+/// What the table `[samuel]` says about the run, besides what is inserted.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Restarting {
+    /// When all experts go back to the played point: every so many steps (0: never), or a list of fractions of the run (of each
+    /// link) or numbers of steps. Default: after 2/3 and 8/9.
+    pub restart_every: Restarts,
 }
 
 /// How the result is written.
@@ -113,6 +126,7 @@ impl Recipe {
     pub fn of(mut table: toml::Table, folder: &Path) -> Result<Recipe> {
         keys::check(&table)?;
         hand_down_seed(&mut table);
+        default_rates(&mut table);
         let identity = identity(&table)?;
         set::resolve_paths(&mut table, folder)?;
         let effective = to_text(&table)?;
@@ -162,6 +176,18 @@ fn hand_down_seed(table: &mut toml::Table) {
         if let Some(section) = table.get_mut(name).and_then(toml::Value::as_table_mut) {
             section.entry("seed").or_insert_with(|| seed.clone());
         }
+    }
+}
+
+/// With `[samuel]` the optimizer's learning rate is a factor, and stays 1 unless the recipe says otherwise.
+fn default_rates(table: &mut toml::Table) {
+    if !table.contains_key("samuel") {
+        return;
+    }
+    let optimizer = table.entry("optimizer").or_insert_with(|| toml::Table::new().into());
+    if let Some(optimizer) = optimizer.as_table_mut() {
+        optimizer.entry("learning_rate").or_insert(1.0.into());
+        optimizer.entry("schedule").or_insert("constant".into());
     }
 }
 

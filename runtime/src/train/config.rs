@@ -1,6 +1,7 @@
 //! What a run is: the table `[train]` of a recipe, and what else the trainer needs to know.
 
 use super::metrics::Task;
+use super::restarts::Restarts;
 use super::schedule::OptimizerSchedule;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -145,6 +146,10 @@ pub struct TrainRun {
     pub schedule: OptimizerSchedule,
     /// The shares of a chain's links in the steps; empty: equal ones.
     pub split: Vec<f64>,
+    /// When the program `restart` is run, if there is one.
+    pub restarts: Restarts,
+    /// Runs of the step that make one update, if not 1: restarts wait for whole updates.
+    pub accumulate: u64,
     /// What kind of metrics are made.
     pub task: Task,
     /// A label that loss and metrics leave out.

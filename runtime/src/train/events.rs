@@ -34,6 +34,11 @@ pub enum Event<'a> {
         /// The link that begins, from 0.
         link: usize,
     },
+    /// The experts went back to the played point.
+    Restart {
+        /// Steps done.
+        step: u64,
+    },
     /// The model was evaluated.
     Evaluated {
         /// `eval` or `test`.

@@ -30,14 +30,20 @@ impl Links {
         let begun = self.starts.iter().take(self.programs.len()).filter(|&&start| start <= step).count();
         begun.saturating_sub(1)
     }
+    /// How many steps the link that trains at a step has done, and how many it has.
+    pub fn place(&self, step: u64) -> (u64, u64) {
+        let link = self.at(step);
+        let (start, end) = (self.starts[link], self.starts[link + 1]);
+        (step - start, end - start)
+    }
     /// The learning rate of a step.
     pub fn rate(&self, schedule: &OptimizerSchedule, step: u64) -> f64 {
         let total = self.starts.last().copied().unwrap_or(0);
-        match (schedule.span, self.at(step)) {
-            (Span::Run, _) => schedule.rate(step, total),
-            (Span::Link, link) => {
-                let (start, end) = (self.starts[link], self.starts[link + 1]);
-                schedule.rate(step - start, end - start)
+        match schedule.span {
+            Span::Run => schedule.rate(step, total),
+            Span::Link => {
+                let (since, span) = self.place(step);
+                schedule.rate(since, span)
             }
         }
     }

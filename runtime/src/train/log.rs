@@ -53,15 +53,30 @@ impl Logs {
         };
         Ok(Logs { path, file, events })
     }
-    /// Writes a line; the tags of its numbers in TensorBoard get `prefix` where they have none.
+    /// Writes a line; the tags of its numbers in TensorBoard get the prefix `train/` where they have none.
     pub fn write(&mut self, step: u64, epoch: f64, values: &[(&str, f64)]) -> Result<()> {
+        self.write_with(step, epoch, values, &[])
+    }
+    /// The same with vectors: lists in the line, and in TensorBoard one tag per entry, `NAME/0`, `NAME/1`, ….
+    pub fn write_with(
+        &mut self,
+        step: u64,
+        epoch: f64,
+        values: &[(&str, f64)],
+        vectors: &[(&str, Vec<f64>)],
+    ) -> Result<()> {
         let mut line = Map::from_iter([("step".to_string(), json!(step)), ("epoch".to_string(), number(epoch))]);
         line.extend(values.iter().map(|(name, value)| (name.to_string(), number(*value))));
+        let list = |entries: &[f64]| entries.iter().map(|x| number(*x)).collect::<Vec<Value>>();
+        line.extend(vectors.iter().map(|(name, entries)| (name.to_string(), list(entries).into())));
         let mut text = Value::Object(line).to_string();
         text.push('\n');
         self.file.write_all(text.as_bytes()).map_err(|e| Error::io(&self.path, e))?;
         let tag = |name: &str| if name.contains('/') { name.to_string() } else { format!("train/{name}") };
-        let tagged: Vec<(String, f32)> = values.iter().map(|(name, value)| (tag(name), *value as f32)).collect();
+        let mut tagged: Vec<(String, f32)> = values.iter().map(|(name, value)| (tag(name), *value as f32)).collect();
+        for (name, entries) in vectors {
+            tagged.extend(entries.iter().enumerate().map(|(i, x)| (format!("{}/{i}", tag(name)), *x as f32)));
+        }
         self.events.write(step, &tagged)
     }
     /// Brings both to the disk; returns how far they are.
@@ -92,10 +107,10 @@ mod tests {
         logs.write(2, 1.0, &[("loss", 0.125)]).unwrap();
         drop(logs);
         let mut logs = Logs::open(dir.path(), Some(&offsets)).unwrap();
-        logs.write(2, 1.0, &[("loss", 0.5)]).unwrap();
+        logs.write_with(2, 1.0, &[("loss", 0.5)], &[("p", vec![0.25, f64::NAN])]).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
         let expected = "{\"step\":1,\"epoch\":0.5,\"loss\":0.25,\"eval/loss\":\"NaN\"}\n\
-                        {\"step\":2,\"epoch\":1.0,\"loss\":0.5}\n";
+                        {\"step\":2,\"epoch\":1.0,\"loss\":0.5,\"p\":[0.25,\"NaN\"]}\n";
         assert_eq!(text, expected);
         std::fs::write(&path, "").unwrap();
         let error = Logs::open(dir.path(), Some(&offsets)).map(drop).unwrap_err().to_string();

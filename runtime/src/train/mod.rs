@@ -3,11 +3,12 @@
 //! A model that can be trained has the program `step`, or, for a chain of M links, `step.0` … `step.M-1` with the knots
 //! `knot.1` … `knot.M-1` between them. A step takes the batch's tensors by name plus, where it has such inputs, the
 //! scalars `learning_rate`, `step` and `seed`; its output `loss` is a scalar, so may `grad_norm` be, and every further
-//! scalar output is logged under its name. Evaluation runs `eval.J` of the current link, or `eval`, or the inference
+//! scalar output, and every short vector, is logged under its name. A model that `samuel`
+//! wrapped has the program `restart` (`restart.J` for a link), which is run at the points of [`Restarts`] and when a link begins. Evaluation runs `eval.J` of the current link, or `eval`, or the inference
 //! graph; its first floating-point output, or the one named `logits`, is what metrics are made of.
 //!
 //! ```text
-//! for each batch:  knots that are due → step(batch, learning_rate) → guard → metrics → evaluation → checkpoint
+//! for each batch:  knots, restarts that are due → step(batch, learning_rate) → guard → metrics → evaluation → checkpoint
 //! ```
 //!
 //! * **Guard.** A loss, gradient norm or (where the program reports no norm) trained weight that is not finite undoes
@@ -40,6 +41,7 @@ pub mod links;
 pub mod log;
 pub mod metrics;
 pub mod progress;
+pub mod restarts;
 pub mod schedule;
 pub mod signals;
 pub mod summary;
@@ -55,6 +57,7 @@ pub use events::{Event, Observer, Silent};
 pub use feeds::{evaluation_schema, training_schema};
 pub use metrics::{Metrics, Task};
 pub use progress::Progress;
+pub use restarts::Restarts;
 pub use schedule::{Decay, OptimizerSchedule, Span};
 pub use summary::Summary;
 pub use trainer::{Outcome, train};

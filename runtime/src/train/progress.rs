@@ -108,6 +108,7 @@ impl Observer for Progress {
                 }
             }
             Event::Knot { step, link } => self.line(&format!("step {step}: knot tied, link {} begins", link + 1)),
+            Event::Restart { step } => self.line(&format!("step {step}: experts restarted")),
             Event::Evaluated { split, step, metrics } => {
                 self.line(&format!("step {step}  {split}: {}", metrics_text(metrics)));
             }

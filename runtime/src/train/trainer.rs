@@ -38,6 +38,9 @@ pub enum Outcome {
 /// This many steps in a row may be skipped.
 const MAX_SKIPPED_IN_ROW: u64 = 50;
 
+/// Vectors up to this length are logged.
+const LONGEST_VECTOR: usize = 64;
+
 /// Trains a model. See the [module](super) for what it needs and what it writes.
 pub fn train(model: &mut Model, run: &TrainRun, splits: &Splits, observer: &mut dyn Observer) -> Result<Outcome> {
     train_on(&RealDisk, model, run, splits, observer)
@@ -117,6 +120,7 @@ impl<'a> Trainer<'a> {
     ) -> Result<Trainer<'a>> {
         let loader = Loader::new(splits.train.clone(), loader_options(run))?;
         run.schedule.check()?;
+        run.restarts.check()?;
         let all = (run.train.epochs as u64).saturating_mul(loader.batches_per_epoch() as u64);
         let total = run.train.max_steps.map_or(all, |max| all.min(max));
         ensure!(total > 0, "the run has no steps: epochs is {}", run.train.epochs);
@@ -187,6 +191,7 @@ impl<'a> Trainer<'a> {
             let Some(item) = batches.next() else { bail!("the data ended before the run") };
             let (cursor, batch) = item.context(|| "data.train")?;
             self.tie_knots()?;
+            self.restart_experts()?;
             self.step(batch)?;
             self.state.cursor = Cursor { batch: cursor.batch + 1, ..cursor };
             let epoch_ends = self.state.cursor.batch as u64 == per_epoch || self.state.step == total;
@@ -208,12 +213,41 @@ impl<'a> Trainer<'a> {
     fn tie_knots(&mut self) -> Result<()> {
         let wanted = self.links.at(self.state.step);
         while self.state.link < wanted {
-            let name = format!("knot.{}", self.state.link + 1);
-            let key = Key { seed: self.run.train.seed, step: self.state.step };
-            let mut knot = Session::program(self.model, &name, self.options)?;
-            knot.run(&mut self.params, &HashMap::new(), key).context(|| format!("program \"{name}\""))?;
+            self.run_alone(&format!("knot.{}", self.state.link + 1))?;
             self.state.link += 1;
+            // Experts of a link begin where the last one ended.
+            if let Some(name) = self.restart_program() {
+                self.run_alone(&name)?;
+            }
+            self.logs.write(self.state.step, self.epoch(), &[("knot", self.state.link as f64)])?;
             self.observer.event(&Event::Knot { step: self.state.step, link: self.state.link });
+        }
+        Ok(())
+    }
+
+    /// Runs a program that needs no inputs.
+    fn run_alone(&mut self, name: &str) -> Result<()> {
+        let key = Key { seed: self.run.train.seed, step: self.state.step };
+        let mut session = Session::program(self.model, name, self.options)?;
+        session.run(&mut self.params, &HashMap::new(), key).context(|| format!("program \"{name}\""))?;
+        Ok(())
+    }
+
+    /// The program that restarts the experts of the current link, if it has some.
+    fn restart_program(&self) -> Option<String> {
+        let name = self.links.programs[self.state.link].replacen("step", "restart", 1);
+        self.model.programs.contains_key(&name).then_some(name)
+    }
+
+    /// Restarts the experts if that is due.
+    fn restart_experts(&mut self) -> Result<()> {
+        let Some(name) = self.restart_program() else { return Ok(()) };
+        let step = self.state.step;
+        let (since, span) = self.links.place(step);
+        if self.run.restarts.due(since, span, self.run.accumulate) {
+            self.run_alone(&name)?;
+            self.logs.write(step, self.epoch(), &[("samuel/restart", 1.0)])?;
+            self.observer.event(&Event::Restart { step });
         }
         Ok(())
     }
@@ -277,16 +311,20 @@ impl<'a> Trainer<'a> {
         let speed = std::mem::take(&mut self.window).rate();
         let mut values = vec![("loss", loss), ("learning_rate", rate), ("samples_per_second", speed)];
         let mut others: Vec<(&String, &Tensor)> =
-            outputs.iter().filter(|(n, t)| *n != "loss" && t.len() == 1).collect();
+            outputs.iter().filter(|(n, t)| *n != "loss" && t.rank() <= 1 && (1..=LONGEST_VECTOR).contains(&t.len())).collect();
         others.sort_by_key(|(name, _)| *name);
+        let mut vectors = Vec::new();
         for (name, tensor) in others {
-            values.extend(tensor.to_f64s()?.first().map(|v| (name.as_str(), *v)));
+            match tensor.rank() {
+                0 => values.extend(tensor.to_f64s()?.first().map(|v| (name.as_str(), *v))),
+                _ => vectors.push((name.as_str(), tensor.to_f64s()?)),
+            }
         }
         if self.state.skipped > 0 {
             values.push(("skipped_steps", self.state.skipped as f64));
         }
         (self.state.window_loss, self.state.window_steps) = (Exact(0.0), 0);
-        self.logs.write(self.state.step, self.epoch(), &values)
+        self.logs.write_with(self.state.step, self.epoch(), &values, &vectors)
     }
     fn undone(&mut self, what: &str) -> Result<()> {
         let step = self.state.step + 1;
