@@ -81,7 +81,7 @@ const BUILTIN: &[fn() -> PassInfo] = &[
         PassInfo::of::<optimizer::Optimizer>(
             "optimizer",
             "training",
-            "turn gradients into updates: sgd, adamw, adagrad",
+            "turn gradients into updates: sgd, adamw, adagrad, prodigy, schedule-free-adamw, d-adapt-adam",
         )
     },
     || PassInfo::of::<merge::Merge>("merge", "interchange", "fold all adapters into the weights"),
