@@ -66,6 +66,23 @@ fn a_file_with_programs_goes_on_to_train_alike() {
     assert_eq!(folder.read("out2/merged.onnx"), folder.read("out/merged.onnx"));
 }
 
+/// Without a learning rate and a schedule in the recipe.
+#[test]
+fn optimizers_that_find_their_own_rate_learn() {
+    let folder = Folder::with_task();
+    let silent = ["kind = \"adamw\"\n", "learning_rate = 3e-2\n", "schedule = \"linear\"\n"];
+    let recipe = silent.iter().fold(RECIPE.to_string(), |text, line| text.replace(line, ""));
+    for (kind, rate) in [("prodigy", "1"), ("schedule-free-adamw", "0.0025"), ("d-adapt-adam", "1")] {
+        let table = format!("[optimizer]\nkind = \"{kind}\"\n");
+        folder.write("R.toml", &recipe.replace("[optimizer]\n", &table));
+        let output = format!("output={kind}");
+        let printed = folder.ok(&["train", "--recipe", "R.toml", "--set", &output, "--set", "train.epochs=80"]);
+        assert!(printed.contains(&format!("learning rate {rate} (Constant)")), "{printed}");
+        let found = summary(&folder, kind);
+        assert!(found["test.accuracy"].as_f64().unwrap() > 0.85, "{kind}: {found}");
+    }
+}
+
 #[test]
 fn threads_change_no_bit() {
     let folder = Folder::with_task();

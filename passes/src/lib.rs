@@ -82,7 +82,7 @@ const BUILTIN: &[fn() -> PassInfo] = &[
         PassInfo::of::<optimizer::Optimizer>(
             "optimizer",
             "training",
-            "turn gradients into updates: sgd, adamw, adagrad",
+            "turn gradients into updates: sgd, adamw, adagrad, prodigy, schedule-free-adamw, d-adapt-adam",
         )
     },
     || {

@@ -231,3 +231,175 @@ fn a_missing_gradient_names_every_node() {
     let error = Driver::new().run_pass(pass.as_ref(), &mut model).unwrap_err().to_string();
     assert!(error.contains("\"first\" (com.acme::Odd)") && error.contains("\"second\""), "{error}");
 }
+
+/// Every kind, with options that use all of its states.
+const KINDS: [&str; 6] = [
+    "kind=sgd, momentum=0.9",
+    "kind=adamw",
+    "kind=adagrad",
+    "kind=prodigy, d0=1e-3",
+    "kind=schedule-free-adamw",
+    "kind=d-adapt-adam, d0=1e-3",
+];
+
+/// The network with all weights trained by an optimizer.
+fn trained_by(dtype: DType, before: &[&str], optimizer: &str) -> Model {
+    let mut model = network(dtype);
+    model.params.values_mut().for_each(|p| p.role = Role::Trainable);
+    apply(&mut model, &["loss", "autodiff"]);
+    apply(&mut model, before);
+    apply(&mut model, &[&format!("optimizer({optimizer})")]);
+    model
+}
+
+fn step(model: &mut Model, inputs: &HashMap<String, Tensor>, number: u64) -> f64 {
+    eval::run_program(model, "step", inputs, 0, number).unwrap()["loss"].to_f64s().unwrap()[0]
+}
+
+fn numbers(model: &Model, param: &str) -> Vec<f64> {
+    model.params[param].tensor.to_f64s().unwrap()
+}
+
+#[test]
+fn every_kind_stands_still_until_gradients_apply() {
+    for kind in KINDS {
+        let kind = format!("{kind}, weight_decay=0.1");
+        let mut once = trained_by(DType::F64, &["clip(max_norm=0.5)"], &kind);
+        let mut twice = trained_by(DType::F64, &["accumulate(steps=2)", "clip(max_norm=0.5)"], &kind);
+        let inputs = batch(DType::F64);
+        for round in 0..4 {
+            step(&mut once, &inputs, round);
+            let before = twice.clone();
+            step(&mut twice, &inputs, 2 * round);
+            for (name, param) in &before.params {
+                let gathers = name == "step/accumulated" || name.starts_with("step/sum:") && !name.ends_with("_1");
+                let stands = twice.params[name].tensor == param.tensor;
+                assert!(gathers || stands, "{kind}, round {round}: {name} moved");
+            }
+            step(&mut twice, &inputs, 2 * round + 1);
+            for name in once.params.keys() {
+                // The sums of `adagrad` and of `accumulate` would have the same name.
+                let second = Some(format!("{name}_1")).filter(|second| twice.params.contains_key(second));
+                let same = second.as_ref().unwrap_or(name);
+                let apart = largest_difference(&numbers(&once, name), &numbers(&twice, same));
+                assert!(apart < 1e-12, "{kind}, round {round}: {name} differs by {apart}");
+            }
+        }
+        assert!(loss_of(&once, &inputs) < loss_of(&trained_by(DType::F64, &[], &kind), &inputs), "{kind} learns");
+    }
+}
+
+#[test]
+fn states_of_every_kind_begin_at_nothing() {
+    for kind in KINDS {
+        let model = trained_by(DType::F32, &[], kind);
+        let states: Vec<&String> = model.params.keys().filter(|name| name.starts_with("step/")).collect();
+        assert!(states.len() >= 4, "{kind}: {states:?}");
+        for name in states {
+            let (param, d0) = (&model.params[name], name == "step/d" || name == "step/d_max");
+            assert_eq!(param.role, Role::State, "{kind}: {name}");
+            let initial = if d0 { 1e-3 } else { 0.0 };
+            assert!(numbers(&model, name).iter().all(|&x| x == initial), "{kind}: {name} begins at {initial}");
+        }
+    }
+}
+
+#[test]
+fn x0_and_z_are_taken_at_the_first_update() {
+    for (kind, state) in [("kind=prodigy", "step/x0:layer.0.W"), ("kind=schedule-free-adamw", "step/z:layer.0.W")] {
+        let mut model = trained_by(DType::F64, &[], kind);
+        // What an earlier link of a chain, or another program, made of the weight since the pass ran.
+        let start = Draw::new(1, "start").tensor(&[5, 6], -0.5, 0.5).cast(DType::F64).unwrap();
+        model.params["layer.0.W"].tensor = start.clone();
+        let inputs = batch(DType::F64);
+        let still = HashMap::from([("learning_rate".to_string(), Tensor::scalar(0f32))]);
+        step(&mut model, &inputs.clone().into_iter().chain(still).collect(), 0);
+        assert_eq!(model.params["layer.0.W"].tensor, start, "{kind}: a rate of 0 moves nothing");
+        for number in 1..3 {
+            step(&mut model, &inputs, number);
+        }
+        let (kept, start) = (numbers(&model, state), start.to_f64s().unwrap());
+        match kind {
+            "kind=prodigy" => assert_eq!(kept, start),
+            _ => assert!((1e-3..0.2).contains(&largest_difference(&kept, &start)), "two steps of 0.05 from there"),
+        }
+    }
+}
+
+#[test]
+fn schedule_free_steps_compute_at_y_and_keep_the_average() {
+    let mut model = trained_by(DType::F64, &[], "kind=schedule-free-adamw, beta1=0.75");
+    let inputs = batch(DType::F64);
+    let trained = ["layer.0.W", "layer.0.b", "layer.1.W", "layer.1.b"];
+    let mut sums: Vec<Vec<f64>> = trained.iter().map(|name| vec![0.0; numbers(&model, name).len()]).collect();
+    for number in 0..5 {
+        let mut at_y = model.clone();
+        for name in trained {
+            let (x, z) = (numbers(&model, name), numbers(&model, &format!("step/z:{name}")));
+            let y = |(x, z): (&f64, &f64)| if number == 0 { *x } else { 0.25 * z + 0.75 * x };
+            let y: Vec<f64> = x.iter().zip(&z).map(y).collect();
+            at_y.params[name].tensor = Tensor::from_vec(model.params[name].tensor.shape().to_vec(), y);
+        }
+        let loss = step(&mut model, &inputs, number);
+        assert!((loss - loss_of(&at_y, &inputs)).abs() < 1e-12, "step {number} computes at y");
+        for (name, sum) in trained.iter().zip(&mut sums) {
+            sum.iter_mut().zip(numbers(&model, &format!("step/z:{name}"))).for_each(|(sum, z)| *sum += z);
+            let mean: Vec<f64> = sum.iter().map(|sum| sum / (number + 1) as f64).collect();
+            let apart = largest_difference(&mean, &numbers(&model, name));
+            assert!(apart < 1e-12, "{name} is the average of all z but for {apart}");
+        }
+    }
+    let (x, z) = (numbers(&model, "layer.1.b"), numbers(&model, "step/z:layer.1.b"));
+    assert!(largest_difference(&x, &z) > 1e-3);
+}
+
+#[test]
+fn links_of_a_chain_begin_afresh() {
+    for kind in KINDS {
+        let mut model = network(DType::F64);
+        model.params["layer.1.b"].role = Role::Trainable;
+        let optimizer = format!("optimizer({kind})");
+        apply(&mut model, &["loss", "cola(rank=2, links=2, targets=[\"*/MatMul\"])", "autodiff", &optimizer]);
+        let inputs = batch(DType::F64);
+        let run = |model: &mut Model, program: &str, number| {
+            eval::run_program(model, program, &inputs, 0, number).unwrap();
+        };
+        (0..5).for_each(|number| run(&mut model, "step.0", number));
+        run(&mut model, "knot.1", 5);
+        // Both links train the bias: the second starts where the first left it.
+        let (before, left) = (loss_of(&model, &inputs), numbers(&model, "layer.1.b"));
+        let fresh = |model: &Model| {
+            let states = model.params.keys().filter(|name| name.starts_with("step.1/") && !name.contains("/d"));
+            states.map(|name| numbers(model, name)).collect::<Vec<_>>()
+        };
+        assert!(fresh(&model).iter().flatten().all(|&x| x == 0.0), "{kind}");
+        run(&mut model, "step.1", 5);
+        let moved = largest_difference(&numbers(&model, "layer.1.b"), &left);
+        assert!((1e-9..0.1).contains(&moved), "{kind}: moved by {moved}");
+        (6..12).for_each(|number| run(&mut model, "step.1", number));
+        assert!(loss_of(&model, &inputs) < before, "{kind}");
+    }
+}
+
+#[test]
+fn options_of_the_optimizer_out_of_range_are_sentences() {
+    let error = |options: &str| {
+        let (name, options) = options::parse_invocation(&format!("optimizer({options})")).unwrap();
+        let pass = Registry::builtin().build(&name, options).unwrap();
+        pass.run(&mut network(DType::F32)).unwrap_err().to_string()
+    };
+    for (options, wanted) in [
+        ("beta1=1", "beta1 is 1, expected a number in [0, 1)"),
+        ("beta3=-0.5", "beta3 is -0.5, expected a number in [0, 1)"),
+        ("d0=0", "d0 is 0, expected a number above 0"),
+        ("d_coef=-1", "d_coef is -1, expected a number above 0"),
+        ("growth_rate=0.5", "growth_rate is below 1: the step size could only fall"),
+        ("slice_p=0", "slice_p is 0, expected at least 1"),
+        ("weight_lr_power=-1", "weight_lr_power is -1, expected 0 or more"),
+        ("r=-1", "r is -1, expected 0 or more"),
+        ("kind=prodigy, epsilon=0", "epsilon is 0, this kind needs a number above 0"),
+        ("nesterov", "nesterov needs a momentum above 0"),
+    ] {
+        assert_eq!(error(options), wanted);
+    }
+}

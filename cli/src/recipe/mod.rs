@@ -17,7 +17,7 @@ use sartor_passes::cola::Cola;
 use sartor_passes::freeze::Freeze;
 use sartor_passes::head::{Head, HeadKind};
 use sartor_passes::loss::{Loss, LossKind};
-use sartor_passes::optimizer::Optimizer;
+use sartor_passes::optimizer::{Optimizer, OptimizerKind};
 use sartor_passes::samuel::Samuel;
 use sartor_runtime::data::DataConfig;
 use sartor_runtime::train::{OptimizerSchedule, Restarts, Span, TrainConfig};
@@ -126,7 +126,7 @@ impl Recipe {
     pub fn of(mut table: toml::Table, folder: &Path) -> Result<Recipe> {
         keys::check(&table)?;
         hand_down_seed(&mut table);
-        default_rates(&mut table);
+        complete_schedule(&mut table);
         let identity = identity(&table)?;
         set::resolve_paths(&mut table, folder)?;
         let effective = to_text(&table)?;
@@ -179,15 +179,27 @@ fn hand_down_seed(table: &mut toml::Table) {
     }
 }
 
-/// With `[samuel]` the optimizer's learning rate is a factor, and stays 1 unless the recipe says otherwise.
-fn default_rates(table: &mut toml::Table) {
-    if !table.contains_key("samuel") {
-        return;
+/// Writes down the learning rate and the schedule of a kind of optimizer that wants others than the trainer's defaults, unless the recipe
+/// says them. With `[samuel]` the learning rate is a factor on those of all experts.
+fn complete_schedule(table: &mut toml::Table) {
+    let experts = table.contains_key("samuel");
+    if experts {
+        table.entry("optimizer").or_insert_with(|| toml::Table::new().into());
     }
-    let optimizer = table.entry("optimizer").or_insert_with(|| toml::Table::new().into());
-    if let Some(optimizer) = optimizer.as_table_mut() {
-        optimizer.entry("learning_rate").or_insert(1.0.into());
-        optimizer.entry("schedule").or_insert("constant".into());
+    let Some(section) = table.get_mut("optimizer").and_then(toml::Value::as_table_mut) else { return };
+    let kind = section.get("kind").cloned().and_then(|kind| kind.try_into::<OptimizerKind>().ok());
+    let own = if experts { Some((1.0, "constant")) } else { kind.and_then(default_schedule) };
+    let Some((rate, schedule)) = own else { return };
+    section.entry("learning_rate").or_insert_with(|| rate.into());
+    section.entry("schedule").or_insert_with(|| schedule.into());
+}
+
+/// The learning rate and the schedule of a kind, where they are not the trainer's defaults: those that its authors recommend.
+fn default_schedule(kind: OptimizerKind) -> Option<(f64, &'static str)> {
+    match kind {
+        OptimizerKind::Prodigy | OptimizerKind::DAdaptAdam => Some((1.0, "constant")),
+        OptimizerKind::ScheduleFreeAdamw => Some((0.0025, "constant")),
+        OptimizerKind::Sgd | OptimizerKind::Adamw | OptimizerKind::Adagrad => None,
     }
 }
 
@@ -207,6 +219,7 @@ fn to_text(table: &toml::Table) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use sartor_runtime::train::Decay;
 
     const RECIPE: &str = "model = \"m.onnx\"\n[head]\ninput = \"461\"\nclasses = 2\n\
         [cola]\nrank = 8\nalpha = 16\nlinks = 3\ntargets = [\"query\"]\nschedule = \"link\"\nsplit = [1, 2, 1]\n\
@@ -230,9 +243,27 @@ mod tests {
         assert_eq!((cola.second.split.as_slice(), recipe.schedule().span), (&[1.0, 2.0, 1.0][..], Span::Link));
         assert_eq!(tables.head.as_ref().unwrap().seed, 7);
         assert_eq!(tables.optimizer.first.weight_decay, 0.01);
-        assert_eq!(recipe.schedule().schedule, sartor_runtime::train::Decay::Cosine);
+        assert_eq!(recipe.schedule().schedule, Decay::Cosine);
         assert!(tables.model.is_absolute() && tables.model.ends_with("m.onnx"));
         assert!(!recipe.identity.contains("threads") && recipe.effective.contains("threads = 2"));
+    }
+
+    #[test]
+    fn kinds_that_find_their_rate_get_a_constant_one() {
+        let schedule = |optimizer: &str| {
+            let text = format!("model = \"m.onnx\"\n{optimizer}");
+            let schedule = Recipe::of(parse(&text).unwrap(), Path::new("")).unwrap().schedule();
+            (schedule.learning_rate, schedule.schedule)
+        };
+        assert_eq!(schedule(""), (1e-3, Decay::Linear));
+        assert_eq!(schedule("[optimizer]\nkind = \"adamw\""), (1e-3, Decay::Linear));
+        assert_eq!(schedule("[optimizer]\nkind = \"prodigy\""), (1.0, Decay::Constant));
+        assert_eq!(schedule("[optimizer]\nkind = \"d-adapt-adam\""), (1.0, Decay::Constant));
+        assert_eq!(schedule("[optimizer]\nkind = \"schedule-free-adamw\""), (0.0025, Decay::Constant));
+        let own = "[optimizer]\nkind = \"prodigy\"\nlearning_rate = 0.5\nschedule = \"cosine\"";
+        assert_eq!(schedule(own), (0.5, Decay::Cosine));
+        let half = "[optimizer]\nkind = \"prodigy\"\nschedule = \"cosine\"";
+        assert_eq!(schedule(half), (1.0, Decay::Cosine));
     }
 
     #[test]

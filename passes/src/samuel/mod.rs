@@ -23,7 +23,7 @@
 //!
 //! `play`: `sample` draws `cur` from `p` in every step, `likeliest` takes the largest `p`, `average` plays `Σ p_i x_i` (and
 //! `ℓ_cur` is then `Σ p_i ℓ_i`). An expert whose loss or gradient is not finite, in `shared` also one farther than `trust · ‖x‖` from `x`,
-//! has no weight until the next restart. `intervals` counts steps from 0 and starts every length at once; it bounds `1 + η·r` below by 1/1000.
+//! has no weight, and stands still, until the next restart. `intervals` counts steps from 0 and starts every length at once; it bounds `1 + η·r` below by 1/1000.
 //!
 //! With `accumulate`, losses are averaged over the runs that make one update, and weights and play change with it. Random masks (dropout) differ between experts.
 //!
@@ -264,7 +264,7 @@ impl Wrap<'_> {
             _ => Choice::of(self, program, next)?,
         };
         self.bind_played(program, &split, &copies, &choice, apply)?;
-        self.bind_experts(program, &split, &copies)?;
+        self.bind_experts(program, &split, (&starts, &copies), &judged)?;
         self.set_outputs(program, &copies, &choice, &judged, rates)?;
         restart::add(self, model, &split, &weights)?;
         program.graph.remove_dead();
@@ -315,10 +315,20 @@ impl Wrap<'_> {
         Ok(())
     }
 
-    fn bind_experts(&self, program: &mut Program, split: &Split, copies: &[experts::Copy]) -> Result<()> {
-        for state in &split.states {
-            for (copy, own) in copies.iter().zip(&state.own) {
-                training::bind(program, &format!("next:{own}"), copy.value(state.next), own);
+    /// The experts' own parameters take their next values, those of experts without weight stay.
+    fn bind_experts(
+        &self,
+        program: &mut Program,
+        split: &Split,
+        (starts, copies): (&[Vec<Value>], &[experts::Copy]),
+        judged: &weights::Judged,
+    ) -> Result<()> {
+        for (expert, (start, copy)) in starts.iter().zip(copies).enumerate() {
+            let moves = judged.moves(self, program, expert)?;
+            for (state, start) in split.states.iter().zip(start) {
+                let next = self.emit(program).select(moves, copy.value(state.next), *start)?;
+                let own = &state.own[expert];
+                training::bind(program, &format!("next:{own}"), next, own);
             }
         }
         Ok(())

@@ -7,9 +7,14 @@ use crate::training;
 use sartor_ir::ops::Emit;
 use sartor_ir::{Attributes, DType, Model, Operator, Program, Result, Role, Tensor, Type, Value, bail};
 
+/// The logarithm of no weight: finite, so that a checkpoint can hold it, and far below all others.
+const NONE: f64 = -1e300;
+/// What is below this is no weight.
+const SOME: f64 = -1e299;
+
 /// The weights' parameters.
 pub struct Weights {
-    /// `w[q, i]`, `double[Q, N]`; −∞: no weight.
+    /// `w[q, i]`, `double[Q, N]`.
     log: String,
     /// `shared`: S², `double[1]`.
     scale: Option<String>,
@@ -37,7 +42,7 @@ pub struct Begun<'a> {
 
 /// What a step found out about the experts.
 pub struct Judged {
-    /// The weights, −∞ for those that are out: `double[Q, N]`.
+    /// The weights, [`NONE`] for those that are out: `double[Q, N]`.
     pub weights: Value,
     /// Losses, or regrets in `shared`: `double[N]`.
     pub shown: Value,
@@ -174,9 +179,9 @@ impl Begun<'_> {
         Ok(Judged { weights, shown: losses, valid, played })
     }
 
-    /// The weights, −∞ for experts that are out.
+    /// The weights without those of experts that are out.
     fn without(&self, emit: &mut Emit, valid: Value) -> Result<Value> {
-        let none = emit.scalar(f64::NEG_INFINITY, self.log)?;
+        let none = emit.scalar(NONE, self.log)?;
         emit.select(valid, self.log, none)
     }
 
@@ -296,6 +301,17 @@ impl Begun<'_> {
     }
 }
 
+impl Judged {
+    /// Whether an expert has a weight: a `bool` scalar. One that has none stands still, so that its numbers stay finite.
+    pub fn moves(&self, wrap: &Wrap, program: &mut Program, expert: usize) -> Result<Value> {
+        let mut emit = wrap.emit(program);
+        let most = emit.reduce("ReduceMax", self.weights, &[0], false)?;
+        let some = emit.scalar(SOME, most)?;
+        let moves = emit.op("Greater", &[most, some], Attributes::new())?;
+        entry(&mut emit, moves, expert)
+    }
+}
+
 impl Choice {
     /// By weights `double[Q, N]`.
     pub fn of(wrap: &Wrap, program: &mut Program, weights: Value) -> Result<Choice> {
@@ -316,7 +332,9 @@ impl Choice {
             let index = emit.constant(Tensor::scalar(i as i64));
             is_current.push(emit.op("Equal", &[current, index], Attributes::new())?);
         }
-        let any = finite(&mut emit, shares[0])?;
+        let most = emit.reduce("ReduceMax", weights, &[0, 1], false)?;
+        let some = emit.scalar(SOME, most)?;
+        let any = emit.op("Greater", &[most, some], Attributes::new())?;
         Ok(Choice { probability, current, average: play == Play::Average, shares, is_current, any })
     }
 
@@ -369,7 +387,7 @@ impl Choice {
     }
 }
 
-/// `p_i ∝ Σ_q exp w[q, i]`; not numbers if no expert has a weight.
+/// `p_i ∝ Σ_q exp w[q, i]`
 fn probabilities(emit: &mut Emit, weights: Value) -> Result<Value> {
     let most = emit.reduce("ReduceMax", weights, &[0, 1], true)?;
     let shifted = emit.sub(weights, most)?;

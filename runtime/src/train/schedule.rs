@@ -18,9 +18,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct OptimizerSchedule {
-    /// The highest rate.
+    /// The highest rate. Default: 1e-3; in a recipe 1 for `prodigy` and `d-adapt-adam`, 0.0025 for `schedule-free-adamw`.
     pub learning_rate: f64,
-    /// How it falls.
+    /// How it falls. Default: linear; in a recipe constant for the three kinds named above.
     pub schedule: Decay,
     /// Warm-up as a share of the steps.
     pub warmup_ratio: f64,
