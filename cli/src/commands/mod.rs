@@ -8,6 +8,7 @@ pub mod inspect;
 pub mod merge;
 pub mod optimize;
 pub mod passes;
+pub mod report;
 pub mod run;
 pub mod schema;
 pub mod train;
@@ -46,6 +47,7 @@ enum Command {
     Optimize(optimize::Args),
     Train(train::Args),
     Eval(eval::Args),
+    Report(report::Args),
     Run(run::Args),
     Verify(verify::Args),
     Bench(bench::Args),
@@ -62,6 +64,7 @@ pub fn run(cli: Cli, registry: &Registry) -> Outcome {
         Command::Optimize(args) => optimize::run(args, registry),
         Command::Train(args) => train::run(args, registry),
         Command::Eval(args) => eval::run(args, registry),
+        Command::Report(args) => report::run(args),
         Command::Schema(args) => schema::run(args),
         Command::Inspect(args) => inspect::run(args, registry),
         Command::Transform(args) => transform::run(args, registry),

@@ -85,6 +85,7 @@ const LEFT: &[&str] = &[
     "tensorboard",
     "summary.json",
     "recipe.toml",
+    "report.html",
 ];
 
 /// Runs it.
