@@ -22,6 +22,7 @@ mod onnxruntime;
 mod peers;
 mod recipe;
 mod report;
+mod sweep;
 mod table;
 mod tract;
 mod training;

@@ -11,6 +11,7 @@ pub mod passes;
 pub mod report;
 pub mod run;
 pub mod schema;
+pub mod sweep;
 pub mod train;
 pub mod transform;
 pub mod verify;
@@ -46,6 +47,7 @@ enum Command {
     Transform(transform::Args),
     Optimize(optimize::Args),
     Train(train::Args),
+    Sweep(sweep::Args),
     Eval(eval::Args),
     Report(report::Args),
     Run(run::Args),
@@ -63,6 +65,7 @@ pub fn run(cli: Cli, registry: &Registry) -> Outcome {
         Command::Demo(args) => demo::run(args, registry),
         Command::Optimize(args) => optimize::run(args, registry),
         Command::Train(args) => train::run(args, registry),
+        Command::Sweep(args) => sweep::run(args, registry),
         Command::Eval(args) => eval::run(args, registry),
         Command::Report(args) => report::run(args),
         Command::Schema(args) => schema::run(args),
