@@ -23,6 +23,13 @@ impl Failure {
     pub fn usage(text: impl Into<String>) -> Failure {
         Failure::Input(Error::msg(text))
     }
+    /// The sentences, one a line.
+    pub(crate) fn sentences(&self) -> String {
+        match self {
+            Failure::Input(error) | Failure::Run(error) => error.to_string(),
+            Failure::No => "the answer is no".to_string(),
+        }
+    }
     /// Prints the sentences; the exit code.
     pub fn report(self) -> ExitCode {
         match self {

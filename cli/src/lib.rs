@@ -11,6 +11,7 @@
 //! command line or an input is wrong. What goes wrong is a sentence on standard error that begins with `error:`.
 //! This crate holds no logic that the others could hold: it reads arguments and files, calls them, and prints.
 
+mod chart;
 pub mod commands;
 mod compare;
 mod demo;
@@ -20,6 +21,8 @@ mod inspection;
 mod onnxruntime;
 mod peers;
 mod recipe;
+mod report;
+mod sweep;
 mod table;
 mod tract;
 mod training;

@@ -10,7 +10,7 @@ use serde_json::Value;
 #[test]
 fn every_command_has_help_with_examples() {
     let folder = Folder::new();
-    let all = "demo inspect transform optimize train eval run verify bench merge adapter passes schema";
+    let all = "demo inspect transform optimize train sweep eval report run verify bench merge adapter passes schema";
     for command in all.split(' ') {
         let help = folder.ok(&[command, "--help"]);
         assert!(help.contains("Examples:") && help.contains(&format!("sartor {command}")), "{help}");

@@ -109,7 +109,7 @@ pub fn chrome_trace(events: &[Event]) -> serde_json::Value {
 }
 
 /// Floating-point operations of the products of a step.
-fn flops(step: &Step) -> u64 {
+pub(crate) fn flops(step: &Step) -> u64 {
     match step {
         Step::Contract(c) => contract_flops(c),
         Step::Chain(chain) => chain.members.iter().map(contract_flops).sum(),

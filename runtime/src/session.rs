@@ -49,6 +49,8 @@ pub struct Report {
     pub reference: BTreeMap<String, usize>,
     /// Bytes that a run needs besides parameters and inputs.
     pub bytes: usize,
+    /// Floating-point operations of the products and convolutions of a run.
+    pub flops: u64,
     /// Why the whole graph runs by the reference evaluator, if it does.
     pub unplanned: Option<String>,
 }
@@ -120,7 +122,8 @@ impl Session {
                         *reference.entry(name).or_insert(0) += 1;
                     }
                 }
-                Report { kernels: plan.kinds(), reference, bytes: plan.bytes(), unplanned: None }
+                let flops = plan.lowered.steps.iter().map(|planned| crate::profile::flops(&planned.step)).sum();
+                Report { kernels: plan.kinds(), reference, bytes: plan.bytes(), flops, unplanned: None }
             }
         }
     }

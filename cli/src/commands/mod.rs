@@ -8,8 +8,10 @@ pub mod inspect;
 pub mod merge;
 pub mod optimize;
 pub mod passes;
+pub mod report;
 pub mod run;
 pub mod schema;
+pub mod sweep;
 pub mod train;
 pub mod transform;
 pub mod verify;
@@ -45,7 +47,9 @@ enum Command {
     Transform(transform::Args),
     Optimize(optimize::Args),
     Train(train::Args),
+    Sweep(sweep::Args),
     Eval(eval::Args),
+    Report(report::Args),
     Run(run::Args),
     Verify(verify::Args),
     Bench(bench::Args),
@@ -61,7 +65,9 @@ pub fn run(cli: Cli, registry: &Registry) -> Outcome {
         Command::Demo(args) => demo::run(args, registry),
         Command::Optimize(args) => optimize::run(args, registry),
         Command::Train(args) => train::run(args, registry),
+        Command::Sweep(args) => sweep::run(args, registry),
         Command::Eval(args) => eval::run(args, registry),
+        Command::Report(args) => report::run(args),
         Command::Schema(args) => schema::run(args),
         Command::Inspect(args) => inspect::run(args, registry),
         Command::Transform(args) => transform::run(args, registry),

@@ -1,14 +1,16 @@
 //! `train`: a model through a recipe.
 
 use crate::failure::{Failure, Outcome, Running};
-use crate::recipe::Recipe;
+use crate::recipe::{Both, Recipe};
+use crate::table::Table;
 use crate::{note, say, training};
-use sartor_ir::{Error, Model};
+use sartor_ir::{Error, Model, Result};
 use sartor_passes::Registry;
 use sartor_passes::cola::Record;
+use sartor_passes::samuel::{Mode, Samuel};
 use sartor_runtime::checkpoint::{RealDisk, Store};
-use sartor_runtime::data::open_splits;
-use sartor_runtime::train::{self, Outcome as Ended, Progress, TrainRun};
+use sartor_runtime::data::{Splits, open_splits};
+use sartor_runtime::train::{Observer, Outcome as Ended, PlannedStep, Progress, TrainRun, plan_step};
 use std::path::{Path, PathBuf};
 
 /// Trains a model as a recipe says
@@ -85,6 +87,7 @@ const LEFT: &[&str] = &[
     "tensorboard",
     "summary.json",
     "recipe.toml",
+    "report.html",
 ];
 
 /// Runs it.
@@ -92,35 +95,78 @@ pub fn run(args: Args, registry: &Registry) -> Outcome {
     let mut overrides = args.set.clone();
     overrides.extend(args.max_steps.map(|n| format!("train.max_steps={n}")));
     let recipe = Recipe::read(&args.recipe, &overrides, args.model.as_deref())?;
-    check_output(&recipe.tables.output, args.resume || args.force)?;
-    let mut model = load(&recipe, registry)?;
-    let schema = training::schema_of(&model, &recipe.loss())?;
-    let splits = open_splits(&recipe.tables.data, &schema)?;
-    let run = training::run_of(&recipe, args.resume);
-    run.schedule.check().map_err(|e| e.at("optimizer"))?;
-    run.restarts.check().map_err(|e| e.at("samuel"))?;
-    if args.resume {
-        check_resume(&recipe)?;
-    }
-    if args.force {
-        clear_output(&recipe.tables.output)?;
-    }
-    print_plan(&model, &run);
-    start_output(&recipe, args.resume)?;
-    match train::train(&mut model, &run, &splits, &mut Progress::new()).running()? {
+    let start = match (args.resume, args.force) {
+        (true, _) => Start::Resume,
+        (_, true) => Start::Anew,
+        _ => Start::Fresh,
+    };
+    let watch = Watch { observer: &mut Progress::new(), catch_signals: true, plan: true };
+    match train(&recipe, start, registry, watch)? {
         Ended::Finished(summary) => {
-            training::write_results(&model, &recipe)?;
             training::print_summary(&summary);
             say!("\nwritten to {}", recipe.tables.output.display());
             Ok(())
         }
         Ended::Interrupted { step, checkpoint } => {
-            let saved = checkpoint.map_or("nothing was saved".to_string(), |p| format!("saved in {}", p.display()));
-            Err(Failure::Run(Error::msg(format!(
-                "interrupted at step {step}: {saved}; --resume goes on from the last checkpoint"
-            ))))
+            let text = interruption(step, checkpoint.as_deref());
+            Err(Failure::Run(Error::msg(format!("{text}; --resume goes on from the last checkpoint"))))
         }
     }
+}
+
+/// What a training does with what an earlier one left in its output folder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// There must be nothing.
+    Fresh,
+    /// It goes on from the last checkpoint.
+    Resume,
+    /// It removes it.
+    Anew,
+}
+
+/// Who watches a training.
+pub struct Watch<'a> {
+    /// Is told of everything, and may stop it.
+    pub observer: &'a mut dyn Observer,
+    /// Whether SIGINT and SIGTERM stop it; otherwise only the observer does.
+    pub catch_signals: bool,
+    /// Whether it prints what is trained, and how, before it begins.
+    pub plan: bool,
+}
+
+/// Trains a recipe into its output folder: everything is checked before anything is written.
+pub fn train(recipe: &Recipe, start: Start, registry: &Registry, watch: Watch) -> Outcome<Ended> {
+    let resume = start == Start::Resume;
+    check_output(&recipe.tables.output, start != Start::Fresh)?;
+    let mut model = load(recipe, registry)?;
+    let schema = training::schema_of(&model, &recipe.loss())?;
+    let splits = open_splits(&recipe.tables.data, &schema)?;
+    let run = TrainRun { catch_signals: watch.catch_signals, ..training::run_of(recipe, resume) };
+    run.schedule.check().map_err(|e| e.at("optimizer"))?;
+    run.restarts.check().map_err(|e| e.at("samuel"))?;
+    if resume {
+        check_resume(recipe)?;
+    }
+    if start == Start::Anew {
+        clear_output(&recipe.tables.output)?;
+    }
+    if watch.plan {
+        print_plan(&model, &run);
+        print_experts(recipe, registry, (&model, &run, &splits));
+    }
+    start_output(recipe, resume)?;
+    let ended = sartor_runtime::train::train(&mut model, &run, &splits, watch.observer).running()?;
+    if let Ended::Finished(_) = &ended {
+        training::write_results(&model, recipe)?;
+    }
+    Ok(ended)
+}
+
+/// `interrupted at step 12: saved in out/checkpoints/step-12`.
+pub fn interruption(step: u64, checkpoint: Option<&Path>) -> String {
+    let saved = checkpoint.map_or("nothing was saved".to_string(), |p| format!("saved in {}", p.display()));
+    format!("interrupted at step {step}: {saved}")
 }
 
 fn load(recipe: &Recipe, registry: &Registry) -> Outcome<Model> {
@@ -183,6 +229,36 @@ fn start_output(recipe: &Recipe, resume: bool) -> Outcome {
     let text = format!("# The recipe of this run, with every override applied.\n{}", recipe.effective);
     std::fs::write(&temporary, text).map_err(|e| Failure::Run(Error::io(&temporary, e)))?;
     std::fs::rename(&temporary, &path).map_err(|e| Failure::Run(Error::io(&path, e)))
+}
+
+/// What the experts cost, in each mode, beside a step without any.
+fn print_experts(recipe: &Recipe, registry: &Registry, (model, run, splits): (&Model, &TrainRun, &Splits)) {
+    let Some(samuel) = &recipe.tables.samuel else { return };
+    let options = &samuel.first;
+    let Ok(rates) = options.rates() else { return };
+    let rates: Vec<String> = rates.iter().map(f64::to_string).collect();
+    say!("experts: {} with learning rates {}; mode {}", rates.len(), rates.join(", "), options.mode.name());
+    let planned = |mode: Option<Mode>| -> Result<Option<PlannedStep>> {
+        if mode == Some(options.mode) {
+            return plan_step(model, run, splits);
+        }
+        let mut recipe = recipe.clone();
+        let other = |samuel: Both<Samuel, _>, mode| Both { first: Samuel { mode, play: None, ..samuel.first }, ..samuel };
+        recipe.tables.samuel = recipe.tables.samuel.and_then(|samuel| Some(other(samuel, mode?)));
+        plan_step(&training::load_model(&recipe, registry)?.0, run, splits)
+    };
+    let Ok(Some(plain)) = planned(None) else { return };
+    let mut table = Table::new(&["a step", "GFLOP of products", "times", "memory, MiB"]);
+    let mut modes = vec![None, Some(Mode::Independent), Some(Mode::Shared)];
+    modes.extend((options.mode == Mode::Intervals).then_some(Some(Mode::Intervals)));
+    for mode in modes {
+        let name = mode.map_or("without experts", Mode::name);
+        let Ok(Some(step)) = planned(mode) else { continue };
+        let times = step.flops as f64 / plain.flops.max(1) as f64;
+        let memory = step.bytes as f64 / 1_048_576.0;
+        table.row([name.to_string(), format!("{:.2}", step.flops as f64 / 1e9), format!("{times:.2}"), format!("{memory:.1}")]);
+    }
+    table.print();
 }
 
 fn print_plan(model: &Model, run: &TrainRun) {

@@ -9,6 +9,7 @@ mod keys;
 mod set;
 
 pub use both::Both;
+pub use set::value;
 
 use sartor_ir::{Context, Error, Result, bail};
 use sartor_passes::accumulate::Accumulate;
@@ -134,6 +135,12 @@ impl Recipe {
         let tables = tables.map_err(|e: toml::de::Error| Error::msg(one_line(&e.to_string())))?;
         Ok(Recipe { tables, effective, identity })
     }
+    /// Whether the recipe that a run left in its output folder is this one, but for keys that change no result.
+    pub fn is_that_of(&self, folder: &Path) -> Result<bool> {
+        let before = Recipe::read(&folder.join("recipe.toml"), &[], None)?;
+        let counting = |recipe: &Recipe| Ok::<_, Error>(without_place(&parse(&recipe.effective)?));
+        Ok(counting(self)? == counting(&before)?)
+    }
     /// The loss: as the recipe says, or as fits its head.
     pub fn loss(&self) -> Loss {
         let regressor = self.tables.head.as_ref().is_some_and(|head| head.kind == HeadKind::Regressor);
@@ -204,12 +211,17 @@ fn default_schedule(kind: OptimizerKind) -> Option<(f64, &'static str)> {
 }
 
 fn identity(table: &toml::Table) -> Result<String> {
+    to_text(&without_place(table))
+}
+
+/// The keys that change results: not where they go, nor how many threads compute them.
+fn without_place(table: &toml::Table) -> toml::Table {
     let mut table = table.clone();
     table.remove("output");
     if let Some(train) = table.get_mut("train").and_then(toml::Value::as_table_mut) {
         train.remove("threads");
     }
-    to_text(&table)
+    table
 }
 
 fn to_text(table: &toml::Table) -> Result<String> {

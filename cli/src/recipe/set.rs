@@ -14,7 +14,8 @@ pub fn apply(table: &mut Table, text: &str) -> Result<()> {
         bail!("--set {text}: expected key=value, such as cola.rank=16");
     };
     let path: Vec<&str> = key.split('.').map(str::trim).collect();
-    let mut value = parse(value.trim()).ok_or_else(|| Error::msg(format!("--set {text}: the value is not TOML")))?;
+    let mut value =
+        self::value(value.trim()).ok_or_else(|| Error::msg(format!("--set {text}: the value is not TOML")))?;
     if PATHS.contains(&path.as_slice()) {
         make_absolute(&mut value, &here()?);
     }
@@ -31,7 +32,8 @@ pub fn apply(table: &mut Table, text: &str) -> Result<()> {
     Ok(())
 }
 
-fn parse(text: &str) -> Option<Value> {
+/// The value that a text stands for: TOML, or else a string.
+pub fn value(text: &str) -> Option<Value> {
     if let Ok(mut table) = toml::from_str::<Table>(&format!("value = {text}")) {
         return table.remove("value").filter(|_| table.is_empty());
     }

@@ -90,6 +90,17 @@ pub enum Mode {
     Intervals,
 }
 
+impl Mode {
+    /// Its name in options.
+    pub fn name(self) -> &'static str {
+        match self {
+            Mode::Independent => "independent",
+            Mode::Shared => "shared",
+            Mode::Intervals => "intervals",
+        }
+    }
+}
+
 /// See [`Samuel::play`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -168,12 +179,16 @@ impl Pass for Samuel {
 }
 
 impl Samuel {
+    /// The experts' learning rates, one by one.
+    pub fn rates(&self) -> Result<Vec<f64>> {
+        match &self.rates {
+            Rates::List(rates) => Ok(rates.clone()),
+            Rates::Span(span) => span.series(),
+        }
+    }
     /// The rates, checked.
     fn check(&self) -> Result<Vec<f64>> {
-        let rates = match &self.rates {
-            Rates::List(rates) => rates.clone(),
-            Rates::Span(span) => span.series()?,
-        };
+        let rates = self.rates()?;
         ensure!(!rates.is_empty(), "rates is empty, expected at least one learning rate");
         if let Some(wrong) = rates.iter().find(|r| !(r.is_finite() && **r > 0.0)) {
             bail!("rates holds {wrong}, expected positive numbers");

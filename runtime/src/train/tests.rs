@@ -206,10 +206,10 @@ fn a_chain_learns_and_leaves_its_files() {
     let w: Vec<f32> = model.params["w"].tensor.to_vec().unwrap();
     assert!(w[0] > 0.3 && w[1] < -0.6, "{w:?}");
     let lines = log(dir.path());
-    // 16 windows of 3 steps and the last one, 5 evaluations, the test.
-    assert_eq!(lines.len(), 17 + 5 + 1);
+    // 16 windows of 3 steps and the last one, the knot, 5 evaluations, the test.
+    assert_eq!(lines.len(), 17 + 1 + 5 + 1);
     assert!(lines[0].starts_with("{\"step\":3,\"epoch\":0.3,\"loss\":"), "{}", lines[0]);
-    assert!(lines[22].starts_with("{\"step\":50,\"epoch\":5.0,\"test/loss\":"), "{}", lines[22]);
+    assert!(lines[23].starts_with("{\"step\":50,\"epoch\":5.0,\"test/loss\":"), "{}", lines[23]);
     let mut names: Vec<_> = std::fs::read_dir(dir.path().join("checkpoints"))
         .unwrap()
         .map(|e| e.unwrap().file_name().into_string().unwrap())

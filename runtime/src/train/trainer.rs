@@ -15,7 +15,7 @@ use crate::data::schema::SCALARS;
 use crate::data::{Batch, Cursor, Dataset, Loader, LoaderOptions, Splits};
 use crate::params::Params;
 use crate::session::{Key, Session, SessionOptions};
-use sartor_ir::{Context, Error, Model, Result, Tensor, bail, ensure};
+use sartor_ir::{Context, Error, Graph, Model, Result, Tensor, bail, ensure};
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -259,7 +259,8 @@ impl<'a> Trainer<'a> {
         if fresh {
             self.session = Some((link, Session::program(self.model, &self.links.programs[link], self.options)?));
         }
-        let inputs = self.inputs(batch.tensors, rate)?;
+        let graph = &self.model.programs[self.links.programs[link].as_str()].graph;
+        let inputs = step_inputs(graph, batch.tensors, (rate, self.state.step, self.run.train.seed))?;
         let Some((_, session)) = &mut self.session else { bail!("there is no session") };
         let key = Key { seed: self.run.train.seed, step: self.state.step };
         let start = Instant::now();
@@ -276,20 +277,6 @@ impl<'a> Trainer<'a> {
             Step::Taken(outputs) => self.taken(&outputs, rate, batch.samples),
             Step::Undone(what) => self.undone(&what),
         }
-    }
-    /// The batch's tensors and the scalars that the program asks for.
-    fn inputs(&self, mut tensors: HashMap<String, Tensor>, rate: f64) -> Result<HashMap<String, Tensor>> {
-        let program = &self.links.programs[self.state.link];
-        let graph = &self.model.programs[program.as_str()].graph;
-        let scalars = [("learning_rate", rate), ("step", self.state.step as f64), ("seed", self.run.train.seed as f64)];
-        for (name, value) in scalars {
-            if let Some(input) = graph.find_input(name) {
-                let dtype = graph.ty(input).and_then(|t| t.dtype()).unwrap_or(sartor_ir::DType::F32);
-                tensors.insert(name.to_string(), Tensor::scalar_of(dtype, value)?);
-            }
-        }
-        tensors.retain(|name, _| graph.find_input(name).is_some());
-        Ok(tensors)
     }
     fn taken(&mut self, outputs: &HashMap<String, Tensor>, rate: f64, samples: usize) -> Result<()> {
         let loss = scalar(outputs, "loss")?.unwrap_or(f64::NAN);
@@ -471,7 +458,24 @@ impl<'a> Trainer<'a> {
     }
 }
 
-fn loader_options(run: &TrainRun) -> LoaderOptions {
+/// The batch's tensors and the scalars that a step asks for.
+pub(super) fn step_inputs(
+    graph: &Graph,
+    mut tensors: HashMap<String, Tensor>,
+    (rate, step, seed): (f64, u64, u64),
+) -> Result<HashMap<String, Tensor>> {
+    let scalars = [("learning_rate", rate), ("step", step as f64), ("seed", seed as f64)];
+    for (name, value) in scalars {
+        if let Some(input) = graph.find_input(name) {
+            let dtype = graph.ty(input).and_then(|t| t.dtype()).unwrap_or(sartor_ir::DType::F32);
+            tensors.insert(name.to_string(), Tensor::scalar_of(dtype, value)?);
+        }
+    }
+    tensors.retain(|name, _| graph.find_input(name).is_some());
+    Ok(tensors)
+}
+
+pub(super) fn loader_options(run: &TrainRun) -> LoaderOptions {
     let config = &run.train;
     let (batch, seed, drop_last) = (config.batch, config.seed, config.drop_last);
     LoaderOptions { batch, seed, shuffle: true, drop_last, buckets: run.buckets }

@@ -1,0 +1,32 @@
+//! What a step will cost, before the first one runs: its memory, and the arithmetic of its products.
+
+use super::config::TrainRun;
+use super::links::Links;
+use super::trainer::{loader_options, step_inputs};
+use crate::data::{Cursor, Loader, Splits};
+use crate::params::Params;
+use crate::session::{Session, SessionOptions};
+use sartor_ir::{Context, Model, Result, bail};
+
+/// See the [module](self).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PlannedStep {
+    /// Floating-point operations of matrix products and convolutions, forward and backward.
+    pub flops: u64,
+    /// Bytes besides the inputs and the model file; parameters that are updated are counted.
+    pub bytes: usize,
+}
+
+/// The plan of a run's first step on its first batch; `None` for a program that the reference evaluator runs.
+pub fn plan_step(model: &Model, run: &TrainRun, splits: &Splits) -> Result<Option<PlannedStep>> {
+    let links = Links::of(model, u64::MAX, &run.split)?;
+    let loader = Loader::new(splits.train.clone(), loader_options(run))?;
+    let Some(item) = loader.stream(Cursor::default(), 1).next() else { bail!("there are no examples") };
+    let (_, batch) = item.context(|| "data.train")?;
+    let name = &links.programs[0];
+    let inputs = step_inputs(&model.programs[name.as_str()].graph, batch.tensors, (1.0, 0, run.train.seed))?;
+    let options = run.train.threads.map(|threads| SessionOptions { threads }).unwrap_or_default();
+    let mut session = Session::program(model, name, options)?;
+    let bytes = session.planned_bytes(&Params::of(model), &inputs)?;
+    Ok(bytes.map(|bytes| PlannedStep { flops: session.report().flops, bytes }))
+}
