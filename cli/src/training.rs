@@ -2,7 +2,7 @@
 //! result written.
 //!
 //! ```text
-//! inline → upgrade → lift → infer → freeze → head → loss → cola → autodiff → accumulate → clip → optimizer → train
+//! inline → upgrade → lift → infer → freeze → head → loss → cola → train-mode → autodiff → accumulate → clip → optimizer → train
 //!        → chain.onnx (with the adapters), merged.onnx (without), adapter/ (for PEFT)
 //! ```
 
@@ -50,6 +50,7 @@ fn passes(recipe: &Recipe) -> Vec<Box<dyn Pass>> {
         boxed(&tables.head),
         boxed(&Some(recipe.loss())),
         boxed(&tables.cola.as_ref().map(|cola| cola.first.clone())),
+        boxed(&tables.train_mode),
         boxed(&Some(Autodiff::default())),
         boxed(&tables.accumulate),
         boxed(&tables.clip),
