@@ -2,7 +2,8 @@
 //! result written.
 //!
 //! ```text
-//! inline → upgrade → lift → infer → freeze → head → loss → cola → autodiff → accumulate → clip → optimizer (or samuel around it) → train
+//! inline → upgrade → lift → infer → freeze → head → loss → cola → train-mode → autodiff → accumulate → clip → optimizer (or
+//! samuel around it) → train
 //!        → chain.onnx (with the adapters), merged.onnx (without), adapter/ (for PEFT)
 //! ```
 
@@ -52,6 +53,7 @@ fn passes(recipe: &Recipe) -> Vec<Box<dyn Pass>> {
         boxed(&tables.head),
         boxed(&Some(recipe.loss())),
         boxed(&tables.cola.as_ref().map(|cola| cola.first.clone())),
+        boxed(&tables.train_mode),
         boxed(&Some(Autodiff::default())),
         boxed(&tables.accumulate),
         boxed(&tables.clip),

@@ -262,3 +262,37 @@ fn a_language_model_learns_to_count() {
     let perplexity = summary(&folder, "out")["test.perplexity"].as_f64().unwrap();
     assert!(perplexity < 1.5, "guessing gives 11, this gives {perplexity}");
 }
+
+/// With the table `[train-mode]` the running statistics follow the data; without it they stay.
+#[test]
+fn train_mode_keeps_running_statistics() {
+    let folder = Folder::with_task();
+    let mut model = Model::new(Graph::new("normalised"));
+    let x = model.graph.add_input("x", Type::tensor(DType::F32, [Dim::symbol("batch"), 4.into()]));
+    let vector = |model: &mut Model, name: &str, all: f32| {
+        model.add_param(name, Tensor::from_vec([4], vec![all; 4]), Role::Frozen);
+        model.graph.param(name, Type::tensor(DType::F32, [4i64]))
+    };
+    let vectors =
+        [("scale", 1.0), ("bias", 0.0), ("mean", 9.0), ("var", 1.0)].map(|(n, all)| vector(&mut model, n, all));
+    let normal = model.graph.op("BatchNormalization", &[&[x][..], &vectors].concat(), Attributes::new());
+    let weight = param(&mut model, "weight", &[4, 2]);
+    let logits = model.graph.op("MatMul", &[normal, weight], Attributes::new());
+    model.graph.rename(logits, "logits");
+    model.graph.outputs.push(GraphOutput { name: "logits".into(), value: logits });
+    save(&model, &folder.path("normalised.onnx"));
+    let recipe = "model = \"normalised.onnx\"\n[data]\ntrain = \"train.npz\"\ntest = \"test.npz\"\n\
+        [freeze]\ntrainable = [\"scale\", \"bias\", \"weight\"]\n[optimizer]\nlearning_rate = 3e-2\n[train]\nepochs = 12\n";
+    for (output, table) in [("as-it-is", ""), ("by-batch", "[train-mode]\n")] {
+        folder.write("BN.toml", &format!("output = \"{output}\"\n{recipe}{table}"));
+        folder.ok(&["train", "--recipe", "BN.toml"]);
+    }
+    let means = |output: &str| {
+        let model = onnx::load(&folder.path(&format!("{output}/merged.onnx"))).unwrap();
+        model.params["mean"].tensor.to_vec::<f32>().unwrap()
+    };
+    assert_eq!(means("as-it-is"), [9.0; 4]);
+    // The data has mean 0.
+    assert!(means("by-batch").iter().all(|mean| mean.abs() < 0.5), "{:?}", means("by-batch"));
+    assert!(summary(&folder, "by-batch")["test.accuracy"].as_f64().unwrap() > 0.85);
+}

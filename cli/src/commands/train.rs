@@ -172,9 +172,17 @@ pub fn interruption(step: u64, checkpoint: Option<&Path>) -> String {
 fn load(recipe: &Recipe, registry: &Registry) -> Outcome<Model> {
     let (model, prepared) = training::load_model(recipe, registry)?;
     let tables = &recipe.tables;
-    let given = [tables.freeze.is_some(), tables.head.is_some(), tables.cola.is_some(), tables.clip.is_some()];
+    let given = [
+        tables.freeze.is_some(),
+        tables.head.is_some(),
+        tables.cola.is_some(),
+        tables.train_mode.is_some(),
+        tables.clip.is_some(),
+    ];
     if prepared && given.contains(&true) {
-        note!("the model has training programs already: [freeze], [head], [cola], [clip] are not applied");
+        note!(
+            "the model has training programs already: [freeze], [head], [cola], [train-mode], [clip] are not applied"
+        );
     }
     Ok(model)
 }

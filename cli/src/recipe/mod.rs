@@ -20,6 +20,7 @@ use sartor_passes::head::{Head, HeadKind};
 use sartor_passes::loss::{Loss, LossKind};
 use sartor_passes::optimizer::{Optimizer, OptimizerKind};
 use sartor_passes::samuel::Samuel;
+use sartor_passes::train_mode::TrainMode;
 use sartor_runtime::data::DataConfig;
 use sartor_runtime::train::{OptimizerSchedule, Restarts, Span, TrainConfig};
 use schemars::JsonSchema;
@@ -47,6 +48,9 @@ pub struct Tables {
     pub loss: Option<Loss>,
     /// Chains of low-rank adapters.
     pub cola: Option<Both<Cola, Chain>>,
+    /// With this table, which has no keys, training normalises by the statistics of each batch and keeps running ones.
+    #[serde(rename = "train-mode")]
+    pub train_mode: Option<TrainMode>,
     /// The update rule, and the learning rate over the run.
     #[serde(default)]
     pub optimizer: Both<Optimizer, OptimizerSchedule>,

@@ -41,6 +41,8 @@ pub struct TrainConfig {
     pub on_nonfinite: OnNonFinite,
     /// Whether an incomplete last batch of an epoch is left out.
     pub drop_last: bool,
+    /// Whether each epoch has an order of its own; `false` keeps that of the file.
+    pub shuffle: bool,
 }
 
 impl Default for TrainConfig {
@@ -59,6 +61,7 @@ impl Default for TrainConfig {
             early_stop: None,
             on_nonfinite: OnNonFinite::Stop,
             drop_last: false,
+            shuffle: true,
         }
     }
 }

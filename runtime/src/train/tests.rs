@@ -315,6 +315,32 @@ fn an_early_stop_goes_back_to_the_best_state() {
     assert_eq!(error, "train.early_stop.metric is \"f2\"; the evaluation gives loss, mse");
 }
 
+/// The loss of every step of an epoch, with steps of length zero: each row counts alike wherever it stands.
+fn losses_of_an_epoch(shuffle: bool) -> Vec<f64> {
+    let dir = tempfile::tempdir().unwrap();
+    let mut model = chain();
+    let splits = data(&model, 0.0);
+    let mut config = run(dir.path());
+    config.train = TrainConfig { epochs: 1, log_every: 1, shuffle, ..config.train };
+    config.schedule.learning_rate = 0.0;
+    train(&mut model, &config, &splits, &mut Silent).unwrap();
+    let text = std::fs::read_to_string(dir.path().join("metrics.jsonl")).unwrap();
+    let lines = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    lines.filter_map(|line| line["loss"].as_f64()).collect()
+}
+
+#[test]
+fn without_shuffle_the_order_is_that_of_the_file() {
+    let splits = data(&chain(), 0.0);
+    let labels = splits.train.batch(&(0..37).collect::<Vec<_>>()).unwrap().tensors["label"].to_vec::<f32>().unwrap();
+    // Nothing is learned, so the prediction stays 0 and the loss of a batch is the sum of its squared labels.
+    let expected = labels.chunks(4).map(|batch| batch.iter().map(|y| f64::from(y * y)).sum::<f64>());
+    let found = losses_of_an_epoch(false);
+    assert_eq!(found.len(), 10);
+    assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-5), "{found:?}");
+    assert_ne!(losses_of_an_epoch(true), found);
+}
+
 #[test]
 fn mistakes_are_sentences() {
     let dir = tempfile::tempdir().unwrap();

@@ -477,8 +477,13 @@ pub(super) fn step_inputs(
 
 pub(super) fn loader_options(run: &TrainRun) -> LoaderOptions {
     let config = &run.train;
-    let (batch, seed, drop_last) = (config.batch, config.seed, config.drop_last);
-    LoaderOptions { batch, seed, shuffle: true, drop_last, buckets: run.buckets }
+    LoaderOptions {
+        batch: config.batch,
+        seed: config.seed,
+        shuffle: config.shuffle,
+        drop_last: config.drop_last,
+        buckets: run.buckets,
+    }
 }
 
 fn fresh(run: &TrainRun, total: u64) -> State {
