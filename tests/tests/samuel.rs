@@ -174,7 +174,11 @@ impl Plain {
         (0..p.len()).rev().max_by(|a, b| p[*a].total_cmp(&p[*b])).unwrap()
     }
     /// Returns the losses and the probabilities.
-    fn independent(&mut self, batch: &(Vec<f64>, Vec<f64>), play: impl Fn(&[f64]) -> Option<usize>) -> (Vec<f64>, Vec<f64>) {
+    fn independent(
+        &mut self,
+        batch: &(Vec<f64>, Vec<f64>),
+        play: impl Fn(&[f64]) -> Option<usize>,
+    ) -> (Vec<f64>, Vec<f64>) {
         let found: Vec<_> = self.points.iter().map(|w| self.problem.loss_and_gradient(w, batch)).collect();
         let losses: Vec<f64> = found.iter().map(|f| f.0).collect();
         found.iter().enumerate().for_each(|(i, f)| self.update(i, &f.1));
@@ -247,7 +251,10 @@ impl Plain {
 fn close(what: &str, step: u64, ours: &[f64], plain: &[f64]) {
     assert_eq!(ours.len(), plain.len(), "{what}");
     for (a, b) in ours.iter().zip(plain) {
-        assert!(a == b || (a - b).abs() <= 1e-9 * b.abs().max(1.0), "step {step}: {what} {ours:?}, in plain loops {plain:?}");
+        assert!(
+            a == b || (a - b).abs() <= 1e-9 * b.abs().max(1.0),
+            "step {step}: {what} {ours:?}, in plain loops {plain:?}"
+        );
     }
 }
 

@@ -251,7 +251,8 @@ fn print_experts(recipe: &Recipe, registry: &Registry, (model, run, splits): (&M
             return plan_step(model, run, splits);
         }
         let mut recipe = recipe.clone();
-        let other = |samuel: Both<Samuel, _>, mode| Both { first: Samuel { mode, play: None, ..samuel.first }, ..samuel };
+        let other =
+            |samuel: Both<Samuel, _>, mode| Both { first: Samuel { mode, play: None, ..samuel.first }, ..samuel };
         recipe.tables.samuel = recipe.tables.samuel.and_then(|samuel| Some(other(samuel, mode?)));
         plan_step(&training::load_model(&recipe, registry)?.0, run, splits)
     };
@@ -264,7 +265,12 @@ fn print_experts(recipe: &Recipe, registry: &Registry, (model, run, splits): (&M
         let Ok(Some(step)) = planned(mode) else { continue };
         let times = step.flops as f64 / plain.flops.max(1) as f64;
         let memory = step.bytes as f64 / 1_048_576.0;
-        table.row([name.to_string(), format!("{:.2}", step.flops as f64 / 1e9), format!("{times:.2}"), format!("{memory:.1}")]);
+        table.row([
+            name.to_string(),
+            format!("{:.2}", step.flops as f64 / 1e9),
+            format!("{times:.2}"),
+            format!("{memory:.1}"),
+        ]);
     }
     table.print();
 }

@@ -84,7 +84,7 @@ pub struct Chain {
 #[serde(default, deny_unknown_fields)]
 pub struct Restarting {
     /// When all experts go back to the played point: every so many steps (0: never), or a list of fractions of the run (of each
-    /// link) or numbers of steps. Default: after 2/3 and 8/9.
+    /// link) or numbers of steps. Default: never, since all rates fall; with constant ones `[0.667, 0.889]` is a good choice.
     pub restart_every: Restarts,
 }
 
@@ -199,7 +199,7 @@ fn complete_schedule(table: &mut toml::Table) {
     }
     let Some(section) = table.get_mut("optimizer").and_then(toml::Value::as_table_mut) else { return };
     let kind = section.get("kind").cloned().and_then(|kind| kind.try_into::<OptimizerKind>().ok());
-    let own = if experts { Some((1.0, "constant")) } else { kind.and_then(default_schedule) };
+    let own = if experts { Some((1.0, "linear")) } else { kind.and_then(default_schedule) };
     let Some((rate, schedule)) = own else { return };
     section.entry("learning_rate").or_insert_with(|| rate.into());
     section.entry("schedule").or_insert_with(|| schedule.into());

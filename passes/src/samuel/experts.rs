@@ -8,9 +8,7 @@
 use super::{Mode, beginning, entry};
 use crate::training;
 use sartor_ir::ops::Emit;
-use sartor_ir::{
-    Binding, Graph, Model, NodeId, OutputSlot, Program, Result, Role, Type, Value, bail,
-};
+use sartor_ir::{Binding, Graph, Model, NodeId, OutputSlot, Program, Result, Role, Type, Value, bail};
 use std::collections::{HashMap, HashSet};
 
 /// A parameter of which every expert has its own.
@@ -107,8 +105,7 @@ impl Split {
         for state in &mut self.states {
             let Some(tensor) = model.params.get(&state.param).map(|p| p.tensor.clone()) else { continue };
             let name = |i: usize| format!("{step}/expert.{i}/{}", state.param);
-            state.own =
-                (0..experts).map(|i| model.add_param(&name(i), tensor.clone(), Role::State)).collect();
+            state.own = (0..experts).map(|i| model.add_param(&name(i), tensor.clone(), Role::State)).collect();
         }
     }
 
@@ -222,7 +219,10 @@ fn descendants(
 fn read_by_others(model: &Model) -> HashSet<String> {
     let others = model.programs.iter().filter(|(name, _)| !training::is_step(name)).map(|(_, p)| &p.graph);
     let graphs = std::iter::once(&model.graph).chain(others);
-    graphs.flat_map(|g| g.node_ids().filter_map(|node| g.param_name(Value { node, slot: 0 }))).map(str::to_string).collect()
+    graphs
+        .flat_map(|g| g.node_ids().filter_map(|node| g.param_name(Value { node, slot: 0 })))
+        .map(str::to_string)
+        .collect()
 }
 
 /// What is computed at the played point: the loss in `intervals`, all but the experts' own in `shared`.

@@ -166,7 +166,10 @@ impl Pass for Samuel {
         if !model.programs.iter().any(has_optimizer) {
             self.base.clone().unwrap_or_default().add(model, true)?;
         } else {
-            ensure!(self.base.is_none(), "the step has an optimizer already: leave out `base`, or run `samuel` instead of `optimizer`");
+            ensure!(
+                self.base.is_none(),
+                "the step has an optimizer already: leave out `base`, or run `samuel` instead of `optimizer`"
+            );
         }
         training::for_each_step(model, "samuel", |name, program, model| {
             let taken = program.graph.find_output(PROBABILITY).is_some();
@@ -323,8 +326,7 @@ impl Wrap<'_> {
             training::set_output(&mut program.graph, &state.output, next);
         }
         let kept = |b: &sartor_ir::Binding| split.states.iter().all(|s| s.played || s.output != b.output);
-        let dropped: Vec<String> =
-            program.bindings.iter().filter(|b| !kept(b)).map(|b| b.output.clone()).collect();
+        let dropped: Vec<String> = program.bindings.iter().filter(|b| !kept(b)).map(|b| b.output.clone()).collect();
         program.bindings.retain(kept);
         program.graph.outputs.retain(|o| !dropped.contains(&o.name));
         Ok(())

@@ -113,8 +113,7 @@ impl Weights {
         if let Some(name) = &self.steps {
             let steps = self.read(program, name)?;
             let per_level = wrap.rates.len();
-            let lengths: Vec<i64> =
-                (0..self.experts).map(|i| i64::from(wrap.options.lengths[i / per_level])).collect();
+            let lengths: Vec<i64> = (0..self.experts).map(|i| i64::from(wrap.options.lengths[i / per_level])).collect();
             let mut emit = wrap.emit(program);
             let (lengths, zero, step) = (emit.ints(&lengths), emit.ints(&[0]), emit.ints(&[1]));
             let rest = emit.op("Mod", &[steps, lengths], Attributes::new())?;

@@ -19,7 +19,7 @@ pub enum Restarts {
 
 impl Default for Restarts {
     fn default() -> Restarts {
-        Restarts::At(vec![2.0 / 3.0, 8.0 / 9.0])
+        Restarts::Every(0)
     }
 }
 

@@ -297,8 +297,10 @@ impl<'a> Trainer<'a> {
         self.state.last_loss = Exact(loss);
         let speed = std::mem::take(&mut self.window).rate();
         let mut values = vec![("loss", loss), ("learning_rate", rate), ("samples_per_second", speed)];
-        let mut others: Vec<(&String, &Tensor)> =
-            outputs.iter().filter(|(n, t)| *n != "loss" && t.rank() <= 1 && (1..=LONGEST_VECTOR).contains(&t.len())).collect();
+        let mut others: Vec<(&String, &Tensor)> = outputs
+            .iter()
+            .filter(|(n, t)| *n != "loss" && t.rank() <= 1 && (1..=LONGEST_VECTOR).contains(&t.len()))
+            .collect();
         others.sort_by_key(|(name, _)| *name);
         let mut vectors = Vec::new();
         for (name, tensor) in others {

@@ -159,6 +159,8 @@ pub struct Samuel {
     /// Its keys besides `rates`; `{twelfth}` stands for a twelfth of the run in steps.
     pub keys: &'static str,
     pub rates: Rates,
+    /// Whether the rates stay constant; else they fall as a recipe with `[samuel]` lets them by default.
+    pub constant: bool,
     /// The tasks that it is run on.
     pub tasks: &'static [&'static str],
     pub ablation: bool,
@@ -174,29 +176,43 @@ pub enum Rates {
 }
 
 const ALL: &[&str] = &["fashion", "movie", "news", "shift", "cifar", "cifar-adagrad"];
-const ABLATED: &[&str] = &["fashion", "movie", "news", "shift"];
+/// Where a run takes less than a minute.
+const ABLATED: &[&str] = &["fashion", "shift"];
 
 pub const SAMUEL: &[Samuel] = &[
     samuel("independent", "SAMUEL, independent experts", "mode = \"independent\"\n", ALL),
     samuel("shared", "SAMUEL, shared gradient", "mode = \"shared\"\n", ALL),
-    samuel("intervals", "SAMUEL, geometric intervals", "mode = \"intervals\"\n", &["fashion"]),
+    samuel("intervals", "SAMUEL, geometric intervals", "mode = \"intervals\"\n", ABLATED),
     ablation("play-sample", "plays a sampled expert", "play = \"sample\"\n"),
     ablation("play-average", "plays the average", "play = \"average\"\n"),
-    ablation("play-likeliest", "plays the likeliest expert", "play = \"likeliest\"\n"),
     ablation("restart-1", "restart at 2/3", "restart_every = [0.6666666667]\n"),
     ablation("restart-2", "restarts at 2/3, 8/9", "restart_every = [0.6666666667, 0.8888888889]\n"),
-    ablation("restart-3", "restarts at 1/2, 3/4, 7/8", "restart_every = [0.5, 0.75, 0.875]\n"),
     ablation("restart-11", "restarts every 1/12 of the run", "restart_every = {twelfth}\n"),
-    ablation("restart-0", "no restart", "restart_every = []\n"),
-    Samuel { rates: Rates::Best, ..ablation("one-expert", "restarts alone: one expert, the grid's best rate", "") },
+    constant("constant-0", "constant rates, no restart", "restart_every = 0\n"),
+    constant("constant-1", "constant rates, restart at 2/3", "restart_every = [0.6666666667]\n"),
+    constant("constant-2", "constant rates, restarts at 2/3, 8/9", "restart_every = [0.6666666667, 0.8888888889]\n"),
+    constant("constant-3", "constant rates, restarts at 1/2, 3/4, 7/8", "restart_every = [0.5, 0.75, 0.875]\n"),
+    constant("constant-11", "constant rates, restarts every 1/12 of the run", "restart_every = {twelfth}\n"),
+    Samuel {
+        rates: Rates::Best,
+        ..constant(
+            "one-expert",
+            "one expert, the grid's best rate, constant: only restarts at 2/3, 8/9",
+            "restart_every = [0.6666666667, 0.8888888889]\n",
+        )
+    },
 ];
 
 const fn samuel(row: &'static str, what: &'static str, keys: &'static str, tasks: &'static [&'static str]) -> Samuel {
-    Samuel { row, what, keys, rates: Rates::Grid, tasks, ablation: false }
+    Samuel { row, what, keys, rates: Rates::Grid, constant: false, tasks, ablation: false }
 }
 
 const fn ablation(row: &'static str, what: &'static str, keys: &'static str) -> Samuel {
-    Samuel { row, what, keys, rates: Rates::Grid, tasks: ABLATED, ablation: true }
+    Samuel { row, what, keys, rates: Rates::Grid, constant: false, tasks: ABLATED, ablation: true }
+}
+
+const fn constant(row: &'static str, what: &'static str, keys: &'static str) -> Samuel {
+    Samuel { constant: true, ..ablation(row, what, keys) }
 }
 
 /// A line of a task's tables.
@@ -258,8 +274,13 @@ impl Task {
             what: samuel.what.to_string(),
             group: if samuel.ablation { Group::Ablation } else { Group::Main },
             ready: !rates.is_empty(),
-            optimizer: format!("{}[samuel]\nrates = {rates:?}\n{keys}", self.base(1.0, "constant")),
+            optimizer: format!("{}[samuel]\nrates = {rates:?}\n{keys}", self.under_experts(samuel.constant)),
         }
+    }
+    /// `[optimizer]` without a learning rate.
+    fn under_experts(&self, constant: bool) -> String {
+        let schedule = if constant { "schedule = \"constant\"\n" } else { "" };
+        format!("[optimizer]\n{}{schedule}weight_decay = {:?}\n", self.optimizer, self.weight_decay)
     }
     fn base(&self, rate: f64, schedule: &str) -> String {
         optimizer(self.optimizer, rate, schedule, self.weight_decay)
