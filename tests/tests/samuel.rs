@@ -200,18 +200,11 @@ impl Plain {
     }
     fn shared(&mut self, batch: &(Vec<f64>, Vec<f64>), trust: f64) -> Vec<f64> {
         let (_, gradient) = self.problem.loss_and_gradient(&self.played, batch);
-        let away = |x: &[f64]| self.played.iter().zip(x).map(|(a, b)| a - b).collect::<Vec<f64>>();
+        let played = self.played.clone();
+        let away = |x: &[f64]| played.iter().zip(x).map(|(a, b)| a - b).collect::<Vec<f64>>();
         let square = |x: &[f64]| x.iter().map(|x| x * x).sum::<f64>();
-        let limit = trust * trust * square(&self.played).max(1.0);
-        let mut regrets = Vec::new();
-        for (i, x) in self.points.iter().enumerate() {
-            let away = away(x);
-            let out = square(&away) > limit;
-            if out {
-                self.weights.iter_mut().for_each(|row| row[i] = NONE);
-            }
-            regrets.push(if out { 0.0 } else { gradient.iter().zip(&away).map(|(g, a)| g * a).sum::<f64>() });
-        }
+        let regrets: Vec<f64> =
+            self.points.iter().map(|x| gradient.iter().zip(away(x)).map(|(g, a)| g * a).sum()).collect();
         let p = self.probabilities();
         let mean: f64 = p.iter().zip(&regrets).map(|(p, r)| p * r * r).sum();
         self.scale = mean.max(0.99 * self.scale);
@@ -220,7 +213,16 @@ impl Plain {
         for (q, row) in self.weights.iter_mut().enumerate() {
             row.iter_mut().zip(&regrets).for_each(|(w, r)| *w += eta(q) * r);
         }
+        let before = self.points.clone();
         (0..self.points.len()).for_each(|i| self.update(i, &gradient));
+        let distances: Vec<f64> = self.points.iter().map(|x| square(&away(x))).collect();
+        let nearest = distances.iter().copied().fold(f64::INFINITY, f64::min);
+        let limit = (trust * trust * square(&self.played).max(1.0)).max(nearest);
+        for (i, distance) in distances.iter().enumerate().filter(|(_, d)| **d > limit) {
+            assert!(distance.is_finite());
+            self.points[i] = before[i].clone();
+            self.weights.iter_mut().for_each(|row| row[i] = NONE);
+        }
         let p = self.probabilities();
         self.played = self.average(&p);
         p

@@ -20,6 +20,8 @@ pub struct Copied {
     /// Its next value, and the output that is bound to it.
     pub next: Value,
     pub output: String,
+    /// Whether it is trained (others are states).
+    pub trained: bool,
     /// Whether the model's parameter holds the played point (others are dropped: they were the optimizer's own).
     pub played: bool,
     /// The experts' parameters.
@@ -88,7 +90,15 @@ impl Split {
                         let forward = value.is_some_and(|v| kept.contains(&v.node));
                         let played = trained(b) || read.contains(&b.param) || forward;
                         let (param, output) = (b.param.clone(), b.output.clone());
-                        Some(Copied { param, value, next: next(b)?, output, played, own: Vec::new() })
+                        Some(Copied {
+                            param,
+                            value,
+                            next: next(b)?,
+                            output,
+                            trained: trained(b),
+                            played,
+                            own: Vec::new(),
+                        })
                     })
                     .collect();
                 let nodes = graph.topo_ops().into_iter().filter(|id| dependent.contains(id)).collect();

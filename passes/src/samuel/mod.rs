@@ -22,8 +22,8 @@
 //! | `intervals` (the theory, Algorithm 1) | experts for geometric intervals of `lengths` steps, each new at its interval's start with weight `min(1/2, η_q)`; `w[q,i] ← w[q,i] · (1 + η_q · (ℓ(x) - ℓ_i))`; plays the average | N·K + 1 passes, one of them forward only |
 //!
 //! `play`: `sample` draws `cur` from `p` in every step, `likeliest` takes the largest `p`, `average` plays `Σ p_i x_i` (and
-//! `ℓ_cur` is then `Σ p_i ℓ_i`). An expert whose loss or gradient is not finite, in `shared` also one farther than `trust · ‖x‖` from `x`,
-//! has no weight, and stands still, until the next restart. `intervals` counts steps from 0 and starts every length at once; it bounds `1 + η·r` below by 1/1000.
+//! `ℓ_cur` is then `Σ p_i ℓ_i`). An expert whose loss or gradient is not finite, in `shared` also one whose update ends
+//! farther than `trust · max(1, ‖x‖)` from `x` (the nearest excepted), has no weight, and stands still, until the next restart. `intervals` counts steps from 0 and starts every length at once; it bounds `1 + η·r` below by 1/1000.
 //!
 //! With `accumulate`, losses are averaged over the runs that make one update, and weights and play change with it. Random masks (dropout) differ between experts.
 //!
@@ -69,7 +69,8 @@ pub struct Samuel {
     pub q: u32,
     /// Which point the model holds. Default: `likeliest` for `independent`, else `average`.
     pub play: Option<Play>,
-    /// `shared`: experts farther from the played point than this times its norm are dropped until the next restart.
+    /// `shared`: experts farther from the played point than this times its norm (or than this, if that is below 1) are dropped until
+    /// the next restart.
     pub trust: f64,
     /// `intervals`: the lengths of the intervals in steps.
     pub lengths: Vec<u32>,
@@ -142,7 +143,7 @@ impl Default for Samuel {
             rates: Rates::List(vec![1.0, 0.1, 0.01, 0.001, 0.0001]),
             q: 4,
             play: None,
-            trust: 1.0,
+            trust: 0.2,
             lengths: vec![16, 64, 256, 1024],
             base: None,
         }
@@ -276,13 +277,18 @@ impl Wrap<'_> {
             _ => begun.judge_losses(self, program, &copies, apply)?,
         };
         let played = Choice::of(self, program, judged.weights)?;
-        let next = begun.update(self, program, &judged, &played, apply)?;
+        let near = match self.options.mode {
+            Mode::Shared => Some(begun.near(self, program, &split, &copies)?),
+            _ => None,
+        };
+        let next = begun.update(self, program, &judged, (&played, near), apply)?;
         let choice = match self.options.mode {
             Mode::Independent => played,
             _ => Choice::of(self, program, next)?,
         };
+        let moving = weights::moving(self, program, if near.is_some() { next } else { judged.weights })?;
         self.bind_played(program, &split, &copies, &choice, apply)?;
-        self.bind_experts(program, &split, (&starts, &copies), &judged)?;
+        self.bind_experts(program, &split, (&starts, &copies), moving)?;
         self.set_outputs(program, &copies, &choice, &judged, rates)?;
         restart::add(self, model, &split, &weights)?;
         program.graph.remove_dead();
@@ -338,10 +344,10 @@ impl Wrap<'_> {
         program: &mut Program,
         split: &Split,
         (starts, copies): (&[Vec<Value>], &[experts::Copy]),
-        judged: &weights::Judged,
+        moving: Value,
     ) -> Result<()> {
         for (expert, (start, copy)) in starts.iter().zip(copies).enumerate() {
-            let moves = judged.moves(self, program, expert)?;
+            let moves = entry(&mut self.emit(program), moving, expert)?;
             for (state, start) in split.states.iter().zip(start) {
                 let next = self.emit(program).select(moves, copy.value(state.next), *start)?;
                 let own = &state.own[expert];

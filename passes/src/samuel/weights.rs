@@ -193,47 +193,60 @@ impl Begun<'_> {
         (starts, grads): (&[Vec<Value>], &[(String, Value)]),
     ) -> Result<Judged> {
         let mut emit = wrap.emit(program);
-        let trained: Vec<(usize, Value, Value)> = split
-            .states
-            .iter()
-            .enumerate()
-            .filter_map(|(at, state)| {
-                let (_, grad) = grads.iter().find(|(name, _)| *name == state.param)?;
-                Some((at, state.value?, *grad))
-            })
-            .collect();
-        let mut size = None;
-        for (_, x, _) in &trained {
-            let square = sum_of_squares(&mut emit, *x)?;
-            size = Some(plus(&mut emit, size, square)?);
-        }
-        let (mut regrets, mut distances) = (Vec::new(), Vec::new());
+        let mut regrets = Vec::new();
         for own in starts {
-            let (mut regret, mut distance) = (None, None);
-            for (at, x, grad) in &trained {
-                let away = emit.sub(*x, own[*at])?;
+            let mut regret = None;
+            for (state, own) in split.states.iter().zip(own) {
+                let grad = grads.iter().find(|(name, _)| *name == state.param);
+                let (Some((_, grad)), Some(x)) = (grad, state.value) else { continue };
+                let away = emit.sub(x, *own)?;
                 let product = emit.mul(*grad, away)?;
                 let product = total(&mut emit, "ReduceSum", product)?;
-                let square = sum_of_squares(&mut emit, away)?;
                 regret = Some(plus(&mut emit, regret, product)?);
-                distance = Some(plus(&mut emit, distance, square)?);
             }
             regrets.extend(regret);
-            distances.extend(distance);
         }
-        let Some(size) = size else { bail!("it has no trained parameter") };
-        let (regrets, distances) = (concat(&mut emit, &regrets)?, concat(&mut emit, &distances)?);
-        let floor = emit.scalar(1.0, size)?;
-        let size = emit.op("Max", &[size, floor], Attributes::new())?;
-        let limit = emit.mul_scalar(size, wrap.options.trust * wrap.options.trust)?;
-        let near = emit.op("LessOrEqual", &[distances, limit], Attributes::new())?;
+        let regrets = concat(&mut emit, &regrets)?;
         let valid = finite(&mut emit, regrets)?;
-        let valid = emit.op("And", &[valid, near], Attributes::new())?;
         let zero = emit.scalar(0.0, regrets)?;
         let regrets = emit.select(valid, regrets, zero)?;
         let weights = self.without(&mut emit, valid)?;
         let shown = self.normalised(wrap, program, weights, regrets)?;
         Ok(Judged { weights, shown, valid, played: None })
+    }
+
+    /// Which experts are within `trust` of the played point after their updates, `bool[N]`; the nearest always is.
+    pub fn near(&self, wrap: &Wrap, program: &mut Program, split: &Split, copies: &[Copy]) -> Result<Value> {
+        let mut emit = wrap.emit(program);
+        let trained: Vec<(Value, Value)> =
+            split.states.iter().filter(|s| s.trained).filter_map(|s| Some((s.value?, s.next))).collect();
+        let mut size = None;
+        for (x, _) in &trained {
+            let square = total(&mut emit, "ReduceSumSquare", *x)?;
+            size = Some(plus(&mut emit, size, square)?);
+        }
+        let Some(size) = size else { bail!("it has no trained parameter") };
+        let mut distances = Vec::new();
+        for copy in copies {
+            let mut distance = None;
+            for (x, next) in &trained {
+                let away = emit.sub(*x, copy.value(*next))?;
+                let square = total(&mut emit, "ReduceSumSquare", away)?;
+                distance = Some(plus(&mut emit, distance, square)?);
+            }
+            distances.extend(distance);
+        }
+        let distances = concat(&mut emit, &distances)?;
+        let valid = finite(&mut emit, distances)?;
+        let far = emit.scalar(f64::INFINITY, distances)?;
+        let distances = emit.select(valid, distances, far)?;
+        let floor = emit.scalar(1.0, size)?;
+        let size = emit.op("Max", &[size, floor], Attributes::new())?;
+        let limit = emit.mul_scalar(size, wrap.options.trust * wrap.options.trust)?;
+        let nearest = emit.reduce("ReduceMin", distances, &[0], true)?;
+        let limit = emit.op("Max", &[limit, nearest], Attributes::new())?;
+        let near = emit.op("LessOrEqual", &[distances, limit], Attributes::new())?;
+        emit.op("And", &[near, valid], Attributes::new())
     }
 
     /// Regrets by the running scale, within ±1.
@@ -263,7 +276,7 @@ impl Begun<'_> {
         wrap: &Wrap,
         program: &mut Program,
         judged: &Judged,
-        played: &Choice,
+        (played, near): (&Choice, Option<Value>),
         apply: Option<Value>,
     ) -> Result<Value> {
         let mut emit = wrap.emit(program);
@@ -287,8 +300,15 @@ impl Begun<'_> {
             change = emit.unary("Log", factor)?;
         }
         let mut next = emit.add(judged.weights, change)?;
+        if let Some(near) = near {
+            let none = emit.scalar(NONE, next)?;
+            next = emit.select(near, next, none)?;
+        }
         if wrap.options.mode != Mode::Intervals {
             let most = emit.reduce("ReduceMax", next, &[0, 1], true)?;
+            // Where none has a weight, none gets one.
+            let some = emit.scalar(SOME, most)?;
+            let most = emit.op("Max", &[most, some], Attributes::new())?;
             next = emit.sub(next, most)?;
         }
         if let Some(apply) = apply {
@@ -300,15 +320,12 @@ impl Begun<'_> {
     }
 }
 
-impl Judged {
-    /// Whether an expert has a weight: a `bool` scalar. One that has none stands still, so that its numbers stay finite.
-    pub fn moves(&self, wrap: &Wrap, program: &mut Program, expert: usize) -> Result<Value> {
-        let mut emit = wrap.emit(program);
-        let most = emit.reduce("ReduceMax", self.weights, &[0], false)?;
-        let some = emit.scalar(SOME, most)?;
-        let moves = emit.op("Greater", &[most, some], Attributes::new())?;
-        entry(&mut emit, moves, expert)
-    }
+/// Which experts have a weight, `bool[N]`. Those that have none stand still, so that their numbers stay finite.
+pub fn moving(wrap: &Wrap, program: &mut Program, weights: Value) -> Result<Value> {
+    let mut emit = wrap.emit(program);
+    let most = emit.reduce("ReduceMax", weights, &[0], false)?;
+    let some = emit.scalar(SOME, most)?;
+    emit.op("Greater", &[most, some], Attributes::new())
 }
 
 impl Choice {
@@ -427,10 +444,6 @@ fn finite(emit: &mut Emit, x: Value) -> Result<Value> {
 fn total(emit: &mut Emit, reduce: &str, x: Value) -> Result<Value> {
     let sum = emit.op(reduce, &[x], Attributes::new().with("keepdims", 0i64))?;
     one(emit, sum)
-}
-
-fn sum_of_squares(emit: &mut Emit, x: Value) -> Result<Value> {
-    total(emit, "ReduceSumSquare", x)
 }
 
 fn plus(emit: &mut Emit, sum: Option<Value>, term: Value) -> Result<Value> {
