@@ -290,7 +290,7 @@ mod tests {
         };
         let unknown = error(&["cola.rnk=16", "trai.epochs=1"]);
         assert!(unknown.contains("there is no key `cola.rnk` (did you mean \"rank\""), "{unknown}");
-        assert!(unknown.contains("there is no key `trai` (did you mean \"train\"?)"), "{unknown}");
+        assert!(unknown.contains("there is no key `trai` (did you mean \"train\" or \"train-mode\"?)"), "{unknown}");
         assert!(error(&["cola.rank=big"]).contains("cola"), "{}", error(&["cola.rank=big"]));
         assert_eq!(error(&["cola"]), "--set cola: expected key=value, such as cola.rank=16");
         assert_eq!(error(&["model.x=1"]), "--set model.x=1: `model` is not a table");

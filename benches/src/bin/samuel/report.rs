@@ -2,7 +2,7 @@
 
 use crate::Best;
 use crate::runs::{self, Run};
-use crate::tasks::{Group, Judged, RATES, Row, TASKS, Task};
+use crate::tasks::{DEFAULTS, Group, Judged, RATES, Row, TASKS, Task};
 use sartor_bench::{Series, processor, short, table};
 use sartor_ir::{Error, Result};
 use std::path::Path;
@@ -105,7 +105,12 @@ impl<'a> View<'a> {
             }
         }
         let rows = self.task.rows(self.best.rate());
-        lines.extend(rows.iter().filter(|row| row.group == group).map(|row| self.line(&row.what, row)));
+        let in_group = rows.iter().filter(|row| row.group == group);
+        if group == Group::Ablation && in_group.clone().count() > 0 {
+            let defaults = rows.iter().filter(|row| row.name == DEFAULTS);
+            lines.extend(defaults.map(|row| self.line("plays the likeliest expert, restarts at 2/3 and 8/9", row)));
+        }
+        lines.extend(in_group.map(|row| self.line(&row.what, row)));
         if lines.is_empty() { String::new() } else { format!("{head}{}", table(&HEAD, &lines)) }
     }
     /// Why a cell of the grid is in the table.
