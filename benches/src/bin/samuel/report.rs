@@ -108,7 +108,7 @@ impl<'a> View<'a> {
         let in_group = rows.iter().filter(|row| row.group == group);
         if group == Group::Ablation && in_group.clone().count() > 0 {
             let defaults = rows.iter().filter(|row| row.name == DEFAULTS);
-            lines.extend(defaults.map(|row| self.line("plays the likeliest expert, restarts at 2/3 and 8/9", row)));
+            lines.extend(defaults.map(|row| self.line("falling rates, plays the likeliest expert, no restart", row)));
         }
         lines.extend(in_group.map(|row| self.line(&row.what, row)));
         if lines.is_empty() { String::new() } else { format!("{head}{}", table(&HEAD, &lines)) }

@@ -179,8 +179,11 @@ const ALL: &[&str] = &["fashion", "movie", "news", "shift", "cifar", "cifar-adag
 /// Where a run takes less than a minute.
 const ABLATED: &[&str] = &["fashion", "shift"];
 
+/// The row that the ablations differ from.
+pub const DEFAULTS: &str = "independent";
+
 pub const SAMUEL: &[Samuel] = &[
-    samuel("independent", "SAMUEL, independent experts", "mode = \"independent\"\n", ALL),
+    samuel(DEFAULTS, "SAMUEL, independent experts", "mode = \"independent\"\n", ALL),
     samuel("shared", "SAMUEL, shared gradient", "mode = \"shared\"\n", ALL),
     samuel("intervals", "SAMUEL, geometric intervals", "mode = \"intervals\"\n", ABLATED),
     ablation("play-sample", "plays a sampled expert", "play = \"sample\"\n"),
