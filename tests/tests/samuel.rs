@@ -379,3 +379,60 @@ fn a_file_gives_the_same_run() {
         }
     }
 }
+
+/// A target that drifts, seen through noise: slowly at first, so that a small rate is best, then fast, so that a large one is.
+fn drifting(step: u64, turn: u64) -> (Vec<f64>, Vec<f64>) {
+    let stream = Stream::new(11, step, "drift");
+    let x: Vec<f64> = (0..ROWS * WIDTH).map(|i| stream.uniform(i as u64, -1.0, 1.0)).collect();
+    let angle = if step < turn { 0.001 * step as f64 } else { 0.001 * turn as f64 + 0.1 * (step - turn) as f64 };
+    let truth = [angle.sin(), angle.cos(), 0.5];
+    let label = |(at, row): (usize, &[f64])| {
+        let y: f64 = row.iter().zip(truth).map(|(x, w)| x * w).sum();
+        y + 0.5 * stream.normal(1000 + at as u64)
+    };
+    let y = x.chunks(WIDTH).enumerate().map(label).collect();
+    (x, y)
+}
+
+/// The mean regret per step against the best of a set of fixed rates, over the steps of an interval: the played points' losses
+/// against those of plain optimizers, which begin with the run and go on undisturbed.
+fn mean_regret(samuel: &str, turn: u64, interval: std::ops::Range<u64>) -> f64 {
+    let mut run = Run::new(wrapped(Problem::Quadratic, &[samuel]));
+    let mut fixed = Plain::new(Problem::Quadratic, RATES.len());
+    let (mut played, mut best) = (0.0, vec![0.0; RATES.len()]);
+    for step in 0..interval.end {
+        let batch = drifting(step, turn);
+        let (losses, _) = fixed.independent(&batch, |_| Some(0));
+        if interval.contains(&step) {
+            played += Problem::Quadratic.loss_and_gradient(&run.param("w"), &batch).0;
+            best.iter_mut().zip(losses).for_each(|(sum, loss)| *sum += if loss.is_finite() { loss } else { 1e9 });
+        }
+        run.step(step, &batch);
+    }
+    (played - best.into_iter().fold(f64::INFINITY, f64::min)) / (interval.end - interval.start) as f64
+}
+
+/// The regret against the best fixed rate grows slower than the number of steps: what weights lose while they learn does not
+/// come again, so four times the steps leave less than half of the mean. Averages even gain, because noise averages out.
+#[test]
+fn regret_against_the_best_fixed_rate_falls() {
+    let means = |mode: &str| [100, 400, 1600].map(|steps| mean_regret(&pass(mode), u64::MAX, 0..steps));
+    for play in ["sample", "likeliest"] {
+        let found = means(&format!("mode=independent, play={play}"));
+        assert!(found[0] > 0.0 && found[1] < 0.5 * found[0] && found[2] < 0.5 * found[1], "{play}: {found:?}");
+    }
+    for mode in ["mode=independent, play=average", "mode=shared", "mode=intervals, lengths=[16, 64, 256, 1024]"] {
+        let found = means(mode);
+        assert!(found.iter().all(|r| *r < 0.01), "{mode}: {found:?}");
+    }
+}
+
+/// What the theory promises on every interval: after the target begins to move fast, the experts of new intervals are as good as
+/// the best rate for that time, although another was best before.
+#[test]
+fn intervals_follow_a_change() {
+    let turn = 600;
+    let adaptive = mean_regret(&pass("mode=intervals, lengths=[16, 64, 256]"), turn, turn..2 * turn);
+    let single = mean_regret(&pass("mode=independent, play=average"), turn, turn..2 * turn);
+    assert!(adaptive < 0.01 && adaptive < single, "after the change {adaptive}, without intervals {single}");
+}

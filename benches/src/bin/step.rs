@@ -6,7 +6,7 @@
 //! | `lora-causal-lm` | LoRA of rank 8 on `q_proj` and `v_proj` | cross-entropy of the next token | AdamW |
 //! | `images` | every weight and bias | cross-entropy | SGD with momentum |
 //!
-//! Inputs are random. Prints the plan, its compile time, the time of every step, the median, and a line of JSON with the
+//! `--samuel MODE` trains five experts with learning rates 1 to 1e-4 instead of one. Inputs are random. Prints the plan, its compile time, the time of every step, the median, and a line of JSON with the
 //! peak resident memory of the process, and the memory that the steps took beside what the plan says. With `SARTOR_PROFILE` set also where the time of a step goes.
 
 use clap::{Parser, ValueEnum};
@@ -37,6 +37,12 @@ struct Args {
     /// Threads to compute with
     #[arg(long, default_value_t = 2)]
     threads: usize,
+    /// Five experts in this mode of `samuel` instead of one learning rate
+    #[arg(long, value_name = "MODE")]
+    samuel: Option<String>,
+    /// `lora-classifier`: the operators that get adapters, by commas
+    #[arg(long, value_delimiter = ',', default_value = "*query*,*value*")]
+    targets: Vec<String>,
     /// Steps that count
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     steps: u32,
@@ -54,7 +60,7 @@ const WARM_UP: u32 = 2;
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    let model = prepare(args.recipe, onnx::load(&args.model)?)?;
+    let model = prepare(&args, onnx::load(&args.model)?)?;
     let program = model.programs.keys().find(|n| n.starts_with("step")).cloned().unwrap_or_default();
     let inputs = inputs(&args, &model.programs[&program].graph)?;
     let mut session = Session::program(&model, &program, SessionOptions { threads: args.threads })?;
@@ -84,24 +90,32 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn prepare(recipe: Recipe, mut model: Model) -> Result<Model> {
+fn prepare(args: &Args, mut model: Model) -> Result<Model> {
     let registry = Registry::builtin();
     pipelines::prepare(&mut model, &registry)?;
-    let passes = registry.build_all(options::parse_pipeline(&pipeline(recipe, &model))?)?;
+    let passes = registry.build_all(options::parse_pipeline(&pipeline(args, &model))?)?;
     Driver::new().run(&passes, &mut model)?;
     Ok(model)
 }
 
-fn pipeline(recipe: Recipe, model: &Model) -> String {
+fn pipeline(args: &Args, model: &Model) -> String {
     let head = match model.graph.find_output("logits") {
         Some(_) => "name = \"freeze\"\ntrainable = [\"classifier.*\"]",
         None => "name = \"head\"\ninput = \"sentence_embedding\"\nclasses = 2",
     };
-    match recipe {
-        Recipe::LoraClassifier => LORA_CLASSIFIER.replace("HEAD", head),
-        Recipe::LoraCausalLm => LORA_CAUSAL_LM.to_string(),
-        Recipe::Images => IMAGES.to_string(),
-    }
+    let targets = format!("{:?}", args.targets);
+    let (passes, optimizer) = match args.recipe {
+        Recipe::LoraClassifier => {
+            (LORA_CLASSIFIER.replace("HEAD", head).replace("TARGETS", &targets), "kind = \"adamw\"")
+        }
+        Recipe::LoraCausalLm => (LORA_CAUSAL_LM.to_string(), "kind = \"adamw\""),
+        Recipe::Images => (IMAGES.to_string(), "kind = \"sgd\"\nmomentum = 0.9"),
+    };
+    let last = match &args.samuel {
+        None => format!("name = \"optimizer\"\n{optimizer}"),
+        Some(mode) => format!("name = \"samuel\"\nmode = {mode:?}\nbase = {{ {} }}", optimizer.replace('\n', ", ")),
+    };
+    format!("{passes}\n[[pass]]\n{last}\n")
 }
 
 const LORA_CLASSIFIER: &str = r#"
@@ -110,13 +124,11 @@ const LORA_CLASSIFIER: &str = r#"
     [[pass]]
     name = "cola"
     rank = 8
-    targets = ["*query*", "*value*"]
+    targets = TARGETS
     [[pass]]
     name = "loss"
     [[pass]]
     name = "autodiff"
-    [[pass]]
-    name = "optimizer"
 "#;
 
 const LORA_CAUSAL_LM: &str = r#"
@@ -129,8 +141,6 @@ const LORA_CAUSAL_LM: &str = r#"
     kind = "causal-lm"
     [[pass]]
     name = "autodiff"
-    [[pass]]
-    name = "optimizer"
 "#;
 
 const IMAGES: &str = r#"
@@ -143,10 +153,6 @@ const IMAGES: &str = r#"
     name = "train-mode"
     [[pass]]
     name = "autodiff"
-    [[pass]]
-    name = "optimizer"
-    kind = "sgd"
-    momentum = 0.9
 "#;
 
 /// Random tokens or images, and labels below the number of classes.

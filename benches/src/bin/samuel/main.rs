@@ -5,6 +5,7 @@
 //! interrupted series goes on where it was, and rows that this `sartor` does not know yet are told and made later. The tables
 //! go to `docs/results/samuel.md`. Everything takes days of one processor; the tasks but CIFAR take hours.
 
+mod cost;
 mod report;
 mod runs;
 mod tasks;
@@ -19,7 +20,11 @@ use tasks::{Group, RATES, Row, TASKS, Task};
 #[derive(Parser)]
 struct Args {
     /// The folder of the runs
+    #[arg(required_unless_present = "cost", default_value = "")]
     runs: PathBuf,
+    /// Times steps with and without experts instead, by turns, so many rounds
+    #[arg(long, value_name = "ROUNDS")]
+    cost: Option<usize>,
     /// Only these tasks, in this order
     #[arg(long, value_delimiter = ',', value_name = "NAME,…")]
     tasks: Vec<String>,
@@ -42,6 +47,9 @@ struct Args {
 
 fn main() -> Result<()> {
     let args = Args::parse();
+    if let Some(rounds) = args.cost {
+        return cost::measure(rounds, args.threads);
+    }
     let tasks = args.selected()?;
     if args.list {
         tasks.iter().for_each(|task| list(&args, task));
