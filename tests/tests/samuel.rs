@@ -170,8 +170,9 @@ impl Plain {
     fn average(&self, p: &[f64]) -> Vec<f64> {
         (0..WIDTH).map(|at| p.iter().zip(&self.points).map(|(p, x)| p * x[at]).sum()).collect()
     }
+    /// Of equal ones the last, whose rate is the smallest.
     fn likeliest(p: &[f64]) -> usize {
-        (0..p.len()).rev().max_by(|a, b| p[*a].total_cmp(&p[*b])).unwrap()
+        (0..p.len()).max_by(|a, b| p[*a].total_cmp(&p[*b])).unwrap()
     }
     /// Returns the losses and the probabilities.
     fn independent(

@@ -340,7 +340,13 @@ impl Choice {
         let play = wrap.options.play();
         let current = match play {
             Play::Sample => draw(&mut emit, probability, experts)?,
-            _ => emit.op("ArgMax", &[probability], Attributes::new().with("axis", 0i64).with("keepdims", 0i64))?,
+            // Of equal ones the smaller rate, where they are listed in order: at a restart all are equal.
+            _ => {
+                let falling = wrap.rates.first() > wrap.rates.last();
+                let attrs = Attributes::new().with("axis", 0i64).with("keepdims", 0i64);
+                let attrs = attrs.with("select_last_index", i64::from(falling));
+                emit.op("ArgMax", &[probability], attrs)?
+            }
         };
         let (mut shares, mut is_current) = (Vec::new(), Vec::new());
         for i in 0..experts {
