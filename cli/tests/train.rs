@@ -83,6 +83,26 @@ fn optimizers_that_find_their_own_rate_learn() {
     }
 }
 
+/// A file in which `samuel` stands already trains as the recipe that says it.
+#[test]
+fn a_file_with_experts_goes_on_to_train_alike() {
+    let folder = Folder::with_task();
+    with_experts(&folder, "rates = [0.1, 0.01]\nrestart_every = [0.5]\n");
+    folder.ok(&["train", "--recipe", "S.toml"]);
+    let passes = [
+        "head(input=features, classes=2)",
+        "loss(kind=cross-entropy)",
+        "cola(rank=2, alpha=4, links=2, targets=[*/query/MatMul])",
+        "autodiff",
+        "samuel(rates=[0.1, 0.01], base={kind=adamw, weight_decay=0.01})",
+    ];
+    let mut args = vec!["transform", "model.onnx", "-o", "step.onnx", "--quiet"];
+    passes.iter().for_each(|pass| args.extend(["-p", pass]));
+    folder.ok(&args);
+    folder.ok(&["train", "step.onnx", "--recipe", "S.toml", "--set", "output=out2"]);
+    assert_eq!(folder.read("out2/merged.onnx"), folder.read("out/merged.onnx"));
+}
+
 #[test]
 fn threads_change_no_bit() {
     let folder = Folder::with_task();

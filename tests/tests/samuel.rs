@@ -437,3 +437,35 @@ fn intervals_follow_a_change() {
     let single = mean_regret(&pass("mode=independent, play=average"), turn, turn..2 * turn);
     assert!(adaptive < 0.01 && adaptive < single, "after the change {adaptive}, without intervals {single}");
 }
+
+/// The running statistics of BatchNormalization are those of the expert that is played, as its weights are.
+#[test]
+fn statistics_follow_the_played_expert() {
+    let source = "<ir_version: 10, opset_import: [\"\": 20]>\n\
+        parameters <trainable double[3, 1] w = {0.1, 0.2, -0.1}, frozen double[1] scale = {1.0}, frozen double[1] bias = {0.0}, \
+        frozen double[1] mean = {0.0}, frozen double[1] var = {1.0}>\n\
+        g (double[batch, 3] x) => (double[batch, 1] y) <double[3, 1] w = param, double[1] scale = param, double[1] bias = param, \
+        double[1] mean = param, double[1] var = param> { h = MatMul (x, w) y = BatchNormalization (h, scale, bias, mean, var) }\n";
+    let mut model = text::parse(source).unwrap();
+    let registry = Registry::builtin();
+    for pass in ["loss(kind=mse)", "train-mode", "autodiff", &pass("play=sample")] {
+        let (name, options) = options::parse_invocation(pass).unwrap();
+        Driver::new().run_pass(registry.build(&name, options).unwrap().as_ref(), &mut model).unwrap();
+    }
+    let mut run = Run::new(model);
+    let mut seen = std::collections::HashSet::new();
+    for step in 0..12 {
+        run.step(step, &Problem::Quadratic.batch(step));
+        let played = run.output("samuel/played")[0] as usize;
+        seen.insert(played);
+        for name in ["w", "mean", "var"] {
+            assert_eq!(run.param(name), run.param(&format!("step/expert.{played}/{name}")), "step {step}: {name}");
+        }
+    }
+    assert!(seen.len() > 1, "only {seen:?} were played");
+    assert_ne!(run.param("step/expert.0/mean"), run.param("step/expert.3/mean"));
+    run.restart();
+    for name in ["w", "mean", "var"] {
+        (0..RATES.len()).for_each(|i| assert_eq!(run.param(name), run.param(&format!("step/expert.{i}/{name}"))));
+    }
+}

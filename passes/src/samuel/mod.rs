@@ -39,7 +39,7 @@ use crate::optimizer::Optimizer;
 use crate::{Changed, Pass, training};
 use experts::{Copied, Split};
 use sartor_ir::ops::Emit;
-use sartor_ir::{Attributes, DType, Model, Program, Result, Tensor, Value, bail, ensure};
+use sartor_ir::{Attributes, Model, Program, Result, Tensor, Value, bail, ensure};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use weights::{Choice, Weights};
@@ -276,20 +276,20 @@ impl Wrap<'_> {
             Mode::Shared => begun.judge_shared(self, program, &split, (&starts, &cut))?,
             _ => begun.judge_losses(self, program, &copies, apply)?,
         };
-        let played = Choice::of(self, program, judged.weights)?;
+        let mut played = Choice::of(self, program, judged.weights)?;
         let near = match self.options.mode {
             Mode::Shared => Some(begun.near(self, program, &split, &copies)?),
             _ => None,
         };
-        let next = begun.update(self, program, &judged, (&played, near), apply)?;
-        let choice = match self.options.mode {
+        let next = begun.update(self, program, &judged, (&mut played, near), apply)?;
+        let mut choice = match self.options.mode {
             Mode::Independent => played,
             _ => Choice::of(self, program, next)?,
         };
         let moving = weights::moving(self, program, if near.is_some() { next } else { judged.weights })?;
-        self.bind_played(program, &split, &copies, &choice, apply)?;
+        self.bind_played(program, &split, &copies, &mut choice, apply)?;
         self.bind_experts(program, &split, (&starts, &copies), moving)?;
-        self.set_outputs(program, &copies, &choice, &judged, rates)?;
+        self.set_outputs(program, &copies, &mut choice, &judged, rates)?;
         restart::add(self, model, &split, &weights)?;
         program.graph.remove_dead();
         Ok(())
@@ -319,7 +319,7 @@ impl Wrap<'_> {
         program: &mut Program,
         split: &Split,
         copies: &[experts::Copy],
-        choice: &Choice,
+        choice: &mut Choice,
         apply: Option<Value>,
     ) -> Result<()> {
         for state in split.states.iter().filter(|s| s.played) {
@@ -362,7 +362,7 @@ impl Wrap<'_> {
         &self,
         program: &mut Program,
         copies: &[experts::Copy],
-        choice: &Choice,
+        choice: &mut Choice,
         judged: &weights::Judged,
         rates: Value,
     ) -> Result<()> {
@@ -400,17 +400,6 @@ impl Wrap<'_> {
         }
         Ok(())
     }
-}
-
-/// `x` as one number of rank 1.
-fn one(emit: &mut Emit, x: Value) -> Result<Value> {
-    let x = emit.cast(x, DType::F64)?;
-    emit.reshape(x, &[1])
-}
-
-/// Numbers of rank 1 one after the other.
-fn concat(emit: &mut Emit, parts: &[Value]) -> Result<Value> {
-    emit.op("Concat", parts, Attributes::new().with("axis", 0i64))
 }
 
 /// The entry of a vector, as a scalar.

@@ -2,7 +2,7 @@
 //! double precision, and a handful of numbers, whatever the size of the model.
 
 use super::experts::{Copy, Split};
-use super::{Mode, Play, Wrap, concat, entry, one};
+use super::{Mode, Play, Wrap, entry};
 use crate::training;
 use sartor_ir::ops::Emit;
 use sartor_ir::{Attributes, DType, Model, Operator, Program, Result, Role, Tensor, Type, Value, bail};
@@ -59,9 +59,12 @@ pub struct Choice {
     /// The played expert, or the likeliest where the average is played: an `int64` scalar.
     pub current: Value,
     average: bool,
-    /// Each expert's probability, and whether it is the played one.
+    /// Each expert's probability, whether that is above 0, and whether it is the played one.
     shares: Vec<Value>,
+    counts: Vec<Value>,
     is_current: Vec<Value>,
+    /// The probabilities in other element types.
+    converted: Vec<(DType, Vec<Value>)>,
     /// Whether any expert is left.
     any: Value,
 }
@@ -149,8 +152,8 @@ impl Begun<'_> {
         let norm = graph.find_output(training::GRAD_NORM);
         let mut emit = wrap.emit(program);
         let mut vector = |value: Value| -> Result<Value> {
-            let parts = copies.iter().map(|copy| one(&mut emit, copy.value(value))).collect::<Result<Vec<_>>>()?;
-            concat(&mut emit, &parts)
+            let rows: Vec<Vec<Value>> = copies.iter().map(|copy| vec![copy.value(value)]).collect();
+            sums(&mut emit, &rows)
         };
         let mut losses = vector(loss)?;
         let norms = norm.map(&mut vector).transpose()?;
@@ -171,7 +174,7 @@ impl Begun<'_> {
             valid = emit.op("And", &[valid, norms], Attributes::new())?;
         }
         let played = match wrap.options.mode {
-            Mode::Intervals => Some(one(&mut emit, loss)?),
+            Mode::Intervals => Some(sums(&mut emit, &[vec![loss]])?),
             _ => None,
         };
         let weights = self.without(&mut emit, valid)?;
@@ -193,20 +196,19 @@ impl Begun<'_> {
         (starts, grads): (&[Vec<Value>], &[(String, Value)]),
     ) -> Result<Judged> {
         let mut emit = wrap.emit(program);
-        let mut regrets = Vec::new();
+        let mut products = Vec::new();
         for own in starts {
-            let mut regret = None;
+            let mut row = Vec::new();
             for (state, own) in split.states.iter().zip(own) {
                 let grad = grads.iter().find(|(name, _)| *name == state.param);
                 let (Some((_, grad)), Some(x)) = (grad, state.value) else { continue };
                 let away = emit.sub(x, *own)?;
                 let product = emit.mul(*grad, away)?;
-                let product = total(&mut emit, "ReduceSum", product)?;
-                regret = Some(plus(&mut emit, regret, product)?);
+                row.push(whole(&mut emit, "ReduceSum", product)?);
             }
-            regrets.extend(regret);
+            products.push(row);
         }
-        let regrets = concat(&mut emit, &regrets)?;
+        let regrets = sums(&mut emit, &products)?;
         let valid = finite(&mut emit, regrets)?;
         let zero = emit.scalar(0.0, regrets)?;
         let regrets = emit.select(valid, regrets, zero)?;
@@ -220,23 +222,19 @@ impl Begun<'_> {
         let mut emit = wrap.emit(program);
         let trained: Vec<(Value, Value)> =
             split.states.iter().filter(|s| s.trained).filter_map(|s| Some((s.value?, s.next))).collect();
-        let mut size = None;
-        for (x, _) in &trained {
-            let square = total(&mut emit, "ReduceSumSquare", *x)?;
-            size = Some(plus(&mut emit, size, square)?);
-        }
-        let Some(size) = size else { bail!("it has no trained parameter") };
-        let mut distances = Vec::new();
+        let squares =
+            trained.iter().map(|(x, _)| whole(&mut emit, "ReduceSumSquare", *x)).collect::<Result<Vec<_>>>()?;
+        let size = sums(&mut emit, &[squares])?;
+        let mut squares = Vec::new();
         for copy in copies {
-            let mut distance = None;
+            let mut row = Vec::new();
             for (x, next) in &trained {
                 let away = emit.sub(*x, copy.value(*next))?;
-                let square = total(&mut emit, "ReduceSumSquare", away)?;
-                distance = Some(plus(&mut emit, distance, square)?);
+                row.push(whole(&mut emit, "ReduceSumSquare", away)?);
             }
-            distances.extend(distance);
+            squares.push(row);
         }
-        let distances = concat(&mut emit, &distances)?;
+        let distances = sums(&mut emit, &squares)?;
         let valid = finite(&mut emit, distances)?;
         let far = emit.scalar(f64::INFINITY, distances)?;
         let distances = emit.select(valid, distances, far)?;
@@ -256,7 +254,7 @@ impl Begun<'_> {
         let probability = probabilities(&mut emit, weights)?;
         let square = emit.mul(regrets, regrets)?;
         let mean = emit.mul(probability, square)?;
-        let mean = total(&mut emit, "ReduceSum", mean)?;
+        let mean = emit.reduce_sum(mean, &[0], true)?;
         let kept = emit.mul_scalar(scale, 0.99)?;
         let next = emit.op("Max", &[mean, kept], Attributes::new())?;
         let tiny = emit.scalar(f64::MIN_POSITIVE, next)?;
@@ -276,7 +274,7 @@ impl Begun<'_> {
         wrap: &Wrap,
         program: &mut Program,
         judged: &Judged,
-        (played, near): (&Choice, Option<Value>),
+        (played, near): (&mut Choice, Option<Value>),
         apply: Option<Value>,
     ) -> Result<Value> {
         let mut emit = wrap.emit(program);
@@ -348,21 +346,25 @@ impl Choice {
                 emit.op("ArgMax", &[probability], attrs)?
             }
         };
-        let (mut shares, mut is_current) = (Vec::new(), Vec::new());
+        let (mut shares, mut counts, mut is_current) = (Vec::new(), Vec::new(), Vec::new());
+        let none = emit.scalar(0.0, probability)?;
+        let above = emit.op("Greater", &[probability, none], Attributes::new())?;
         for i in 0..experts {
             shares.push(entry(&mut emit, probability, i)?);
+            counts.push(entry(&mut emit, above, i)?);
             let index = emit.constant(Tensor::scalar(i as i64));
             is_current.push(emit.op("Equal", &[current, index], Attributes::new())?);
         }
         let most = emit.reduce("ReduceMax", weights, &[0, 1], false)?;
         let some = emit.scalar(SOME, most)?;
         let any = emit.op("Greater", &[most, some], Attributes::new())?;
-        Ok(Choice { probability, current, average: play == Play::Average, shares, is_current, any })
+        let average = play == Play::Average;
+        Ok(Choice { probability, current, average, shares, counts, is_current, converted: Vec::new(), any })
     }
 
     /// The played one of the experts' values: the current expert's, or the mean. Experts without weight do not count, whatever
     /// their value. What is no floating-point number has no mean: the likeliest expert's is taken.
-    pub fn mix(&self, emit: &mut Emit, values: &[Value]) -> Result<Value> {
+    pub fn mix(&mut self, emit: &mut Emit, values: &[Value]) -> Result<Value> {
         let dtype = emit.dtype(values[0])?;
         if !self.average || !dtype.is_float() {
             let mut chosen = values[values.len() - 1];
@@ -371,21 +373,29 @@ impl Choice {
             }
             return Ok(chosen);
         }
+        let shares = self.shares_as(emit, dtype)?;
         let mut sum = None;
-        for (value, share) in values.iter().zip(&self.shares) {
-            let none = emit.scalar(0.0, *share)?;
-            let counts = emit.op("Greater", &[*share, none], Attributes::new())?;
+        for ((value, share), counts) in values.iter().zip(&shares).zip(&self.counts) {
             let zero = emit.scalar(0.0, *value)?;
-            let value = emit.select(counts, *value, zero)?;
-            let share = emit.cast(*share, dtype)?;
-            let term = emit.mul(value, share)?;
+            let value = emit.select(*counts, *value, zero)?;
+            let term = emit.mul(value, *share)?;
             sum = Some(plus(emit, sum, term)?);
         }
         sum.map_or_else(|| bail!("there are no experts"), Ok)
     }
 
+    /// The probabilities in an element type.
+    fn shares_as(&mut self, emit: &mut Emit, dtype: DType) -> Result<Vec<Value>> {
+        if let Some((_, shares)) = self.converted.iter().find(|(d, _)| *d == dtype) {
+            return Ok(shares.clone());
+        }
+        let shares = self.shares.iter().map(|share| emit.cast(*share, dtype)).collect::<Result<Vec<_>>>()?;
+        self.converted.push((dtype, shares.clone()));
+        Ok(shares)
+    }
+
     /// The same for the entries of a vector `double[N]`: `double[1]`.
-    fn mix_entries(&self, emit: &mut Emit, vector: Value) -> Result<Value> {
+    fn mix_entries(&mut self, emit: &mut Emit, vector: Value) -> Result<Value> {
         let entries = (0..self.shares.len()).map(|i| entry(emit, vector, i)).collect::<Result<Vec<_>>>()?;
         let mixed = self.mix(emit, &entries)?;
         emit.reshape(mixed, &[1])
@@ -446,10 +456,31 @@ fn finite(emit: &mut Emit, x: Value) -> Result<Value> {
     emit.op("LessOrEqual", &[size, most], Attributes::new())
 }
 
-/// All entries reduced to `double[1]`.
-fn total(emit: &mut Emit, reduce: &str, x: Value) -> Result<Value> {
-    let sum = emit.op(reduce, &[x], Attributes::new().with("keepdims", 0i64))?;
-    one(emit, sum)
+/// All entries reduced to one number, a scalar.
+fn whole(emit: &mut Emit, reduce: &str, x: Value) -> Result<Value> {
+    emit.op(reduce, &[x], Attributes::new().with("keepdims", 0i64))
+}
+
+/// The sum of every row of numbers of one element, in double precision: `double[rows]`. They are put together before they are
+/// converted, so that few operators handle single numbers, however many parameters there are.
+fn sums(emit: &mut Emit, rows: &[Vec<Value>]) -> Result<Value> {
+    let mut parts = Vec::new();
+    let dtype = match rows.first().and_then(|row| row.first()) {
+        Some(first) => emit.dtype(*first)?,
+        None => bail!("it has no trained parameter"),
+    };
+    let mut alike = true;
+    for value in rows.iter().flatten() {
+        alike &= emit.dtype(*value)? == dtype;
+    }
+    for value in rows.iter().flatten() {
+        let value = if alike { *value } else { emit.cast(*value, DType::F64)? };
+        parts.push(emit.reshape(value, &[1])?);
+    }
+    let all = emit.op("Concat", &parts, Attributes::new().with("axis", 0i64))?;
+    let table = emit.reshape(all, &[rows.len() as i64, rows[0].len() as i64])?;
+    let table = emit.cast(table, DType::F64)?;
+    emit.reduce_sum(table, &[1], false)
 }
 
 fn plus(emit: &mut Emit, sum: Option<Value>, term: Value) -> Result<Value> {
