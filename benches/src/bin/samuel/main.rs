@@ -20,7 +20,7 @@ use tasks::{Group, RATES, Row, TASKS, Task};
 #[derive(Parser)]
 struct Args {
     /// The folder of the runs
-    #[arg(required_unless_present = "cost", default_value = "")]
+    #[arg(default_value = "target/samuel")]
     runs: PathBuf,
     /// Times steps with and without experts instead, by turns, so many rounds
     #[arg(long, value_name = "ROUNDS")]
