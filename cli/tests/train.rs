@@ -235,6 +235,11 @@ fn a_rate_that_diverges_loses_its_weight() {
     let last = lines_with(&folder, "samuel/probability").pop().unwrap();
     assert_eq!(last["samuel/probability"][0], 0.0, "{last}");
     assert_eq!(last["samuel/probability"][1], 1.0, "{last}");
+    // Also between the runs of one update, whose state is saved here.
+    let gathered = ["--set", "accumulate.steps=3", "--set", "train.checkpoint_every=1", "--max-steps", "20", "--force"];
+    folder.ok(&[&["train", "--recipe", "S.toml"], &sgd[..], &gathered[..]].concat());
+    let last = lines_with(&folder, "samuel/probability").pop().unwrap();
+    assert_eq!(last["samuel/probability"][0], 0.0, "{last}");
     with_experts(&folder, "rates = [1e30, 1e31]\n");
     let error = folder.fails(1, &[&["train", "--recipe", "S.toml", "--force"], &sgd[..]].concat());
     assert!(error.contains("the loss is NaN"), "{error}");

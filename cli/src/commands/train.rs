@@ -52,6 +52,10 @@ A recipe:
   batch = 8
   seed = 0
 
+Instead of a learning rate, several at once, weighed while training:
+  [samuel]
+  rates = [1, 0.1, 0.01, 0.001, 0.0001]
+
 `sartor schema` prints all keys. Relative paths are relative to the recipe's folder. Written to the output folder:
 merged.onnx, with adapters also chain.onnx and adapter/ (for PEFT), checkpoints/, metrics.jsonl, tensorboard/,
 summary.json, recipe.toml.")]

@@ -78,7 +78,7 @@ pub struct Samuel {
     pub base: Option<Optimizer>,
 }
 
-/// See [`Samuel::mode`].
+/// How experts get their gradients, and how they are weighted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
@@ -102,7 +102,7 @@ impl Mode {
     }
 }
 
-/// See [`Samuel::play`].
+/// Which point the model holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Play {
@@ -114,7 +114,7 @@ pub enum Play {
     Likeliest,
 }
 
-/// See [`Samuel::rates`].
+/// The experts' learning rates.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Rates {
@@ -209,7 +209,7 @@ impl Samuel {
         ensure!(experts <= MAX_EXPERTS, "there would be {experts} experts, expected at most {MAX_EXPERTS}");
         Ok(rates)
     }
-    fn play(&self) -> Play {
+    fn plays(&self) -> Play {
         let natural = if self.mode == Mode::Independent { Play::Likeliest } else { Play::Average };
         self.play.unwrap_or(natural)
     }
@@ -262,7 +262,7 @@ impl Wrap<'_> {
         let weights = Weights::add(self, model, count, apply.is_some())?;
         split.add_states(self.name, count, model);
         let rates = self.rate_vector(program, count)?;
-        let begun = weights.begin(self, program, model)?;
+        let begun = weights.begin(self, program)?;
         let mut starts = Vec::new();
         for expert in 0..count {
             let fresh = begun.fresh(self, program, expert)?;
@@ -395,7 +395,7 @@ impl Wrap<'_> {
         training::set_output(graph, if self.options.mode == Mode::Shared { REGRET } else { LOSS }, judged.shown);
         training::set_output(graph, RATE, rates);
         training::set_output(graph, EFFECTIVE, effective);
-        if self.options.play() != Play::Average {
+        if self.options.plays() != Play::Average {
             training::set_output(graph, PLAYED, choice.current);
         }
         Ok(())

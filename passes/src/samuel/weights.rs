@@ -105,7 +105,7 @@ impl Weights {
     }
 
     /// Reads them; in `intervals` starts the experts of the intervals that begin now, and counts the step.
-    pub fn begin(&self, wrap: &Wrap, program: &mut Program, _model: &Model) -> Result<Begun<'_>> {
+    pub fn begin(&self, wrap: &Wrap, program: &mut Program) -> Result<Begun<'_>> {
         let mut log = self.read(program, &self.log)?;
         let scale = self.scale.as_ref().map(|name| self.read(program, name)).transpose()?;
         let sums = match &self.sums {
@@ -160,8 +160,11 @@ impl Begun<'_> {
         if let (Some((sums, runs)), Some(apply)) = (self.sums, apply) {
             let (sum, count) = (emit.add(sums, losses)?, emit.add_scalar(runs, 1.0)?);
             losses = emit.div(sum, count)?;
-            let zero = emit.scalar(0.0, sum)?;
-            let (next, left) = (emit.select(apply, zero, sum)?, emit.select(apply, zero, count)?);
+            // A sum that is not finite is kept as one that outweighs all others.
+            let (zero, most) = (emit.scalar(0.0, sum)?, emit.scalar(-NONE, sum)?);
+            let usable = finite(&mut emit, sum)?;
+            let kept = emit.select(usable, sum, most)?;
+            let (next, left) = (emit.select(apply, zero, kept)?, emit.select(apply, zero, count)?);
             if let Some((sums, runs)) = &self.weights.sums {
                 training::bind(program, &format!("next:{sums}"), next, sums);
                 training::bind(program, &format!("next:{runs}"), left, runs);
@@ -335,7 +338,7 @@ impl Choice {
             Some(n) => n as usize,
             None => bail!("the number of experts is unknown"),
         };
-        let play = wrap.options.play();
+        let play = wrap.options.plays();
         let current = match play {
             Play::Sample => draw(&mut emit, probability, experts)?,
             // Of equal ones the smaller rate, where they are listed in order: at a restart all are equal.
