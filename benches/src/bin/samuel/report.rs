@@ -10,6 +10,12 @@ use std::path::Path;
 const HEAD: [&str; 7] =
     ["", "seeds", "mean", "against the best cell", "steps", "processor seconds", "share of the grid's compute"];
 
+const GOALS: [&str; 7] =
+    ["task", "mode", "seeds", "against the best cell", "grid's median", "share of the grid's compute", "reached"];
+/// How far below the best cell is near enough, and how much of the grid's compute is little enough.
+const NEAR: f64 = 0.005;
+const SHARE: f64 = 1.0 / 3.0;
+
 /// Writes the tables of what there is.
 pub fn write(runs: &Path, seeds: usize) -> Result<()> {
     let mut text = format!(
@@ -21,10 +27,17 @@ pub fn write(runs: &Path, seeds: usize) -> Result<()> {
          difference of the means over the seeds that both have. A run whose loss or gradient is no longer finite ends there and counts \
          as guessing. Compute is processor seconds of the whole command on one thread, evaluation included, on a shared machine; \
          the grid's is the sum of its cells, diverged ones up to their end. Written by `cargo run --release -p sartor-bench \
-         --bin samuel`; {}.\n",
+         --bin samuel`; {}.\n\n\
+         All rows of SAMUEL have `rates = [1, 0.1, 0.01, 0.001, 0.0001]` and no other key but those that their names say, on every task: \
+         all rates fall linearly over the run, experts are never restarted, `independent` plays the likeliest expert, the others the \
+         average.\n",
         seeds - 1,
         processor()
     );
+    text += "\n## In short\n\nThe goal: at most 0.005 below the grid's best cell, above its median, for at most a third of its \
+        compute.\n\n";
+    let lines: Vec<Vec<String>> = TASKS.iter().flat_map(|task| View::of(runs, task, seeds).goals()).collect();
+    text += &table(&GOALS, &lines);
     let mut ablations = String::from("\n# Ablations\n");
     for task in TASKS {
         let view = View::of(runs, task, seeds);
@@ -75,6 +88,47 @@ impl<'a> View<'a> {
                 &format!(" Accuracy is the mean of the one before the shift, at step {step}, and the one at the end.");
         }
         text + "\n\n" + &self.grid_table() + &self.rows("\n", Group::Main)
+    }
+    /// A line of each mode: whether it reaches the goal.
+    fn goals(&self) -> Vec<Vec<String>> {
+        let rows = self.task.rows(self.best.rate());
+        let modes = rows.iter().filter(|row| ["shared", "independent"].contains(&row.name.as_str()));
+        modes.map(|row| self.goal(row)).collect()
+    }
+    fn goal(&self, row: &Row) -> Vec<String> {
+        let made = self.made(row);
+        let own: Vec<Option<f64>> = made.iter().map(|run| accuracy(run, self.task)).collect();
+        let pairs: Vec<(f64, f64)> =
+            own.iter().zip(&self.reference).filter_map(|(a, b)| Some(((*a)?, (*b)?))).collect();
+        let mut line = vec![self.task.title.to_string(), format!("`{}`", row.name)];
+        let complete = self.grid.iter().all(|(_, run)| accuracy(run, self.task).is_some());
+        if pairs.is_empty() || !complete {
+            line.extend([
+                format!("0 of {}", self.seeds),
+                String::new(),
+                String::new(),
+                String::new(),
+                "missing".to_string(),
+            ]);
+            return line;
+        }
+        let all: Vec<f64> = self.grid.iter().filter_map(|(_, run)| accuracy(run, self.task)).collect();
+        let median = Series(all).median();
+        let difference = mean(&pairs.iter().map(|(own, best)| own - best).collect::<Vec<_>>());
+        let value = mean(&pairs.iter().map(|(own, _)| *own).collect::<Vec<_>>());
+        let share = mean(&made.iter().filter_map(seconds).collect::<Vec<_>>()) / self.compute;
+        let failures =
+            [(difference < -NEAR, "accuracy"), (value <= median, "not above the median"), (share > SHARE, "compute")];
+        let failed: Vec<&str> = failures.iter().filter(|f| f.0).map(|f| f.1).collect();
+        let reached = if failed.is_empty() { "yes".to_string() } else { format!("no: {}", failed.join(", ")) };
+        line.extend([
+            format!("{} of {}", pairs.len(), self.seeds),
+            format!("{difference:+.4}"),
+            format!("{median:.4}"),
+            format!("{share:.3}"),
+            reached,
+        ]);
+        line
     }
     fn grid_table(&self) -> String {
         let mut rows: Vec<Vec<String>> = RATES.iter().map(|rate| vec![rate.to_string()]).collect();
