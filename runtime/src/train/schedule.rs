@@ -8,8 +8,9 @@
 //! linear      lr · (1 − p)                        to 0 at the end, as transformers' and PEFT's examples do
 //! cosine      lr · (1 + cos πp) / 2
 //! step        lr · gamma^⌊(t − W) / step_size⌋
+//! trapezoid   lr while p < hold_ratio, then linearly to 0 at the end
 //! ```
-//! With `min_ratio` = m, linear and cosine run from lr to m·lr.
+//! With `min_ratio` = m, linear, cosine and trapezoid run from lr to m·lr.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -31,8 +32,10 @@ pub struct OptimizerSchedule {
     pub step_size: Option<u64>,
     /// `step`: the factor of a fall.
     pub gamma: f64,
-    /// `linear`, `cosine`: where they end, as a share of the highest rate.
+    /// `linear`, `cosine`, `trapezoid`: where they end, as a share of the highest rate.
     pub min_ratio: f64,
+    /// `trapezoid`: the share of the steps (after the warm-up) before it falls.
+    pub hold_ratio: f64,
     /// One schedule over the run, or one for each link of a chain.
     pub span: Span,
 }
@@ -47,6 +50,7 @@ impl Default for OptimizerSchedule {
             step_size: None,
             gamma: 0.1,
             min_ratio: 0.0,
+            hold_ratio: 2.0 / 3.0,
             span: Span::Run,
         }
     }
@@ -61,6 +65,7 @@ pub enum Decay {
     Linear,
     Cosine,
     Step,
+    Trapezoid,
 }
 
 /// What a schedule spans.
@@ -90,6 +95,11 @@ impl OptimizerSchedule {
             "warmup_ratio is {}, expected a share of the steps between 0 and 1",
             self.warmup_ratio
         );
+        sartor_ir::ensure!(
+            (0.0..1.0).contains(&self.hold_ratio),
+            "hold_ratio is {}, expected a share of the steps, 0 or more and below 1",
+            self.hold_ratio
+        );
         Ok(())
     }
     /// The rate of step `t` of `total`.
@@ -108,6 +118,10 @@ impl OptimizerSchedule {
             Decay::Linear => self.min_ratio + (1.0 - self.min_ratio) * (1.0 - progress),
             Decay::Cosine => {
                 self.min_ratio + (1.0 - self.min_ratio) * 0.5 * (1.0 + (std::f64::consts::PI * progress).cos())
+            }
+            Decay::Trapezoid => {
+                let falling = ((progress - self.hold_ratio) / (1.0 - self.hold_ratio)).max(0.0);
+                self.min_ratio + (1.0 - self.min_ratio) * (1.0 - falling)
             }
             Decay::Step => {
                 let size = self.step_size.unwrap_or(total.div_ceil(3)).max(1);
@@ -140,6 +154,8 @@ mod tests {
         let warm = OptimizerSchedule { warmup_ratio: 0.4, ..of(Decay::Linear) };
         assert_eq!(rates(warm.clone(), 5), [0.0, 0.5, 1.0, 0.666667, 0.333333]);
         assert_eq!(rates(OptimizerSchedule { warmup_steps: 1, ..warm }, 3), [0.0, 1.0, 0.5]);
+        let held = OptimizerSchedule { hold_ratio: 0.5, ..of(Decay::Trapezoid) };
+        assert_eq!(rates(held, 8), [1.0, 1.0, 1.0, 1.0, 1.0, 0.75, 0.5, 0.25]);
         let floor = OptimizerSchedule { min_ratio: 0.5, ..of(Decay::Linear) };
         assert_eq!(rates(floor, 2), [1.0, 0.75]);
         let wrong = OptimizerSchedule { warmup_ratio: 2.0, ..of(Decay::Linear) }.check().unwrap_err().to_string();
