@@ -15,6 +15,14 @@ pub fn save(model: &Model, path: &Path, external: bool) -> Outcome {
     onnx::save(model, path, &SaveOptions { external_data }).running()
 }
 
+/// Writes a text: whole or not at all.
+pub fn write_text(path: &Path, text: &str) -> Result<()> {
+    let mut temporary = path.as_os_str().to_os_string();
+    temporary.push(".tmp");
+    std::fs::write(&temporary, text).map_err(|e| Error::io(Path::new(&temporary), e))?;
+    std::fs::rename(&temporary, path).map_err(|e| Error::io(path, e))
+}
+
 /// The arrays of an `.npz` that a graph's inputs are named after. Others are left alone. All problems at once.
 pub fn read_inputs(path: &Path, graph: &Graph) -> Result<HashMap<String, Tensor>> {
     let arrays = npz::read(path)?;

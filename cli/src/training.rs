@@ -28,14 +28,20 @@ use std::path::Path;
 /// Loads the recipe's model and makes its training programs. A file that has some already is taken as it is: then the
 /// second result is true.
 pub fn load_model(recipe: &Recipe, registry: &Registry) -> Result<(Model, bool)> {
-    let path = &recipe.tables.model;
-    let mut model = onnx::load(path)?;
-    files::prepare(&mut model, registry).map_err(|e| e.at(format!("file {}", path.display())))?;
+    let mut model = load_plain(recipe, registry)?;
     let prepared = model.programs.keys().any(|name| training::is_step(name));
     if !prepared {
         add_programs(&mut model, recipe)?;
     }
     Ok((model, prepared))
+}
+
+/// Loads the recipe's model, ready for the training passes.
+pub fn load_plain(recipe: &Recipe, registry: &Registry) -> Result<Model> {
+    let path = &recipe.tables.model;
+    let mut model = onnx::load(path)?;
+    files::prepare(&mut model, registry).map_err(|e| e.at(format!("file {}", path.display())))?;
+    Ok(model)
 }
 
 /// Makes the training programs of a prepared model.
@@ -76,7 +82,7 @@ pub fn run_of(recipe: &Recipe, resume: bool) -> TrainRun {
         train: tables.train.clone(),
         schedule: recipe.schedule(),
         split: tables.cola.as_ref().map(|cola| cola.second.split.clone()).unwrap_or_default(),
-        restarts: tables.samuel.as_ref().map(|samuel| samuel.second.restart_every.clone()).unwrap_or_default(),
+        restarts: recipe.restarts(),
         accumulate: tables.accumulate.as_ref().map_or(1, |a| u64::from(a.steps)),
         task: task_of(&loss),
         ignore_index: Some(loss.ignore_index),
@@ -179,6 +185,11 @@ fn write_adapter(model: &Model, strip_prefix: &str, folder: &Path) -> Outcome {
     }
     adapter.write(&temporary).running()?;
     std::fs::rename(&temporary, folder).map_err(|e| io(folder, e))
+}
+
+/// Whether more of this metric is better.
+pub fn higher_is_better(metric: &str) -> bool {
+    ["accuracy", "macro_f1", "samples_per_second"].iter().any(|end| metric.ends_with(end))
 }
 
 /// Prints the numbers of a run.

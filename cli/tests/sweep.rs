@@ -138,6 +138,8 @@ fn everything_is_checked_before_anything_is_trained() {
     assert_has(&error, &["combination schedule=cosin", "cosin", "cosine"]);
     let error = fails(&["--grid", "cola.targets=[\"*/query/MatMul\", \"*/value/MatMul\"],[\"*/qeury/MatMul\"]"]);
     assert_has(&error, &["combination targets=_qeury_MatMul", "pattern \"*/qeury/MatMul\" matches no"]);
+    let error = fails(&["--grid", "samuel.restart_every=[0.5],[-1]"]);
+    assert_has(&error, &["combination restart_every=-1", "restart_every holds -1"]);
     let error = fails(&["--grid", RATES, "--set", "optimizer.learning_rate=1"]);
     assert_has(&error, &["optimizer.learning_rate is given both by --grid and by --set"]);
     assert_has(

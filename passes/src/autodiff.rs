@@ -73,13 +73,7 @@ fn differentiate(program: &mut Program, model: &Model) -> Result<()> {
 
 /// The floating-point values that depend on one of the parameters and that the loss depends on.
 fn values_between(graph: &Graph, params: &[String], loss: Value) -> HashSet<Value> {
-    let mut upstream: HashSet<NodeId> = HashSet::new();
-    let mut stack = vec![loss.node];
-    while let Some(id) = stack.pop() {
-        if upstream.insert(id) {
-            stack.extend(graph.node_inputs(id).into_iter().flatten().map(|v| v.node));
-        }
-    }
+    let upstream = crate::walk::ancestors(graph, [loss], |_| false);
     let mut between: HashSet<Value> = params.iter().filter_map(|p| graph.find_param(p)).collect();
     for id in graph.topo_ops() {
         let blocks = graph.node(id).op().and_then(ops::of).is_some_and(|d| matches!(d.grad, Gradient::Zero));

@@ -13,11 +13,11 @@
 //! otherwise expand without end. More than `max_nodes` is refused with the number, and so are cycles and more than 64
 //! levels. An attribute of the body that refers to the caller's (`@alpha`) takes its value, the function's default, or is left out.
 
-use crate::walk::edit_graphs;
+use crate::walk::{add_copy, edit_graphs};
 use crate::{Changed, Pass};
 use sartor_ir::verify::{MAX_FUNCTION_DEPTH, is_call};
 use sartor_ir::{
-    Attribute, Attributes, Function, Graph, Model, NodeId, NodeKind, Operator, OutputSlot, Result, Value, bail, ensure,
+    Attribute, Attributes, Function, Graph, Model, NodeId, NodeKind, Operator, Result, Value, bail, ensure,
 };
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -208,27 +208,12 @@ fn copy_node(
         .into_iter()
         .map(|input| input.and_then(|value| values.get(&value).copied().flatten()))
         .collect();
-    let (formal, captures) = inputs.split_at(source.formal_inputs());
-    let outputs: Vec<OutputSlot> = source
-        .outputs
-        .iter()
-        .map(|o| {
-            let name = if o.name.is_empty() { String::new() } else { graph.fresh_name(&o.name) };
-            OutputSlot { name, ty: o.ty.clone() }
-        })
-        .collect();
     let name = match (call_name.is_empty(), source.name.is_empty()) {
         (true, _) => source.name.clone(),
         (false, true) => call_name.to_string(),
         (false, false) => format!("{call_name}/{}", source.name),
     };
-    let id = graph.add_node(&name, op, formal, outputs);
-    graph.node_mut(id).meta = source.meta.clone();
-    graph.node_mut(id).doc = source.doc.clone();
-    for value in captures.iter().flatten() {
-        graph.push_capture(id, *value);
-    }
-    id
+    add_copy(graph, source, (&name, op), &inputs, str::to_string)
 }
 
 /// The attributes of a body's node with references to the caller's resolved, subgraphs included.

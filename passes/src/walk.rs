@@ -1,6 +1,7 @@
 //! Walks over all graphs of a model: the inference graph, the programs, and every subgraph, innermost first.
 
-use sartor_ir::{Graph, Model, NodeId, OPSET, Result, ensure, infer};
+use sartor_ir::{Graph, Model, Node, NodeId, OPSET, Operator, Result, Value, ensure, infer};
+use std::collections::HashSet;
 
 /// Runs `edit` on every graph; returns whether any call said that it changed something.
 pub fn edit_graphs(model: &mut Model, mut edit: impl FnMut(&mut Graph) -> Result<bool>) -> Result<bool> {
@@ -54,6 +55,45 @@ pub fn edit_with_subgraphs(graph: &mut Graph, edit: &mut impl FnMut(&mut Graph) 
         }
     }
     Ok(edit(graph)? | changed)
+}
+
+/// Adds an operator with the outputs of `source` under names made by `rename`, its metadata and its captures. `inputs` are all
+/// slots, captures last.
+pub fn add_copy(
+    graph: &mut Graph,
+    source: &Node,
+    (name, op): (&str, Operator),
+    inputs: &[Option<Value>],
+    rename: impl Fn(&str) -> String,
+) -> NodeId {
+    let (formal, captures) = inputs.split_at(source.formal_inputs());
+    let mut outputs = source.outputs.clone();
+    for output in outputs.iter_mut().filter(|o| !o.name.is_empty()) {
+        output.name = graph.fresh_name(&rename(&output.name));
+    }
+    let id = graph.add_node(name, op, formal, outputs);
+    graph.node_mut(id).meta = source.meta.clone();
+    graph.node_mut(id).doc = source.doc.clone();
+    for value in captures.iter().flatten() {
+        graph.push_capture(id, *value);
+    }
+    id
+}
+
+/// The nodes that values need, their own included. The search ends at values for which `stop` holds.
+pub fn ancestors(
+    graph: &Graph,
+    values: impl IntoIterator<Item = Value>,
+    stop: impl Fn(&Value) -> bool,
+) -> HashSet<NodeId> {
+    let mut found = HashSet::new();
+    let mut stack: Vec<Value> = values.into_iter().collect();
+    while let Some(value) = stack.pop() {
+        if !stop(&value) && found.insert(value.node) {
+            stack.extend(graph.node_inputs(value.node).into_iter().flatten());
+        }
+    }
+    found
 }
 
 /// The nodes that hold subgraphs.

@@ -270,6 +270,13 @@ fn relative(weights: Vec<f64>) -> Vec<f64> {
 const STEPS: u64 = 200;
 const RESTARTS: [u64; 2] = [90, 150];
 
+fn restart_if_due(step: u64, run: &mut Run, plain: &mut Plain) {
+    if RESTARTS.contains(&step) {
+        run.restart();
+        plain.restart();
+    }
+}
+
 fn rates() -> String {
     format!("rates=[{}]", RATES.map(|r| r.to_string()).join(", "))
 }
@@ -286,10 +293,7 @@ fn independent_is_the_published_algorithm() {
             let mut plain = Plain::new(problem, RATES.len());
             let mut seen = std::collections::HashSet::new();
             for step in 0..STEPS {
-                if RESTARTS.contains(&step) {
-                    run.restart();
-                    plain.restart();
-                }
+                restart_if_due(step, &mut run, &mut plain);
                 let batch = problem.batch(step);
                 run.step(step, &batch);
                 let drawn = run.outputs.get("samuel/played").map(|t| t.to_f64s().unwrap()[0] as usize);
@@ -321,10 +325,7 @@ fn shared_is_what_it_says() {
         let mut plain = Plain::new(problem, RATES.len());
         let mut dropped = false;
         for step in 0..STEPS {
-            if RESTARTS.contains(&step) {
-                run.restart();
-                plain.restart();
-            }
+            restart_if_due(step, &mut run, &mut plain);
             let batch = problem.batch(step);
             run.step(step, &batch);
             let p = plain.shared(&batch, 0.7);

@@ -2,9 +2,9 @@
 
 use crate::failure::{Failure, Outcome};
 use crate::report::{self, Run};
-use crate::{note, say};
-use sartor_ir::{Error, Result};
-use std::path::{Path, PathBuf};
+use crate::{files, note, say};
+use sartor_ir::Error;
+use std::path::PathBuf;
 
 /// Draws the curves of one or several runs, as one HTML page
 #[derive(Debug, clap::Args)]
@@ -39,7 +39,7 @@ pub fn run(args: Args) -> Outcome {
     leave_out_empty(&mut runs)?;
     report::name_apart(&mut runs);
     let path = args.html.unwrap_or_else(|| args.folders[0].join("report.html"));
-    write(&path, &report::page(&runs)).map_err(Failure::Run)?;
+    files::write_text(&path, &report::page(&runs)).map_err(Failure::Run)?;
     say!("written to {}", path.display());
     Ok(())
 }
@@ -53,11 +53,4 @@ fn leave_out_empty(runs: &mut Vec<Run>) -> Outcome {
     runs.iter().filter(|run| run.metrics.is_empty()).for_each(|run| note!("{}; left out", text(run)));
     runs.retain(|run| !run.metrics.is_empty());
     Ok(())
-}
-
-/// The whole file or nothing.
-fn write(path: &Path, text: &str) -> Result<()> {
-    let temporary = path.with_extension("html.tmp");
-    std::fs::write(&temporary, text).map_err(|e| Error::io(&temporary, e))?;
-    std::fs::rename(&temporary, path).map_err(|e| Error::io(path, e))
 }

@@ -3,7 +3,7 @@
 use crate::failure::{Failure, Outcome, Running};
 use crate::recipe::{Both, Recipe};
 use crate::table::Table;
-use crate::{note, say, training};
+use crate::{files, note, say, training};
 use sartor_ir::{Error, Model, Result};
 use sartor_passes::Registry;
 use sartor_passes::cola::Record;
@@ -143,12 +143,14 @@ pub struct Watch<'a> {
 pub fn train(recipe: &Recipe, start: Start, registry: &Registry, watch: Watch) -> Outcome<Ended> {
     let resume = start == Start::Resume;
     check_output(&recipe.tables.output, start != Start::Fresh)?;
-    let mut model = load(recipe, registry)?;
+    let (mut model, prepared) = training::load_model(recipe, registry)?;
+    if prepared {
+        note_unused(recipe);
+    }
     let schema = training::schema_of(&model, &recipe.loss())?;
     let splits = open_splits(&recipe.tables.data, &schema)?;
     let run = TrainRun { catch_signals: watch.catch_signals, ..training::run_of(recipe, resume) };
-    run.schedule.check().map_err(|e| e.at("optimizer"))?;
-    run.restarts.check().map_err(|e| e.at("samuel"))?;
+    recipe.check_schedules()?;
     if resume {
         check_resume(recipe)?;
     }
@@ -157,7 +159,7 @@ pub fn train(recipe: &Recipe, start: Start, registry: &Registry, watch: Watch) -
     }
     if watch.plan {
         print_plan(&model, &run);
-        print_experts(recipe, registry, (&model, &run, &splits));
+        print_experts(recipe, registry, (&model, prepared), (&run, &splits));
     }
     start_output(recipe, resume)?;
     let ended = sartor_runtime::train::train(&mut model, &run, &splits, watch.observer).running()?;
@@ -173,22 +175,21 @@ pub fn interruption(step: u64, checkpoint: Option<&Path>) -> String {
     format!("interrupted at step {step}: {saved}")
 }
 
-fn load(recipe: &Recipe, registry: &Registry) -> Outcome<Model> {
-    let (model, prepared) = training::load_model(recipe, registry)?;
+/// The tables of a recipe that a file with programs of its own makes useless.
+fn note_unused(recipe: &Recipe) {
     let tables = &recipe.tables;
     let given = [
-        tables.freeze.is_some(),
-        tables.head.is_some(),
-        tables.cola.is_some(),
-        tables.train_mode.is_some(),
-        tables.clip.is_some(),
+        ("[freeze]", tables.freeze.is_some()),
+        ("[head]", tables.head.is_some()),
+        ("[cola]", tables.cola.is_some()),
+        ("[train-mode]", tables.train_mode.is_some()),
+        ("[samuel]", tables.samuel.is_some()),
+        ("[clip]", tables.clip.is_some()),
     ];
-    if prepared && given.contains(&true) {
-        note!(
-            "the model has training programs already: [freeze], [head], [cola], [train-mode], [clip] are not applied"
-        );
+    if given.iter().any(|(_, given)| *given) {
+        let names: Vec<&str> = given.iter().map(|(name, _)| *name).collect();
+        note!("the model has training programs already: {} are not applied", names.join(", "));
     }
-    Ok(model)
 }
 
 fn check_output(folder: &Path, may_be_used: bool) -> Outcome {
@@ -237,28 +238,33 @@ fn start_output(recipe: &Recipe, resume: bool) -> Outcome {
     if resume && folder.join("recipe.toml").exists() {
         return Ok(());
     }
-    let (path, temporary) = (folder.join("recipe.toml"), folder.join("recipe.toml.tmp"));
     let text = format!("# The recipe of this run, with every override applied.\n{}", recipe.effective);
-    std::fs::write(&temporary, text).map_err(|e| Failure::Run(Error::io(&temporary, e)))?;
-    std::fs::rename(&temporary, &path).map_err(|e| Failure::Run(Error::io(&path, e)))
+    files::write_text(&folder.join("recipe.toml"), &text).map_err(Failure::Run)
 }
 
-/// What the experts cost, in each mode, beside a step without any.
-fn print_experts(recipe: &Recipe, registry: &Registry, (model, run, splits): (&Model, &TrainRun, &Splits)) {
-    let Some(samuel) = &recipe.tables.samuel else { return };
+/// What the experts cost, in each mode, beside a step without any. Of a file that has programs already nothing else is known.
+fn print_experts(
+    recipe: &Recipe,
+    registry: &Registry,
+    (model, prepared): (&Model, bool),
+    (run, splits): (&TrainRun, &Splits),
+) {
+    let (Some(samuel), false) = (&recipe.tables.samuel, prepared) else { return };
     let options = &samuel.first;
     let Ok(rates) = options.rates() else { return };
     let rates: Vec<String> = rates.iter().map(f64::to_string).collect();
     say!("experts: {} with learning rates {}; mode {}", rates.len(), rates.join(", "), options.mode.name());
+    let Ok(source) = training::load_plain(recipe, registry) else { return };
     let planned = |mode: Option<Mode>| -> Result<Option<PlannedStep>> {
         if mode == Some(options.mode) {
             return plan_step(model, run, splits);
         }
-        let mut recipe = recipe.clone();
+        let (mut recipe, mut model) = (recipe.clone(), source.clone());
         let other =
             |samuel: Both<Samuel, _>, mode| Both { first: Samuel { mode, play: None, ..samuel.first }, ..samuel };
         recipe.tables.samuel = recipe.tables.samuel.and_then(|samuel| Some(other(samuel, mode?)));
-        plan_step(&training::load_model(&recipe, registry)?.0, run, splits)
+        training::add_programs(&mut model, &recipe)?;
+        plan_step(&model, run, splits)
     };
     let Ok(Some(plain)) = planned(None) else { return };
     let mut table = Table::new(&["a step", "GFLOP of products", "times", "memory, MiB"]);

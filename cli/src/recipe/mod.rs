@@ -151,6 +151,15 @@ impl Recipe {
         let kind = if regressor { LossKind::Mse } else { LossKind::CrossEntropy };
         self.tables.loss.clone().unwrap_or(Loss { kind, ..Loss::default() })
     }
+    /// When the experts are restarted.
+    pub fn restarts(&self) -> Restarts {
+        self.tables.samuel.as_ref().map(|samuel| samuel.second.restart_every.clone()).unwrap_or_default()
+    }
+    /// What is wrong with the numbers of the schedules, if anything.
+    pub fn check_schedules(&self) -> Result<()> {
+        self.schedule().check().map_err(|e| e.at("optimizer"))?;
+        self.restarts().check().map_err(|e| e.at("samuel"))
+    }
     /// The learning rate over the run.
     pub fn schedule(&self) -> OptimizerSchedule {
         let mut schedule = self.tables.optimizer.second.clone();

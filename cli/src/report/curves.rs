@@ -3,6 +3,7 @@
 
 use super::run::Run;
 use crate::chart::{Chart, Colour, Layer, Mark, Pen, Point, Scale, Series, colour, number, thin};
+use crate::training::higher_is_better;
 
 /// What all charts of a page have in common.
 pub struct Page<'a> {
@@ -93,11 +94,6 @@ pub fn evaluations(page: &Page) -> Vec<Chart> {
     names.sort_by_key(|name| (!higher_is_better(name), *name != "eval/accuracy", *name));
     names.dedup();
     names.into_iter().filter_map(|name| evaluation(page, name)).collect()
-}
-
-/// Whether more of this metric is better.
-pub fn higher_is_better(name: &str) -> bool {
-    ["accuracy", "macro_f1", "samples_per_second"].iter().any(|end| name.ends_with(end))
 }
 
 fn evaluation(page: &Page, name: &str) -> Option<Chart> {

@@ -1,9 +1,10 @@
 //! The numbers of summaries: the most important ones of a run as tiles, all of them, and those of several runs side by side
 //! with the keys in which their recipes differ.
 
-use super::curves::{Page, higher_is_better, plain};
+use super::curves::{Page, plain};
 use super::run::Run;
 use crate::chart::{Pen, escape, number};
+use crate::training::higher_is_better;
 use serde_json::Value;
 use std::cmp::Ordering;
 

@@ -63,5 +63,5 @@ pub fn plan(
 fn build(recipe: &Recipe, registry: &Registry) -> sartor_ir::Result<()> {
     let (model, _) = training::load_model(recipe, registry)?;
     training::schema_of(&model, &recipe.loss())?;
-    recipe.schedule().check().map_err(|e| e.at("optimizer"))
+    recipe.check_schedules()
 }

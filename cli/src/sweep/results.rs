@@ -1,8 +1,10 @@
 //! What came of the combinations: a table on the terminal, `sweep.tsv` and `sweep.json`, best first.
 
 use super::grid::{Combination, Grid};
+use crate::files::write_text;
 use crate::recipe;
 use crate::table::Table;
+use crate::training::higher_is_better;
 use sartor_ir::{Error, Result};
 use sartor_passes::near::did_you_mean;
 use serde_json::{Map, Value, json};
@@ -136,8 +138,8 @@ impl<'a> Results<'a> {
     /// Writes `sweep.tsv` and `sweep.json` into a folder.
     pub fn write(&self, folder: &Path) -> Result<()> {
         let json = serde_json::to_string_pretty(&self.json()).map_err(|e| Error::msg(e.to_string()))?;
-        whole(&folder.join("sweep.tsv"), &self.tsv())?;
-        whole(&folder.join("sweep.json"), &(json + "\n"))
+        write_text(&folder.join("sweep.tsv"), &self.tsv())?;
+        write_text(&folder.join("sweep.json"), &(json + "\n"))
     }
     fn tsv(&self) -> String {
         let columns = self.columns();
@@ -168,10 +170,6 @@ impl<'a> Results<'a> {
     }
 }
 
-fn higher_is_better(metric: &str) -> bool {
-    ["accuracy", "macro_f1", "samples_per_second"].iter().any(|end| metric.ends_with(end))
-}
-
 /// A grid's value as JSON.
 fn typed(text: &str) -> Value {
     recipe::value(text).and_then(|value| serde_json::to_value(value).ok()).unwrap_or_else(|| json!(text))
@@ -190,13 +188,6 @@ fn clipped(reason: &str) -> String {
     } else {
         line.chars().take(MOST - 1).collect::<String>() + "…"
     }
-}
-
-fn whole(path: &Path, text: &str) -> Result<()> {
-    let mut temporary = path.as_os_str().to_os_string();
-    temporary.push(".tmp");
-    std::fs::write(&temporary, text).map_err(|e| Error::io(Path::new(&temporary), e))?;
-    std::fs::rename(&temporary, path).map_err(|e| Error::io(path, e))
 }
 
 #[cfg(test)]

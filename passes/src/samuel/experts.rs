@@ -5,10 +5,9 @@
 //! all) and the next values of the trained parameters: so of AdamW's state nothing is own, because its moments are made
 //! of gradients alone.
 
-use super::{Mode, beginning, entry};
-use crate::training;
-use sartor_ir::ops::Emit;
-use sartor_ir::{Binding, Graph, Model, NodeId, OutputSlot, Program, Result, Role, Type, Value, bail};
+use super::{Mode, Wrap, beginning, entry};
+use crate::{training, walk};
+use sartor_ir::{Binding, Graph, Model, NodeId, Program, Result, Role, Type, Value, bail};
 use std::collections::{HashMap, HashSet};
 
 /// A parameter of which every expert has its own.
@@ -55,7 +54,6 @@ impl Split {
         let graph = &program.graph;
         let cut: HashSet<Value> = cut.iter().map(|(_, grad)| *grad).collect();
         let trained = |b: &&Binding| model.params.get(&b.param).is_some_and(|p| p.role == Role::Trainable);
-        let next = |b: &Binding| graph.find_output(&b.output);
         let read = read_by_others(model);
         let private = |b: &&Binding| {
             let state = model.params.get(&b.param).is_some_and(|p| p.role == Role::State);
@@ -67,47 +65,50 @@ impl Split {
         if !own.iter().any(trained) {
             bail!("it updates no trainable parameter: run `samuel` after `autodiff`");
         }
-        let rate = graph.find_input(training::LEARNING_RATE);
-        loop {
-            let region = match cut.is_empty() {
-                true => graph.topo().into_iter().collect(),
-                false => ancestors(graph, own.iter().filter_map(|b| next(b)).collect(), &cut),
-            };
-            let roots = own.iter().filter_map(|b| graph.find_param(&b.param)).chain(rate);
-            let dependent = descendants(graph, roots, &region, &cut);
-            let is_new = |b: &&Binding| {
-                let value = graph.find_param(&b.param).filter(|v| region.contains(&v.node));
-                let depends = next(b).is_some_and(|v| dependent.contains(&v.node) && !cut.contains(&v));
-                !own.iter().any(|o| o.output == b.output) && depends && (cut.is_empty() || value.is_some())
-            };
-            let more: Vec<&Binding> = program.bindings.iter().filter(is_new).collect();
+        let nodes = loop {
+            let (nodes, more) = Split::dependent(program, &own, &cut);
             if more.is_empty() {
-                let kept = ancestors(graph, kept_values(graph, mode, &own, &cut), &HashSet::new());
-                let states = own
-                    .iter()
-                    .filter_map(|b| {
-                        let value = graph.find_param(&b.param);
-                        let forward = value.is_some_and(|v| kept.contains(&v.node));
-                        let played = trained(b) || read.contains(&b.param) || forward;
-                        let (param, output) = (b.param.clone(), b.output.clone());
-                        Some(Copied {
-                            param,
-                            value,
-                            next: next(b)?,
-                            output,
-                            trained: trained(b),
-                            played,
-                            own: Vec::new(),
-                        })
-                    })
-                    .collect();
-                let nodes = graph.topo_ops().into_iter().filter(|id| dependent.contains(id)).collect();
-                let shared = |b: &&Binding| private(b) && own.iter().all(|o| o.param != b.param);
-                let common = program.bindings.iter().filter(shared).map(|b| b.param.clone()).collect();
-                return Ok(Split { nodes, states, common });
+                break nodes;
             }
             own.extend(more);
-        }
+        };
+        let kept = walk::ancestors(graph, kept_values(graph, mode, &own, &cut), |_| false);
+        let copied = |b: &&Binding| {
+            let (value, trained) = (graph.find_param(&b.param), trained(b));
+            let played = trained || read.contains(&b.param) || value.is_some_and(|v| kept.contains(&v.node));
+            let (param, output, next) = (b.param.clone(), b.output.clone(), graph.find_output(&b.output)?);
+            Some(Copied { param, value, next, output, trained, played, own: Vec::new() })
+        };
+        let common = |b: &&Binding| private(b) && own.iter().all(|o| o.param != b.param);
+        Ok(Split {
+            nodes: graph.topo_ops().into_iter().filter(|id| nodes.contains(id)).collect(),
+            common: program.bindings.iter().filter(common).map(|b| b.param.clone()).collect(),
+            states: own.iter().filter_map(copied).collect(),
+        })
+    }
+
+    /// The operators that depend on what is own so far, and the bindings that are own because of them.
+    fn dependent<'a>(
+        program: &'a Program,
+        own: &[&Binding],
+        cut: &HashSet<Value>,
+    ) -> (HashSet<NodeId>, Vec<&'a Binding>) {
+        let graph = &program.graph;
+        let next = |b: &Binding| graph.find_output(&b.output);
+        let region = match cut.is_empty() {
+            true => graph.topo().into_iter().collect(),
+            false => walk::ancestors(graph, own.iter().filter_map(|b| next(b)), |v| cut.contains(v)),
+        };
+        let rate = graph.find_input(training::LEARNING_RATE);
+        let roots = own.iter().filter_map(|b| graph.find_param(&b.param)).chain(rate);
+        let dependent = descendants(graph, roots, &region, cut);
+        let is_new = |b: &&Binding| {
+            let value = graph.find_param(&b.param).filter(|v| region.contains(&v.node));
+            let depends = next(b).is_some_and(|v| dependent.contains(&v.node) && !cut.contains(&v));
+            !own.iter().any(|o| o.output == b.output) && depends && (cut.is_empty() || value.is_some())
+        };
+        let more = program.bindings.iter().filter(is_new).collect();
+        (dependent, more)
     }
 
     /// Adds the experts' parameters to the model.
@@ -123,11 +124,11 @@ impl Split {
     /// fresh optimizer.
     pub fn start(
         &self,
+        wrap: &Wrap,
         program: &mut Program,
         model: &Model,
         expert: usize,
         fresh: Option<Value>,
-        opset: i64,
     ) -> Result<Vec<Value>> {
         let mut starts = Vec::new();
         for state in &self.states {
@@ -135,8 +136,7 @@ impl Split {
             let Some(param) = model.params.get(own) else { bail!("there is no parameter \"{own}\"") };
             let mut value = program.graph.param(own, Type::of(&param.tensor));
             if let Some(fresh) = fresh {
-                let mut emit = Emit::new(&mut program.graph, opset);
-                emit.prefix = "/samuel/".to_string();
+                let mut emit = wrap.emit(program);
                 let new = beginning(&mut emit, model, state)?;
                 value = emit.select(fresh, new, value)?;
             }
@@ -148,62 +148,34 @@ impl Split {
     /// Copies what is own for one expert that starts with these values.
     pub fn copy(
         &self,
+        wrap: &Wrap,
         program: &mut Program,
-        (step, expert): (&str, usize),
+        expert: usize,
         starts: &[Value],
-        (rates, opset): (Value, i64),
+        rates: Value,
     ) -> Result<Copy> {
         let mut values = HashMap::new();
         for (state, start) in self.states.iter().zip(starts) {
             values.extend(state.value.map(|value| (value, *start)));
         }
         if let Some(rate) = program.graph.find_input(training::LEARNING_RATE) {
-            let mut emit = Emit::new(&mut program.graph, opset);
-            emit.prefix = "/samuel/".to_string();
-            values.insert(rate, entry(&mut emit, rates, expert)?);
+            values.insert(rate, entry(&mut wrap.emit(program), rates, expert)?);
         }
         let mut copy = Copy { values };
-        for &id in &self.nodes {
-            copy_node(&mut program.graph, id, &mut copy, &format!("{step}/expert.{expert}/"));
-        }
+        let prefix = format!("{}/expert.{expert}/", wrap.name);
+        self.nodes.iter().for_each(|id| copy_node(&mut program.graph, *id, &mut copy, &prefix));
         Ok(copy)
     }
 }
 
 fn copy_node(graph: &mut Graph, id: NodeId, copy: &mut Copy, prefix: &str) {
     let source = graph.node(id).clone();
-    let Some(op) = source.op() else { return };
+    let Some(op) = source.op().cloned() else { return };
     let inputs: Vec<Option<Value>> = graph.node_inputs(id).into_iter().map(|v| v.map(|v| copy.value(v))).collect();
-    let (formal, captures) = inputs.split_at(source.formal_inputs());
-    let mut outputs = source.outputs.clone();
-    for output in outputs.iter_mut().filter(|o| !o.name.is_empty()) {
-        output.name = graph.fresh_name(&format!("{prefix}{}", output.name));
-    }
-    let name = if source.name.is_empty() { String::new() } else { format!("{prefix}{}", source.name) };
-    let new = graph.add_node(&name, op.clone(), formal, outputs);
-    graph.node_mut(new).meta = source.meta.clone();
-    for capture in captures.iter().flatten() {
-        graph.push_capture(new, *capture);
-    }
-    for (slot, output) in source.outputs.iter().enumerate() {
-        let OutputSlot { name, .. } = output;
-        if !name.is_empty() {
-            let slot = slot as u32;
-            copy.values.insert(Value { node: id, slot }, Value { node: new, slot });
-        }
-    }
-}
-
-/// The nodes that values need, those that make a value of `cut` left out unless others need them.
-fn ancestors(graph: &Graph, values: Vec<Value>, cut: &HashSet<Value>) -> HashSet<NodeId> {
-    let mut found = HashSet::new();
-    let mut stack = values;
-    while let Some(value) = stack.pop() {
-        if !cut.contains(&value) && found.insert(value.node) {
-            stack.extend(graph.node_inputs(value.node).into_iter().flatten());
-        }
-    }
-    found
+    let prefixed = |name: &str| format!("{prefix}{name}");
+    let name = if source.name.is_empty() { String::new() } else { prefixed(&source.name) };
+    let new = walk::add_copy(graph, &source, (&name, op), &inputs, prefixed);
+    copy.values.extend(graph.node_outputs(id).map(|old| (old, Value { node: new, ..old })));
 }
 
 /// The operators of a region that depend on one of the roots, not by way of a value of `cut`.

@@ -266,11 +266,11 @@ impl Wrap<'_> {
         let mut starts = Vec::new();
         for expert in 0..count {
             let fresh = begun.fresh(self, program, expert)?;
-            starts.push(split.start(program, model, expert, fresh, self.opset)?);
+            starts.push(split.start(self, program, model, expert, fresh)?);
         }
         let mut copies = Vec::new();
         for (expert, start) in starts.iter().enumerate() {
-            copies.push(split.copy(program, (self.name, expert), start, (rates, self.opset))?);
+            copies.push(split.copy(self, program, expert, start, rates)?);
         }
         let judged = match self.options.mode {
             Mode::Shared => begun.judge_shared(self, program, &split, (&starts, &cut))?,
