@@ -5,16 +5,13 @@
 //! where they belong.
 
 use super::simd::{self, larger, smaller};
-use crate::lower::program::{Bin, Fold, Ins, Program, Reg, Simple, Src, Then, Un, Width};
+use crate::lower::program::{Bin, Fold, Ins, NARROW, Program, Reg, Simple, Src, Then, Un, Width};
 use crate::lower::view::Walk;
 use std::cell::RefCell;
 use std::ops::Range;
 
 /// Numbers per block and register.
-pub const BLOCK: usize = 2048;
-
-/// Rows of no more than so many numbers are short: a loop per row would cost more than what it does.
-const NARROW: usize = 160;
+pub const BLOCK: usize = 512;
 
 /// The products of a `Contract` for the rectangle that is being worked on.
 #[derive(Clone, Copy)]
@@ -71,7 +68,8 @@ pub unsafe fn run(program: &Program, bases: Bases, rows: Range<usize>, cols: Ran
                         ..t
                     });
                     places.iter_mut().zip(&program.block).for_each(|(place, &b)| *place = home(b, wide));
-                    let mut block = Block { program, bases, row, col, height, wide, tile, places };
+                    let first = row == rows.start && col == cols.start;
+                    let mut block = Block { program, bases, row, col, height, wide, tile, places, first };
                     // SAFETY: the caller's contract, restricted to a block.
                     unsafe { run_block(&mut block) };
                     col += wide;
@@ -92,6 +90,8 @@ struct Block<'a> {
     tile: Option<Tile>,
     /// Where each register is for this block.
     places: &'a mut Vec<Place>,
+    /// Whether it is the first one of the rectangle: it has all the rows that a later one has, and fills steady registers.
+    first: bool,
 }
 
 crate::multiversion!(fn run_block(block: &mut Block<'_>) = block_inner);
@@ -148,6 +148,9 @@ unsafe fn block_inner<const FMA: bool>(block: &mut Block) {
     block.redirect_stores();
     let program = block.program;
     for ins in &program.code {
+        if !block.first && ins.dst().is_some_and(|dst| program.steady[dst as usize]) {
+            continue;
+        }
         // SAFETY: registers have room for a block; walks are the caller's contract.
         unsafe {
             match ins {
@@ -510,6 +513,15 @@ fn load_tile(block: &mut Block, dst: Reg) {
 unsafe fn store(block: &Block, src: Src, walk: &Walk) {
     let base = block.bases[walk.buf.index()];
     let arg = block.arg(src);
+    if let (Arg::Full(from), Some(to)) = (arg, block.direct(walk))
+        && (block.height == 1 || from.stride == block.wide && to.stride == block.wide)
+    {
+        if from.start != to.start {
+            // SAFETY: the walk stays inside its buffer; rows follow each other.
+            unsafe { std::ptr::copy(from.start, to.start, block.height * block.wide) };
+        }
+        return;
+    }
     for i in 0..block.height {
         // SAFETY: the walk stays inside its buffer.
         unsafe {

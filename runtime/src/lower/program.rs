@@ -118,6 +118,9 @@ pub enum Ins {
     Store(Src, Walk),
 }
 
+/// Rows of no more than so many numbers are short: a loop per row would cost more than what it does.
+pub const NARROW: usize = 160;
+
 /// A program over a domain of `rows × cols`.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Program {
@@ -133,6 +136,9 @@ pub struct Program {
     pub block: Vec<u16>,
     /// The number of scratch blocks.
     pub blocks: usize,
+    /// The registers that hold the same in every row (operands of a channel and what follows from them alone): they are
+    /// filled once, and no other register takes their block.
+    pub steady: Vec<bool>,
     /// Whether a block must span whole rows.
     pub whole_rows: bool,
     /// Whether a store writes where a load of the same step reads: then results go through scratch.
@@ -250,10 +256,12 @@ impl Builder {
     }
     /// Drops what no store needs, orders loads before their first reader, and assigns scratch blocks.
     pub fn finish(self, rows: usize, cols: usize) -> Program {
-        let code = lazy_loads(pairs(live(self.code, self.width.len()), &self.width));
-        let (block, blocks) = assign_blocks(&code, self.width.len());
+        let code = live(self.code, self.width.len());
+        let steady = if cols <= NARROW { steady(&code, &self.width, rows) } else { vec![false; self.width.len()] };
+        let code = lazy_loads(pairs(code, &self.width, &steady));
+        let (block, blocks) = assign_blocks(&code, &steady);
         let whole_rows = code.iter().any(|ins| matches!(ins, Ins::Fold(..)));
-        Program { rows, cols, code, width: self.width, block, blocks, whole_rows, in_place: false }
+        Program { rows, cols, code, width: self.width, block, blocks, steady, whole_rows, in_place: false }
     }
 }
 
@@ -294,8 +302,28 @@ fn live(code: Vec<Ins>, regs: usize) -> Vec<Ins> {
     kept
 }
 
+/// The full registers that are the same in every row and are not stored: loads of one row that all rows share, and what
+/// is computed from such registers and numbers alone.
+fn steady(code: &[Ins], width: &[Width], rows: usize) -> Vec<bool> {
+    let mut steady = vec![false; width.len()];
+    for ins in code {
+        let Some(dst) = ins.dst().filter(|&dst| width[dst as usize] == Width::Full) else { continue };
+        steady[dst as usize] = match ins {
+            Ins::Load(_, walk) => walk.col == 1 && walk.even(0, rows) == Some(0),
+            Ins::Un(..) | Ins::Bin(..) | Ins::Select(..) => ins.reads().all(|reg| steady[reg as usize]),
+            _ => false,
+        };
+    }
+    for ins in code {
+        if let Ins::Store(Src::Reg(reg), _) = ins {
+            steady[*reg as usize] = false;
+        }
+    }
+    steady
+}
+
 /// Makes one instruction of two where the first one's result has no other reader: a pass over the block less. The same bits.
-fn pairs(mut code: Vec<Ins>, width: &[Width]) -> Vec<Ins> {
+fn pairs(mut code: Vec<Ins>, width: &[Width], steady: &[bool]) -> Vec<Ins> {
     let (mut readers, mut maker) = (vec![0; width.len()], vec![None; width.len()]);
     for (i, ins) in code.iter().enumerate() {
         ins.reads().for_each(|r| readers[r as usize] += 1);
@@ -316,6 +344,8 @@ fn pairs(mut code: Vec<Ins>, width: &[Width]) -> Vec<Ins> {
         for (inner, other, then) in [(a, b, left), (b, a, right)] {
             let Src::Reg(reg) = inner else { continue };
             let full = width[reg as usize] == Width::Full && width[dst as usize] == Width::Full;
+            // What is computed once stays out of what is computed for every block.
+            let full = full && steady[reg as usize] == steady[dst as usize];
             let Some(at) = maker[reg as usize].filter(|&at| full && readers[reg as usize] == 1 && !gone[at]) else {
                 continue;
             };
@@ -354,7 +384,8 @@ fn lazy_loads(code: Vec<Ins>) -> Vec<Ins> {
 }
 
 /// Linear scan. A result never shares a block with an operand of its own instruction.
-fn assign_blocks(code: &[Ins], regs: usize) -> (Vec<u16>, usize) {
+fn assign_blocks(code: &[Ins], steady: &[bool]) -> (Vec<u16>, usize) {
+    let regs = steady.len();
     let mut last = vec![0; regs];
     for (i, ins) in code.iter().enumerate() {
         ins.reads().for_each(|r| last[r as usize] = i);
@@ -362,12 +393,13 @@ fn assign_blocks(code: &[Ins], regs: usize) -> (Vec<u16>, usize) {
     let (mut block, mut free, mut blocks) = (vec![0u16; regs], Vec::new(), 0);
     for (i, ins) in code.iter().enumerate() {
         if let Some(dst) = ins.dst() {
-            block[dst as usize] = free.pop().unwrap_or_else(|| {
+            let used = if steady[dst as usize] { None } else { free.pop() };
+            block[dst as usize] = used.unwrap_or_else(|| {
                 blocks += 1;
                 blocks - 1
             });
         }
-        let mut done: Vec<Reg> = ins.reads().filter(|&r| last[r as usize] == i).collect();
+        let mut done: Vec<Reg> = ins.reads().filter(|&r| last[r as usize] == i && !steady[r as usize]).collect();
         done.sort();
         done.dedup();
         free.extend(done.into_iter().map(|r| block[r as usize]));
