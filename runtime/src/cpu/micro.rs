@@ -99,6 +99,20 @@ impl Finish {
     }
 }
 
+impl Finish {
+    /// Whether sums are results.
+    #[inline(always)]
+    fn is_plain(&self) -> bool {
+        self.alpha == 1.0 && !self.add && self.end.is_none()
+    }
+    /// What is done to sums, if that is a bias and bounds.
+    #[inline(always)]
+    fn bounded(&self) -> Option<&End> {
+        let simple = |end: &&End| end.more.0.is_null() && end.gate.is_none() && end.mask.0.is_null();
+        self.end.as_ref().filter(simple).filter(|_| self.alpha == 1.0 && !self.add)
+    }
+}
+
 impl End {
     /// The same, some rows and columns further on.
     #[inline(always)]
@@ -366,6 +380,16 @@ unsafe fn end_inner<const FMA: bool>(rows: usize, cols: usize, (start, pitch): (
     }
 }
 
+/// Bias and bounds of a vector of columns.
+#[inline(always)]
+unsafe fn bounds<V: Vector>(end: &End, cols: usize) -> (V, V, V) {
+    // SAFETY: the caller vouches for the columns and the instruction set.
+    unsafe {
+        let bias = if end.bias.is_null() { V::splat(0.0) } else { load(end.bias, cols) };
+        (bias, V::splat(end.low), V::splat(end.high))
+    }
+}
+
 /// A micro-kernel of some rows by one or two vectors. Rows are named by literals, so that every sum is a register from
 /// the start and no optimisation has to find out.
 macro_rules! micro {
@@ -395,8 +419,8 @@ macro_rules! micro {
                         right = right.add(span.right);
                     }
                 }
-                let ending = Ending::<V>::new(finish, c.cols);
                 let whole = if TWO { 2 * V::WIDTH } else { V::WIDTH };
+                let ending = Ending::<V>::new(finish, c.cols);
                 if c.cols == whole {
                     $(
                         let to = c.start.add($i * c.pitch);
@@ -452,6 +476,15 @@ macro_rules! pixels {
                         $(sums[$i] = V::load_some(from.add($i * pitch), c.cols).mul_add(weight, sums[$i]);)*
                     }
                 }
+                if let Some(end) = finish.bounded() {
+                    let (bias, low, high) = bounds::<V>(end, c.cols);
+                    if c.cols == V::WIDTH {
+                        $(sums[$i].plus(bias).at_least(low).at_most(high).store(c.start.add($i * c.pitch));)*
+                    } else {
+                        $(sums[$i].plus(bias).at_least(low).at_most(high).store_some(c.start.add($i * c.pitch), c.cols);)*
+                    }
+                    return;
+                }
                 let ending = Ending::<V>::new(finish, c.cols);
                 if c.cols == V::WIDTH {
                     $(ending.put(sums[$i], $i, 0, c.start.add($i * c.pitch), V::WIDTH);)*
@@ -467,6 +500,56 @@ pixels!(pixels2, 2, 0 1);
 pixels!(pixels4, 4, 0 1 2 3);
 pixels!(pixels8, 8, 0 1 2 3 4 5 6 7);
 
+/// The same pixels for three by three taps and a whole vector of channels: weights stay in registers, and where neighbouring pixels
+/// read neighbouring places (`across` is their distance), a number is loaded once for all three of them.
+macro_rules! nine {
+    ($name:ident, $rows:literal, $($i:literal)*) => {
+        #[inline(always)]
+        unsafe fn $name<V: Vector>(
+            taps: &[(usize, usize)], across: usize, image: *const f32, pitch: usize, weights: *const f32, c: Corner, end: Option<&End>,
+        ) {
+            // SAFETY: the caller vouches for the extents and the instruction set.
+            unsafe {
+                let mut sums = [V::splat(0.0); $rows];
+                for row in taps.chunks_exact(3) {
+                    let from = image.add(row[0].0);
+                    let w = [V::load(weights.add(row[0].1)), V::load(weights.add(row[1].1)), V::load(weights.add(row[2].1))];
+                    if across == pitch {
+                        let (mut a, mut b) = (V::load(from), V::load(from.add(pitch)));
+                        $(
+                            let x = V::load(from.add(($i + 2) * pitch));
+                            sums[$i] = x.mul_add(w[2], b.mul_add(w[1], a.mul_add(w[0], sums[$i])));
+                            (a, b) = (b, x);
+                        )*
+                        let _ = (a, b);
+                    } else {
+                        $(
+                            let place = from.add($i * pitch);
+                            sums[$i] = V::load(place).mul_add(w[0], sums[$i]);
+                            sums[$i] = V::load(place.add(across)).mul_add(w[1], sums[$i]);
+                            sums[$i] = V::load(place.add(2 * across)).mul_add(w[2], sums[$i]);
+                        )*
+                    }
+                }
+                if let Some(end) = end {
+                    let (bias, low, high) = bounds::<V>(end, V::WIDTH);
+                    $(sums[$i] = sums[$i].plus(bias).at_least(low).at_most(high);)*
+                }
+                $(sums[$i].store(c.start.add($i * c.pitch));)*
+            }
+        }
+    };
+}
+nine!(nine4, 4, 0 1 2 3);
+nine!(nine8, 8, 0 1 2 3 4 5 6 7);
+
+/// The distance of neighbours, if taps are nine in three rows of equally spaced ones.
+fn three_by_three(taps: &[(usize, usize)]) -> Option<usize> {
+    let &[(a, _), (b, _), (c, _), (d, _), (e, _), (f, _), (g, _), (h, _), (i, _)] = taps else { return None };
+    let across = b - a;
+    [c - b, e - d, f - e, h - g, i - h].iter().all(|&x| x == across).then_some(across)
+}
+
 #[inline(always)]
 unsafe fn all_pixels<V: Vector>(
     pixels: usize,
@@ -477,6 +560,8 @@ unsafe fn all_pixels<V: Vector>(
     c: Corner,
     finish: &Finish,
 ) {
+    let (plain, bounded) = (finish.is_plain(), finish.bounded());
+    let across = three_by_three(taps).filter(|_| plain || bounded.is_some());
     let mut done = 0;
     while done < pixels {
         let count = match pixels - done {
@@ -492,6 +577,14 @@ unsafe fn all_pixels<V: Vector>(
             unsafe {
                 let (image, weights) = (image.add(channel + done * pitch), weights.add(channel));
                 let c = Corner { start: c.start.add(channel + done * c.pitch), cols, ..c };
+                if let Some(across) = across.filter(|_| count >= 4 && cols == V::WIDTH) {
+                    let end = bounded.map(|end| end.at(done, channel));
+                    match count {
+                        8 => nine8::<V>(taps, across, image, pitch, weights, c, end.as_ref()),
+                        _ => nine4::<V>(taps, across, image, pitch, weights, c, end.as_ref()),
+                    }
+                    continue;
+                }
                 let finish = &finish.at(done, channel);
                 match count {
                     8 => pixels8::<V>(taps, image, pitch, weights, c, finish),

@@ -134,20 +134,67 @@ impl Area {
     }
 }
 
-/// Neighbouring places of one kind in a row that see the same taps, as a range of the kind's.
+/// Neighbouring places of one kind in a row that see the same columns of the window.
 struct Run {
     first: usize,
     count: usize,
-    seen: (usize, usize),
+    /// The columns: the number of each, and its distance in the image.
+    columns: Vec<(usize, isize)>,
+    /// What they see of the rows that were asked for last: places, counted from the first tap's, and where the weights lie.
+    taps: Vec<(usize, usize)>,
 }
 
-/// What a thread needs for depthwise convolutions.
+/// What a thread knows about the places of the depthwise convolution that it worked on last.
 #[derive(Default)]
 struct Runs {
-    columns: Vec<(usize, isize)>,
-    lines: Vec<(usize, isize)>,
+    /// Which one that was.
+    of: Option<(Patch, usize)>,
     runs: Vec<Run>,
-    taps: Vec<(usize, usize)>,
+    /// The rows of the window that taps are of.
+    lines: Vec<(usize, isize)>,
+}
+
+impl Runs {
+    /// Gets ready for a convolution whose weights' rows are `right` apart.
+    fn prepare(&mut self, patch: &Patch, right: usize) {
+        if self.of == Some((*patch, right)) {
+            return;
+        }
+        let (_, across) = patch.axes();
+        let kinds = across.kinds();
+        self.of = Some((*patch, right));
+        self.runs.clear();
+        self.lines.clear();
+        for first in 0..kinds.min(patch.grid.1) {
+            let all = across.taps(across.place(first).0);
+            for ox in (first..patch.grid.1).step_by(kinds) {
+                let (from, to) = seen(&all, across.place(ox).1, patch.image.1);
+                let columns = &all[from..to];
+                match self.runs.last_mut() {
+                    Some(run) if run.columns == columns && run.first + run.count * kinds == ox => run.count += 1,
+                    _ => self.runs.push(Run { first: ox, count: 1, columns: columns.to_vec(), taps: Vec::new() }),
+                }
+            }
+        }
+    }
+    /// Gets ready for places that see these rows of the window.
+    fn look(&mut self, lines: &[(usize, isize)], patch: &Patch, right: usize) {
+        if self.lines == lines {
+            return;
+        }
+        self.lines.clear();
+        self.lines.extend(lines);
+        let [row_step, pixel, _] = patch.steps;
+        for run in &mut self.runs {
+            run.taps.clear();
+            let (Some(&(_, top)), Some(&(_, left))) = (lines.first(), run.columns.first()) else { continue };
+            // Taps lie in the order of their distances: the first is the origin.
+            for &(ty, dy) in lines {
+                let place = |dx: isize| (dy - top) as usize * row_step + (dx - left) as usize * pixel;
+                run.taps.extend(run.columns.iter().map(|&(tx, dx)| (place(dx), (ty * patch.kernel.1 + tx) * right)));
+            }
+        }
+    }
 }
 
 thread_local! {
@@ -360,47 +407,26 @@ impl Patch {
         let (kernels, (down, across)) = (kernels(), self.axes());
         let [row_step, pixel, _] = self.steps;
         let (right, kinds) = (n.next_multiple_of(LINE), across.kinds());
-        RUNS.with_borrow_mut(|Runs { columns, lines, runs, taps }| {
-            runs.clear();
-            for first in 0..kinds.min(self.grid.1) {
-                for ox in (first..self.grid.1).step_by(kinds) {
-                    let (kind, x) = across.place(ox);
-                    across.taps_to(kind, columns);
-                    let seen = seen(columns, x, self.image.1);
-                    match runs.last_mut() {
-                        Some(run) if run.seen == seen && run.first + run.count * kinds == ox => run.count += 1,
-                        _ => runs.push(Run { first: ox, count: 1, seen }),
-                    }
-                }
-            }
+        RUNS.with_borrow_mut(|known| {
+            known.prepare(self, right);
+            let mut lines = Vec::new();
             for oy in rows.clone() {
                 let (kind, y) = down.place(oy);
-                down.taps_to(kind, lines);
-                let (from, to) = seen(lines, y, self.image.0);
-                for run in runs.iter() {
-                    let (kind, x) = across.place(run.first);
-                    across.taps_to(kind, columns);
-                    let columns = &columns[run.seen.0..run.seen.1];
+                down.taps_to(kind, &mut lines);
+                let (from, to) = seen(&lines, y, self.image.0);
+                known.look(&lines[from..to], self, right);
+                for run in &known.runs {
+                    let (_, x) = across.place(run.first);
                     let place = |dy: isize, dx: isize| (y + dy) as usize * row_step + (x + dx) as usize * pixel;
-                    // Taps lie in the order of their distances: the first is the origin.
-                    let mut origin = None;
-                    taps.clear();
-                    for &(ty, dy) in &lines[from..to] {
-                        for &(tx, dx) in columns {
-                            let origin = *origin.get_or_insert(place(dy, dx));
-                            taps.push((place(dy, dx) - origin, (ty * self.kernel.1 + tx) * right));
-                        }
-                    }
-                    let place = (oy - rows.start) * self.grid.1 + run.first;
-                    let corner = Corner { start: out.wrapping_add(place * pitch), pitch: pitch * kinds, cols: n };
-                    let from = image.wrapping_add(origin.unwrap_or(0));
-                    let mut finish = finish.at(place, 0);
+                    let origin =
+                        lines[from..to].first().zip(run.columns.first()).map(|(down, right)| place(down.1, right.1));
+                    let first = (oy - rows.start) * self.grid.1 + run.first;
+                    let corner = Corner { start: out.wrapping_add(first * pitch), pitch: pitch * kinds, cols: n };
+                    let mut finish = finish.at(first, 0);
                     finish.end = finish.end.map(|end| end.every(kinds));
+                    let from = (image.wrapping_add(origin.unwrap_or(0)), across.advance() * pixel);
                     // SAFETY: taps outside of the image were left out; the rest is the caller's contract.
-                    unsafe {
-                        let from = (from, across.advance() * pixel);
-                        kernels.depthwise(run.count, taps, from, weights, corner, &finish);
-                    }
+                    unsafe { kernels.depthwise(run.count, &run.taps, from, weights, corner, &finish) };
                 }
             }
         });
