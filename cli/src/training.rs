@@ -2,7 +2,7 @@
 //! result written.
 //!
 //! ```text
-//! inline → upgrade → lift → infer → freeze → head → loss → cola → train-mode → autodiff → accumulate → clip → optimizer (or
+//! inline → upgrade → lift → infer → freeze → head → loss → cola → gate → train-mode → autodiff → accumulate → clip → optimizer (or
 //! samuel around it) → train
 //!        → chain.onnx (with the adapters), merged.onnx (without), adapter/ (for PEFT)
 //! ```
@@ -21,7 +21,7 @@ use sartor_passes::merge::Merge;
 use sartor_passes::optimizer::Optimizer;
 use sartor_passes::samuel::Samuel;
 use sartor_passes::{Driver, Pass, Registry, training};
-use sartor_runtime::data::Schema;
+use sartor_runtime::data::{Augment, Schema};
 use sartor_runtime::train::{Summary, Task, TrainRun};
 use std::path::Path;
 
@@ -59,6 +59,7 @@ fn passes(recipe: &Recipe) -> Vec<Box<dyn Pass>> {
         boxed(&tables.head),
         boxed(&Some(recipe.loss())),
         boxed(&tables.cola.as_ref().map(|cola| cola.first.clone())),
+        boxed(&tables.gate),
         boxed(&tables.train_mode),
         boxed(&Some(Autodiff::default())),
         boxed(&tables.accumulate),
@@ -87,6 +88,7 @@ pub fn run_of(recipe: &Recipe, resume: bool) -> TrainRun {
         task: task_of(&loss),
         ignore_index: Some(loss.ignore_index),
         buckets: tables.data.buckets.unwrap_or(0),
+        augment: Augment { flip: tables.data.flip, crop: tables.data.crop },
         output: tables.output.clone(),
         recipe: recipe.identity.clone(),
         resume,

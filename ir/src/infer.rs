@@ -213,6 +213,19 @@ pub fn specialise(graph: &Graph, opset: i64, inputs: &HashMap<String, Type>) -> 
     facts(graph, opset, &known).context(|| format!("graph \"{}\"", graph.name))
 }
 
+/// The floating-point operations of one node (a multiply-add counts 2) under these facts. `None` if a shape is not static, or if the operator is
+/// not in the table. Subgraphs are not counted.
+pub fn flops(graph: &Graph, id: NodeId, facts: &Facts) -> Option<u64> {
+    let op = graph.node(id).op()?;
+    let def = ops::of(op)?;
+    let shape = |value: Value| facts.get(value).and_then(|fact| fact.ty.static_shape());
+    let input = |value: Option<Value>| value.map_or(Some(Vec::new()), shape);
+    let inputs = graph.node_inputs(id).into_iter().map(input).collect::<Option<Vec<_>>>()?;
+    let named = graph.node_outputs(id).filter(|&v| !graph.value_name(v).is_empty());
+    let outputs = named.map(shape).collect::<Option<Vec<_>>>()?;
+    Some((def.flops)(&ops::CostCx { op, inputs, outputs }))
+}
+
 /// Whether a value can carry a gradient.
 pub fn is_float(ty: Option<&Type>) -> bool {
     ty.and_then(Type::dtype).is_some_and(DType::is_float)

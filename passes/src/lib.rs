@@ -15,6 +15,8 @@ pub mod fold;
 pub mod freeze;
 pub mod fuse;
 pub mod fuse_batch_norm;
+pub mod gate;
+pub mod harden;
 pub mod head;
 pub mod infer;
 pub mod inline;
@@ -67,6 +69,14 @@ pub trait Pass {
 /// One row per pass of this crate.
 const BUILTIN: &[fn() -> PassInfo] = &[
     || PassInfo::of::<cola::Cola>("cola", "tailoring", "insert chains of low-rank adapters; one link is LoRA"),
+    || {
+        PassInfo::of::<gate::Gate>(
+            "gate",
+            "tailoring",
+            "attach two small networks that decide per input which layers and channels to compute",
+        )
+    },
+    || PassInfo::of::<harden::Harden>("harden", "tailoring", "let a gated model skip what its gates shut"),
     || PassInfo::of::<head::Head>("head", "tailoring", "put a new classifier or regressor on a value"),
     || PassInfo::of::<loss::Loss>("loss", "training", "make the programs `step` and `eval` with a loss and labels"),
     || PassInfo::of::<autodiff::Autodiff>("autodiff", "training", "add the gradients of every trainable parameter"),

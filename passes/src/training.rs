@@ -6,6 +6,8 @@ use sartor_ir::{Binding, Graph, GraphOutput, Model, OPSET, Program, Result, Role
 pub const GRAD: &str = "grad:";
 /// The input of a step that carries the learning rate.
 pub const LEARNING_RATE: &str = "learning_rate";
+/// The input of a step that carries the share of the run that is done, from 0 to 1.
+pub const PROGRESS: &str = "progress";
 /// The output of a step that tells whether this run of it applies the accumulated gradients.
 pub const APPLY: &str = "apply";
 /// The output of a step with the Euclidean norm of all gradients together.

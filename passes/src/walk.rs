@@ -96,6 +96,18 @@ pub fn ancestors(
     found
 }
 
+/// Gives every unnamed operator of the inference graph and of the programs the name of its first output, so that nodes can be found again by name.
+pub fn name_anonymous_nodes(model: &mut Model) {
+    for graph in model.graphs_mut() {
+        let unnamed: Vec<NodeId> =
+            graph.node_ids().filter(|&id| graph.node(id).name.is_empty() && graph.node(id).op().is_some()).collect();
+        for id in unnamed {
+            let name = graph.node(id).outputs.first().map(|o| o.name.clone()).unwrap_or_default();
+            graph.node_mut(id).name = name;
+        }
+    }
+}
+
 /// The nodes that hold subgraphs.
 pub fn nodes_with_subgraphs(graph: &Graph) -> Vec<NodeId> {
     let holds = |id: &NodeId| graph.node(*id).op().is_some_and(|op| op.attrs.graphs().next().is_some());

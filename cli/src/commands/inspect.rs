@@ -1,9 +1,9 @@
 //! `inspect`: what is in a file.
 
-use crate::inspection::{Inspection, Module, Port, inspect};
+use crate::inspection::{Inspection, Module, Port, blocks, inspect};
 use crate::table::{Table, grouped, short};
 use crate::{Outcome, files, say};
-use sartor_ir::onnx;
+use sartor_ir::{Model, onnx};
 use sartor_passes::Registry;
 use std::path::PathBuf;
 
@@ -13,6 +13,7 @@ use std::path::PathBuf;
   sartor inspect model.onnx
   sartor inspect model.onnx --dim batch=8 --dim sequence=128
   sartor inspect model.onnx --depth 5
+  sartor inspect model.onnx --blocks
   sartor inspect model.onnx --json | jq .flops.total")]
 pub struct Args {
     /// The model
@@ -23,6 +24,9 @@ pub struct Args {
     /// A number for a symbolic dimension, to count operations with (default: 1 for each)
     #[arg(long = "dim", value_name = "NAME=N")]
     dims: Vec<String>,
+    /// Shows the residual blocks and the groups of channels that can be gated, and what was not taken
+    #[arg(long)]
+    blocks: bool,
     /// How deep the module tree is shown
     #[arg(long, default_value_t = 3)]
     depth: usize,
@@ -32,6 +36,9 @@ pub struct Args {
 pub fn run(args: Args, registry: &Registry) -> Outcome {
     let dims = files::parse_dims(&args.dims)?;
     let model = onnx::load(&args.model)?;
+    if args.blocks {
+        return show_blocks(&model, registry, args.json);
+    }
     let found = inspect(&model, registry, &dims)?;
     if args.json {
         say!("{}", serde_json::to_string_pretty(&found).unwrap_or_default());
@@ -47,6 +54,30 @@ pub fn run(args: Args, registry: &Registry) -> Outcome {
     print_lacks(&found);
     print_modules(&found, args.depth);
     print_programs(&found);
+    Ok(())
+}
+
+/// Where gates can go.
+fn show_blocks(model: &Model, registry: &Registry, json: bool) -> Outcome {
+    let found = blocks::find(model, registry)?;
+    if json {
+        say!("{}", serde_json::to_string_pretty(&found).unwrap_or_default());
+        return Ok(());
+    }
+    say!("{} residual blocks, {} FLOPs for one example", found.blocks.len(), short(found.flops));
+    let mut table = Table::new(&["block", "FLOPs", "share", "<channels (producers → consumer)"]);
+    for block in &found.blocks {
+        let share = format!("{:.1} %", 100.0 * block.flops as f64 / found.flops.max(1) as f64);
+        let groups: Vec<String> = block.groups.iter().map(|g| g.to_string()).collect();
+        let mut lines = groups.into_iter();
+        table.row([block.name.clone(), short(block.flops), share, lines.next().unwrap_or("none".to_string())]);
+        lines.for_each(|line| table.row([String::new(), String::new(), String::new(), line]));
+    }
+    table.print();
+    if !found.refused.is_empty() {
+        say!("\nnot taken");
+        found.refused.iter().for_each(|refusal| say!("  {}: {}", refusal.node, refusal.reason));
+    }
     Ok(())
 }
 

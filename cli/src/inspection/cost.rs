@@ -1,9 +1,8 @@
 //! Floating-point operations of one run of the inference graph: the operators' own cost functions on static shapes.
 
 use crate::files;
-use sartor_ir::infer::{Facts, specialise};
-use sartor_ir::ops::{self, CostCx};
-use sartor_ir::{Graph, Model, NodeId, Result, Type};
+use sartor_ir::infer::{flops, specialise};
+use sartor_ir::{Model, Result};
 use sartor_passes::{Registry, pattern};
 use serde::Serialize;
 use std::collections::{BTreeMap, HashMap};
@@ -49,30 +48,16 @@ fn try_count(model: &Model, registry: &Registry, dims: &HashMap<String, i64>) ->
     }
     let facts = specialise(graph, model.opset(), &types)?;
     for id in graph.topo_ops() {
-        let Some(flops) = flops_of(graph, id, &facts) else {
+        let Some(count) = flops(graph, id, &facts) else {
             cost.uncounted_nodes += 1;
             continue;
         };
-        cost.total = cost.total.saturating_add(flops);
+        cost.total = cost.total.saturating_add(count);
         let operator = graph.node(id).op().map(|op| op.full_name()).unwrap_or_default();
-        *cost.by_operator.entry(operator).or_insert(0) += flops;
+        *cost.by_operator.entry(operator).or_insert(0) += count;
         if let Some(module) = pattern::module_paths(graph, id).into_iter().next() {
-            *cost.by_module.entry(module).or_insert(0) += flops;
+            *cost.by_module.entry(module).or_insert(0) += count;
         }
     }
     Ok(cost)
-}
-
-fn flops_of(graph: &Graph, id: NodeId, facts: &Facts) -> Option<u64> {
-    let op = graph.node(id).op()?;
-    let def = ops::of(op)?;
-    let shape = |ty: &Type| ty.static_shape();
-    let input = |value: Option<sartor_ir::Value>| match value {
-        Some(value) => facts.get(value).and_then(|fact| shape(&fact.ty)),
-        None => Some(Vec::new()),
-    };
-    let inputs = graph.node_inputs(id).into_iter().map(input).collect::<Option<Vec<_>>>()?;
-    let named = graph.node_outputs(id).filter(|&v| !graph.value_name(v).is_empty());
-    let outputs = named.map(|v| facts.get(v).and_then(|fact| shape(&fact.ty))).collect::<Option<Vec<_>>>()?;
-    Some((def.flops)(&CostCx { op, inputs, outputs }))
 }

@@ -1,5 +1,6 @@
 //! What there is to say about a model: its operators, parameters, costs, modules and programs.
 
+pub mod blocks;
 mod cost;
 mod modules;
 

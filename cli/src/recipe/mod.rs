@@ -16,6 +16,7 @@ use sartor_passes::accumulate::Accumulate;
 use sartor_passes::clip::Clip;
 use sartor_passes::cola::Cola;
 use sartor_passes::freeze::Freeze;
+use sartor_passes::gate::Gate;
 use sartor_passes::head::{Head, HeadKind};
 use sartor_passes::loss::{Loss, LossKind};
 use sartor_passes::optimizer::{Optimizer, OptimizerKind};
@@ -48,6 +49,8 @@ pub struct Tables {
     pub loss: Option<Loss>,
     /// Chains of low-rank adapters.
     pub cola: Option<Both<Cola, Chain>>,
+    /// Small networks that decide per input which layers and channels are computed.
+    pub gate: Option<Gate>,
     /// With this table, which has no keys, training normalises by the statistics of each batch and keeps running ones.
     #[serde(rename = "train-mode")]
     pub train_mode: Option<TrainMode>,

@@ -34,6 +34,7 @@ pub mod einsum;
 pub mod elementwise;
 pub mod emit;
 pub mod expand;
+pub mod gate;
 pub mod gather;
 pub mod gather_nd;
 pub mod gemm;
@@ -83,6 +84,7 @@ pub const FAMILIES: &[&[OpDef]] = &[
     // Elementwise.
     unary::OPS,
     activation::OPS,
+    gate::OPS,
     binary::OPS,
     variadic::OPS,
     compare::OPS,

@@ -73,7 +73,7 @@ impl Pass for Cola {
         let opset = model.opset();
         crate::lift::lift(model)?;
         infer::infer_graph(&mut model.graph, opset)?;
-        site::name_anonymous_nodes(model);
+        crate::walk::name_anonymous_nodes(model);
         let sites = find_sites(&model.graph, model, &self.targets)?;
         let record = self.add_parameters(model, &sites, &ranks)?;
         let all_links: Vec<usize> = (0..ranks.len()).collect();

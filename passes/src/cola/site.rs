@@ -58,18 +58,6 @@ pub struct Site {
     pub module: String,
 }
 
-/// Gives every unnamed operator of the inference graph and of the programs the name of its first output, so that sites can be found again.
-pub(super) fn name_anonymous_nodes(model: &mut Model) {
-    for graph in model.graphs_mut() {
-        let unnamed: Vec<NodeId> =
-            graph.node_ids().filter(|&id| graph.node(id).name.is_empty() && graph.node(id).op().is_some()).collect();
-        for id in unnamed {
-            let name = graph.node(id).outputs.first().map(|o| o.name.clone()).unwrap_or_default();
-            graph.node_mut(id).name = name;
-        }
-    }
-}
-
 /// The operators of a graph that the patterns name and that can take adapters. A pattern that matches no such operator is an error
 /// that lists near misses.
 pub fn find_sites(graph: &Graph, model: &Model, targets: &[String]) -> Result<Vec<Site>> {

@@ -25,6 +25,10 @@ impl<T> OneOrMany<T> {
     }
 }
 
+fn is_zero(n: &usize) -> bool {
+    *n == 0
+}
+
 /// See the [module](self). Unknown keys are errors.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -71,6 +75,13 @@ pub struct DataConfig {
     /// What the pixels are then divided by, per channel or one for all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub std: Option<Vec<f32>>,
+    /// Whether half of the training images are mirrored left to right, anew in each epoch.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub flip: bool,
+    /// Training images are moved by up to this many pixels in each direction, anew in each epoch; what moves in is 0 after
+    /// normalisation.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub crop: usize,
 }
 
 impl DataConfig {

@@ -3,7 +3,7 @@
 //! The order is a pure function of the seed and the epoch, so a [`Cursor`] (epoch, batch) is all that a resumed run
 //! needs to go on exactly where another stopped.
 
-use super::{Batch, Dataset};
+use super::{Augment, Batch, Dataset};
 use sartor_ir::rng::Stream;
 use sartor_ir::{Error, Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -23,6 +23,8 @@ pub struct LoaderOptions {
     pub drop_last: bool,
     /// How many batches at a time are sorted by length; 0 or 1: none.
     pub buckets: usize,
+    /// What is done to images.
+    pub augment: Augment,
 }
 
 /// The place of a batch.
@@ -91,6 +93,11 @@ impl Loader {
         batches.truncate(self.batches_per_epoch());
         batches
     }
+    fn make(&self, rows: &[usize], epoch: usize) -> Result<Batch> {
+        let mut batch = self.dataset.batch(rows)?;
+        self.options.augment.apply(&mut batch, rows, self.options.seed, epoch)?;
+        Ok(batch)
+    }
     /// The batches from a place to the end of an epoch (exclusive), prepared ahead on a thread.
     pub fn stream(&self, from: Cursor, epochs: usize) -> Prefetch {
         let (sender, receiver) = sync_channel(AHEAD);
@@ -99,7 +106,7 @@ impl Loader {
             for epoch in from.epoch..epochs {
                 let skip = if epoch == from.epoch { from.batch } else { 0 };
                 for (batch, rows) in loader.plan(epoch).into_iter().enumerate().skip(skip) {
-                    let made = loader.dataset.batch(&rows).map(|b| (Cursor { epoch, batch }, b));
+                    let made = loader.make(&rows, epoch).map(|b| (Cursor { epoch, batch }, b));
                     let failed = made.is_err();
                     // The reader hung up, or will after this error.
                     if sender.send(made).is_err() || failed {
@@ -159,7 +166,7 @@ mod tests {
     }
 
     fn loader(rows: usize, drop_last: bool, buckets: usize) -> Loader {
-        let options = LoaderOptions { batch: 4, seed: 3, shuffle: true, drop_last, buckets };
+        let options = LoaderOptions { batch: 4, seed: 3, shuffle: true, drop_last, buckets, augment: Augment::default() };
         Loader::new(Arc::new(Rows(rows)), options).unwrap()
     }
 

@@ -14,6 +14,7 @@
 //! wrong ends in a sentence that names the file and the line, array or column, what was found and what was expected.
 
 pub mod arrays;
+pub mod augment;
 pub mod config;
 pub mod idx;
 pub mod images;
@@ -27,6 +28,7 @@ pub mod table;
 pub mod tabular;
 pub mod tokens;
 
+pub use augment::Augment;
 pub use config::{DataConfig, OneOrMany};
 pub use loader::{Cursor, Loader, LoaderOptions};
 pub use schema::{Embedding, Field, LABEL, Schema};

@@ -6,7 +6,7 @@ use sartor_ir::{DType, Dim, Graph, Model, NodeKind, Result, Value, bail, ensure}
 /// The name of the label's input in training and evaluation programs.
 pub const LABEL: &str = "label";
 /// Inputs that the trainer fills, not the data.
-pub const SCALARS: &[&str] = &["learning_rate", "step", "seed"];
+pub const SCALARS: &[&str] = &["learning_rate", "step", "progress", "seed"];
 
 /// One input to be filled. The first axis counts the examples.
 #[derive(Clone, Debug, PartialEq)]

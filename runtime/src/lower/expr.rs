@@ -16,8 +16,11 @@ pub enum Class {
 /// The class of an operator; `None` if it is not one of these.
 pub fn class(op: &Operator) -> Option<Class> {
     if !op.domain.is_empty() {
-        let guarded = op.domain == SARTOR_DOMAIN && op.name == "GuardedSoftmax";
-        return guarded.then_some(Class::Row);
+        return match (op.domain.as_str(), op.name.as_str()) {
+            (SARTOR_DOMAIN, "GuardedSoftmax") => Some(Class::Row),
+            (SARTOR_DOMAIN, "Gate") => Some(Class::Elementwise),
+            _ => None,
+        };
     }
     match op.name.as_str() {
         "Softmax" | "LogSoftmax" | "LayerNormalization" | "RMSNormalization" => Some(Class::Row),
@@ -136,6 +139,15 @@ fn activation(b: &mut Builder, name: &str, attrs: &Attributes, x: Src) -> Result
             b.select(above, x, Src::Const(0.0))
         }
         "Gelu" => gelu(b, x, attrs.str("approximate", "none")? == "tanh"),
+        "Gate" if attrs.flag("hard", false)? => {
+            let open = b.bin(Bin::Less, Src::Const(0.0), x);
+            let not_a_number = b.un(Un::IsNan, x);
+            b.select(not_a_number, x, open)
+        }
+        "Gate" => {
+            let above = b.with(Bin::Max, x, 0.0);
+            b.with(Bin::Min, above, 1.0)
+        }
         _ => return Ok(None),
     };
     Ok(Some(y))

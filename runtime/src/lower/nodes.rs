@@ -95,7 +95,7 @@ impl Lowering<'_> {
         let y = Value { node: id, slot: 0 };
         if op.domain == SARTOR_DOMAIN {
             return match op.name.as_str() {
-                "GuardedSoftmax" => self.elementwise(id, op, "GuardedSoftmax", y),
+                "GuardedSoftmax" | "Gate" => self.elementwise(id, op, &op.name, y),
                 "SliceGrad" => self.slice_grad(id, x, y),
                 "SumTo" => self.sum_to(x, y),
                 "GatherGrad" => self.gather_grad(id, op),

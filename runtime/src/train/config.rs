@@ -159,6 +159,8 @@ pub struct TrainRun {
     pub ignore_index: Option<i64>,
     /// Batches that are sorted by length together; see [`crate::data::DataConfig::buckets`].
     pub buckets: usize,
+    /// What is done to training images; see [`crate::data::DataConfig::flip`].
+    pub augment: crate::data::Augment,
     /// Where `metrics.jsonl`, `tensorboard/`, `checkpoints/` and `summary.json` go.
     pub output: PathBuf,
     /// The recipe's text: stored in checkpoints; a run resumes only under the same.

@@ -3,12 +3,15 @@
 use super::config::TrainRun;
 use super::guard::scalar;
 use super::metrics::{Accumulator, Metrics, Task};
-use crate::data::{Cursor, Dataset, LABEL, Loader, LoaderOptions};
+use crate::data::{Augment, Cursor, Dataset, LABEL, Loader, LoaderOptions};
 use crate::params::Params;
 use crate::session::{Key, Session, SessionOptions};
 use sartor_ir::{Error, Graph, Model, Result, Tensor, ensure};
 use std::collections::HashMap;
 use std::sync::Arc;
+
+/// The output with the cost of each example, as a share of the whole model's, if the model has gates.
+const FLOPS: &str = "flops";
 
 /// Runs a model over a dataset.
 pub struct Evaluator {
@@ -32,7 +35,7 @@ impl Evaluator {
     /// The metrics of a dataset under these parameters.
     pub fn run(&mut self, params: &mut Params, dataset: &Arc<dyn Dataset>, run: &TrainRun) -> Result<Metrics> {
         let batch = run.train.eval_batch.unwrap_or(run.train.batch);
-        let options = LoaderOptions { batch, seed: run.train.seed, shuffle: false, drop_last: false, buckets: 0 };
+        let options = LoaderOptions { batch, seed: run.train.seed, shuffle: false, drop_last: false, buckets: 0, augment: Augment::default() };
         let mut sum = Accumulator::new(run.task, run.ignore_index);
         for item in Loader::new(dataset.clone(), options)?.stream(Cursor::default(), 1) {
             let (_, batch) = item?;
@@ -48,6 +51,9 @@ impl Evaluator {
                 return Err(Error::msg(format!("the evaluation gave no output \"{}\"", self.logits)));
             };
             sum.add(logits, &label, scalar(&outputs, "loss")?)?;
+            if let Some(flops) = outputs.get(FLOPS) {
+                sum.add_costs(&flops.to_f64s()?);
+            }
         }
         Ok(sum.finish())
     }

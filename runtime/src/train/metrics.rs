@@ -6,6 +6,9 @@
 //! | multi-label, logits `[N]` or `[N, K]` | loss, accuracy and macro-F1 of `logit > 0`, per element and per label |
 //! | regression | loss, MSE |
 //! | language model | loss per token, perplexity `exp(loss)` |
+//!
+//! For models with gates also `flops`, the mean cost of an example as a share of the whole model's operations, and
+//! `flops_variation`, its standard deviation divided by that mean.
 
 use sartor_ir::{Error, Result, Tensor, ensure};
 use schemars::JsonSchema;
@@ -49,6 +52,8 @@ pub struct Accumulator {
     judged: u64,
     squared: f64,
     classes: BTreeMap<i64, Counts>,
+    /// Number, sum and sum of squares of the examples' costs.
+    costs: (f64, f64, f64),
 }
 
 impl Accumulator {
@@ -63,7 +68,15 @@ impl Accumulator {
             judged: 0,
             squared: 0.0,
             classes: BTreeMap::new(),
+            costs: (0.0, 0.0, 0.0),
         }
+    }
+    /// Takes in what examples cost, as shares of the whole model's operations.
+    pub fn add_costs(&mut self, costs: &[f64]) {
+        let (number, sum, squares) = &mut self.costs;
+        *number += costs.len() as f64;
+        *sum += costs.iter().sum::<f64>();
+        *squares += costs.iter().map(|c| c * c).sum::<f64>();
     }
     /// Takes in a batch: the model's output, the labels, and the mean loss if the program computed it.
     pub fn add(&mut self, logits: &Tensor, label: &Tensor, loss: Option<f64>) -> Result<()> {
@@ -170,6 +183,13 @@ impl Accumulator {
             Task::LanguageModel => {
                 out.insert("perplexity".into(), loss.exp());
             }
+        }
+        let (number, sum, squares) = self.costs;
+        if number > 0.0 {
+            let mean = sum / number;
+            let variance = (squares / number - mean * mean).max(0.0);
+            out.insert("flops".into(), mean);
+            out.insert("flops_variation".into(), variance.sqrt() / mean);
         }
         out
     }

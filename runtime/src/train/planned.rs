@@ -2,7 +2,7 @@
 
 use super::config::TrainRun;
 use super::links::Links;
-use super::trainer::{loader_options, step_inputs};
+use super::trainer::{Place, loader_options, step_inputs};
 use crate::data::{Cursor, Loader, Splits};
 use crate::params::Params;
 use crate::session::{Session, SessionOptions};
@@ -24,7 +24,8 @@ pub fn plan_step(model: &Model, run: &TrainRun, splits: &Splits) -> Result<Optio
     let Some(item) = loader.stream(Cursor::default(), 1).next() else { bail!("there are no examples") };
     let (_, batch) = item.context(|| "data.train")?;
     let name = &links.programs[0];
-    let inputs = step_inputs(&model.programs[name.as_str()].graph, batch.tensors, (1.0, 0, run.train.seed))?;
+    let place = Place { rate: 1.0, step: 0, total: 1, seed: run.train.seed };
+    let inputs = step_inputs(&model.programs[name.as_str()].graph, batch.tensors, &place)?;
     let options = run.train.threads.map(|threads| SessionOptions { threads }).unwrap_or_default();
     let mut session = Session::program(model, name, options)?;
     let bytes = session.planned_bytes(&Params::of(model), &inputs)?;

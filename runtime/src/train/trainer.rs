@@ -260,7 +260,8 @@ impl<'a> Trainer<'a> {
             self.session = Some((link, Session::program(self.model, &self.links.programs[link], self.options)?));
         }
         let graph = &self.model.programs[self.links.programs[link].as_str()].graph;
-        let inputs = step_inputs(graph, batch.tensors, (rate, self.state.step, self.run.train.seed))?;
+        let place = Place { rate, step: self.state.step, total: self.state.total, seed: self.run.train.seed };
+        let inputs = step_inputs(graph, batch.tensors, &place)?;
         let Some((_, session)) = &mut self.session else { bail!("there is no session") };
         let key = Key { seed: self.run.train.seed, step: self.state.step };
         let start = Instant::now();
@@ -460,13 +461,27 @@ impl<'a> Trainer<'a> {
     }
 }
 
+/// What a step may ask for besides the batch.
+pub(super) struct Place {
+    pub(super) rate: f64,
+    pub(super) step: u64,
+    pub(super) total: u64,
+    pub(super) seed: u64,
+}
+
 /// The batch's tensors and the scalars that a step asks for.
 pub(super) fn step_inputs(
     graph: &Graph,
     mut tensors: HashMap<String, Tensor>,
-    (rate, step, seed): (f64, u64, u64),
+    place: &Place,
 ) -> Result<HashMap<String, Tensor>> {
-    let scalars = [("learning_rate", rate), ("step", step as f64), ("seed", seed as f64)];
+    let progress = place.step as f64 / place.total.max(1) as f64;
+    let scalars = [
+        ("learning_rate", place.rate),
+        ("step", place.step as f64),
+        ("progress", progress),
+        ("seed", place.seed as f64),
+    ];
     for (name, value) in scalars {
         if let Some(input) = graph.find_input(name) {
             let dtype = graph.ty(input).and_then(|t| t.dtype()).unwrap_or(sartor_ir::DType::F32);
@@ -485,6 +500,7 @@ pub(super) fn loader_options(run: &TrainRun) -> LoaderOptions {
         shuffle: config.shuffle,
         drop_last: config.drop_last,
         buckets: run.buckets,
+        augment: run.augment,
     }
 }
 

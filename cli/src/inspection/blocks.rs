@@ -1,0 +1,85 @@
+//! The residual blocks of a model, as `sartor inspect --blocks` shows them.
+
+use crate::files;
+use sartor_ir::{Graph, Model, NodeId, Result};
+use sartor_passes::gate::{self, cost::Costs};
+use sartor_passes::{Registry, walk};
+use serde::Serialize;
+use std::fmt;
+
+/// What can be gated.
+#[derive(Debug, Serialize)]
+pub struct Blocks {
+    /// Operations for one example.
+    pub flops: u64,
+    /// The blocks.
+    pub blocks: Vec<Row>,
+    /// What was not taken.
+    pub refused: Vec<Refusal>,
+}
+
+/// A block.
+#[derive(Debug, Serialize)]
+pub struct Row {
+    /// Its name.
+    pub name: String,
+    /// The value that it reads.
+    pub input: String,
+    /// Operations of its body.
+    pub flops: u64,
+    /// Its groups of channels.
+    pub groups: Vec<Channels>,
+}
+
+/// A group of channels.
+#[derive(Debug, Serialize)]
+pub struct Channels {
+    /// How many.
+    pub channels: usize,
+    /// The nodes that compute them.
+    pub producers: Vec<String>,
+    /// The node that reads them.
+    pub consumer: String,
+}
+
+/// What was not taken, and why.
+#[derive(Debug, Serialize)]
+pub struct Refusal {
+    /// The node.
+    pub node: String,
+    /// Why.
+    pub reason: String,
+}
+
+impl fmt::Display for Channels {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{} ({} → {})", self.channels, self.producers.join(", "), self.consumer)
+    }
+}
+
+/// Finds them. The model is brought into the internal opset first.
+pub fn find(model: &Model, registry: &Registry) -> Result<Blocks> {
+    let mut model = model.clone();
+    files::prepare(&mut model, registry)?;
+    walk::name_anonymous_nodes(&mut model);
+    let graph = &model.graph;
+    let (found, costs) = (gate::find(graph)?, Costs::of(graph, model.opset())?);
+    let rows = found.blocks.iter().map(|block| row(graph, block, &costs)).collect();
+    let refused = found.refused.into_iter().map(|r| Refusal { node: r.node, reason: r.reason }).collect();
+    Ok(Blocks { flops: costs.total, blocks: rows, refused })
+}
+
+fn row(graph: &Graph, block: &gate::Block, costs: &Costs) -> Row {
+    let name = |id: &NodeId| graph.node(*id).name.clone();
+    let channels = |group: &gate::Group| Channels {
+        channels: group.channels,
+        producers: group.producers.iter().map(name).collect(),
+        consumer: name(&group.consumer),
+    };
+    Row {
+        name: block.name.clone(),
+        input: graph.value_name(block.input).to_string(),
+        flops: costs.sum(&block.nodes),
+        groups: block.groups.iter().map(channels).collect(),
+    }
+}

@@ -1,0 +1,360 @@
+//! Where gates can go: residual blocks, and inside of them groups of channels.
+//!
+//! A *residual block* is an addition of two values of one shape, one of which (the *body*) is computed from the block's *input* by
+//! operators with weights that nobody outside reads; the other is the input itself, or a *shortcut* computed from it. Its input is the
+//! operand that the body depends on, or else the last value in the graph's order that both operands depend on. What else the body reads
+//! (an attention mask) comes from elsewhere. Without the body the block still has its shortcut.
+//!
+//! A *group of channels* is what computes and what reads the hidden channels of a body: one or several *producers* (a convolution of
+//! one group, a product with a constant matrix), the channel-wise operators behind them (activations, normalisation by given
+//! statistics, per-channel constants, depthwise convolutions, products of two such values), and the one *consumer* that sums over the channels. If
+//! nothing else reads them, a channel that is multiplied by 0 before the consumer need not be computed at all.
+//!
+//! What looks like either and is not taken is kept with the reason.
+
+use crate::pattern::{self, candidate_names};
+use crate::walk::ancestors;
+use sartor_ir::{Dim, Graph, Node, NodeId, NodeKind, Result, Type, Value};
+use std::collections::{HashMap, HashSet};
+
+/// A residual block.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Block {
+    /// A name for people and for parameters: the module that the addition stands in, or its node's name.
+    pub name: String,
+    /// The addition.
+    pub add: NodeId,
+    /// The input of the addition that is the body.
+    pub slot: usize,
+    /// What the block reads.
+    pub input: Value,
+    /// The axis of the input's channels.
+    pub axis: usize,
+    /// The operators of the body, in the graph's order.
+    pub nodes: Vec<NodeId>,
+    /// Its groups of channels, in the order of their consumers.
+    pub groups: Vec<Group>,
+}
+
+/// A group of channels.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Group {
+    /// What computes the channels.
+    pub producers: Vec<NodeId>,
+    /// What is done to each by itself.
+    pub members: Vec<NodeId>,
+    /// What sums over them.
+    pub consumer: NodeId,
+    /// The consumer's input.
+    pub value: Value,
+    /// The axis of the channels in that value.
+    pub axis: usize,
+    /// How many there are.
+    pub channels: usize,
+}
+
+/// What was not taken.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Refusal {
+    /// The node at which it was decided.
+    pub node: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// What a graph has to gate.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Found {
+    /// The blocks, in the graph's order.
+    pub blocks: Vec<Block>,
+    /// What looks like one and is not.
+    pub refused: Vec<Refusal>,
+}
+
+/// Finds the blocks of a graph whose types are inferred.
+pub fn find(graph: &Graph) -> Result<Found> {
+    let order: HashMap<NodeId, usize> = graph.topo().into_iter().enumerate().map(|(i, id)| (id, i)).collect();
+    let mut found = Found::default();
+    for add in graph.topo_ops() {
+        let Some(operands) = operands(graph, add) else { continue };
+        match block_at(graph, &order, add, operands) {
+            Ok(Some(block)) => found.blocks.push(block),
+            Ok(None) => {}
+            Err(reason) => found.refused.push(Refusal { node: graph.node(add).name.clone(), reason }),
+        }
+    }
+    for block in &mut found.blocks {
+        for &consumer in &block.nodes {
+            match group_at(graph, &block.nodes, consumer)? {
+                Ok(Some(group)) => block.groups.push(group),
+                Ok(None) => {}
+                Err(reason) => found.refused.push(Refusal { node: graph.node(consumer).name.clone(), reason }),
+            }
+        }
+        let (nodes, axis) = (&block.nodes, &mut block.axis);
+        *axis = channel_axis(graph, block.input, nodes);
+    }
+    distinguish(&mut found.blocks);
+    Ok(found)
+}
+
+/// The two operands of an addition of computed values of one floating-point shape.
+fn operands(graph: &Graph, add: NodeId) -> Option<[Value; 2]> {
+    let node = graph.node(add);
+    let inputs = graph.node_inputs(add);
+    let &[Some(a), Some(b)] = inputs.as_slice() else { return None };
+    let fits = (node.is("Add") || node.is("Sum")) && a != b && [a, b].iter().all(|v| is_computed(graph.node(v.node)));
+    let (x, y) = (graph.ty(a)?, graph.ty(b)?);
+    let same = x.dtype()?.is_float() && x.rank()? >= 2 && x.shape() == y.shape();
+    (fits && same).then_some([a, b])
+}
+
+fn is_computed(node: &Node) -> bool {
+    matches!(node.kind, NodeKind::Op(_) | NodeKind::Input) && node.constant().is_none()
+}
+
+/// The block that ends in an addition; `Ok(None)` if it is some other addition, a reason if it is one that cannot be left out.
+fn block_at(
+    graph: &Graph,
+    order: &HashMap<NodeId, usize>,
+    add: NodeId,
+    [a, b]: [Value; 2],
+) -> Result<Option<Block>, String> {
+    let above = [a, b].map(|v| ancestors(graph, [v], |_| false));
+    let (slot, input) = if above[1].contains(&a.node) {
+        (1, a)
+    } else if above[0].contains(&b.node) {
+        (0, b)
+    } else {
+        let common = above[0].intersection(&above[1]).filter(|&&id| is_computed(graph.node(id)));
+        let Some(&last) = common.max_by_key(|id| order[id]) else { return Ok(None) };
+        let input = Value { node: last, slot: 0 };
+        let [first, second] = [0, 1].map(|i| weighted(graph, &region(graph, order, &above[i], input)));
+        // The longer path is the body; of two equal ones, the first operand.
+        (usize::from(second > first), input)
+    };
+    let body = [a, b][slot];
+    let nodes = region(graph, order, &above[slot], input);
+    if weighted(graph, &nodes) == 0 {
+        return Ok(None);
+    }
+    let inside: HashSet<NodeId> = nodes.iter().copied().collect();
+    for &id in &nodes {
+        for value in graph.node_outputs(id) {
+            let outside = |&(reader, _): &(NodeId, usize)| !inside.contains(&reader) && reader != add;
+            let read = graph.uses(value).into_iter().find(outside);
+            if let Some((reader, _)) = read {
+                return Err(format!("\"{}\" reads a value from inside of the block", graph.node(reader).name));
+            }
+            if graph.is_output(value) {
+                return Err(format!("\"{}\" is computed inside of the block and is an output", graph.value_name(value)));
+            }
+            if value != body && graph.uses(value).iter().any(|&(reader, _)| reader == add) {
+                return Err("the shortcut starts inside of the block".to_string());
+            }
+        }
+    }
+    let batch = |v: Value| graph.ty(v).and_then(Type::shape).and_then(<[Dim]>::first).cloned();
+    if batch(input) != batch(body) || graph.ty(input).and_then(Type::rank).is_none_or(|rank| rank < 2) {
+        return Err("its input does not have the batch as the first axis".to_string());
+    }
+    Ok(Some(Block { name: name_of(graph, add), add, slot, input, axis: 1, nodes, groups: Vec::new() }))
+}
+
+/// The nodes between a value and those that need it, in order. Who asks for the value's shape does not need the value.
+fn region(graph: &Graph, order: &HashMap<NodeId, usize>, above: &HashSet<NodeId>, input: Value) -> Vec<NodeId> {
+    let mut nodes: Vec<NodeId> = above.iter().copied().filter(|id| graph.node(*id).op().is_some()).collect();
+    nodes.sort_by_key(|id| order[id]);
+    let mut inside: HashSet<NodeId> = HashSet::new();
+    nodes.retain(|&id| {
+        let reads = |value: &Value| *value == input || inside.contains(&value.node);
+        let depends = graph.node_inputs(id).iter().flatten().any(reads);
+        let only_shape = graph.node(id).is("Shape") && graph.input(id, 0) == Some(input);
+        depends && !only_shape && inside.insert(id)
+    });
+    nodes
+}
+
+/// How many of the nodes are products with weights.
+fn weighted(graph: &Graph, nodes: &[NodeId]) -> usize {
+    nodes.iter().filter(|&&id| product(graph, id).is_some() || is_depthwise(graph, id)).count()
+}
+
+/// A product that sums over all channels of its data.
+struct Product {
+    data: Value,
+    /// The axis of the channels of data and result.
+    axis: usize,
+    outputs: usize,
+}
+
+fn static_shape(graph: &Graph, value: Value) -> Option<Vec<usize>> {
+    graph.ty(value)?.static_shape()
+}
+
+/// The product at a node: a convolution of one group, `MatMul` or `Gemm` with a constant matrix on the right.
+fn product(graph: &Graph, id: NodeId) -> Option<Product> {
+    let op = graph.node(id).op().filter(|op| op.domain.is_empty())?;
+    let (data, weight) = (graph.input(id, 0)?, graph.input(id, 1)?);
+    pattern::source_param(graph, weight)?;
+    let shape = static_shape(graph, weight)?;
+    let rank = graph.ty(data)?.rank()?;
+    match (op.name.as_str(), shape.as_slice()) {
+        ("Conv", [outputs, _, _, ..]) if op.attrs.int("group", 1).ok()? == 1 => {
+            Some(Product { data, axis: 1, outputs: *outputs })
+        }
+        ("MatMul", [_, outputs]) => Some(Product { data, axis: rank.checked_sub(1)?, outputs: *outputs }),
+        ("Gemm", [rows, cols]) if !op.attrs.flag("transA", false).ok()? => {
+            let outputs = if op.attrs.flag("transB", false).ok()? { *rows } else { *cols };
+            Some(Product { data, axis: 1, outputs })
+        }
+        _ => None,
+    }
+}
+
+fn is_depthwise(graph: &Graph, id: NodeId) -> bool {
+    let Some(op) = graph.node(id).op().filter(|op| op.is("Conv")) else { return false };
+    let Some(shape) = graph.input(id, 1).and_then(|w| static_shape(graph, w)) else { return false };
+    op.attrs.int("group", 1).is_ok_and(|groups| groups > 1 && shape[0] as i64 == groups && shape[1] == 1)
+}
+
+/// What the channel-wise search back from a consumer meets.
+struct Search<'a> {
+    graph: &'a Graph,
+    inside: &'a [NodeId],
+    axis: usize,
+    channels: usize,
+    producers: Vec<NodeId>,
+    members: Vec<NodeId>,
+}
+
+/// The group that a product of the body consumes; `Ok(None)` if it reads the block's input.
+fn group_at(graph: &Graph, nodes: &[NodeId], consumer: NodeId) -> Result<Result<Option<Group>, String>> {
+    let Some(Product { data, axis, .. }) = product(graph, consumer) else { return Ok(Ok(None)) };
+    let channels = graph.ty(data).and_then(Type::shape).and_then(|s| s.get(axis)).and_then(Dim::known);
+    let Some(channels) = channels.and_then(|n| usize::try_from(n).ok()) else { return Ok(Ok(None)) };
+    let (producers, members) = (Vec::new(), Vec::new());
+    let mut search = Search { graph, inside: nodes, axis, channels, producers, members };
+    match search.back(data) {
+        Err(reason) => return Ok(Err(reason)),
+        Ok(false) => return Ok(Ok(None)),
+        Ok(true) => {}
+    }
+    let Search { producers, members, .. } = search;
+    let all: HashSet<NodeId> = producers.iter().chain(&members).copied().collect();
+    for &id in &all {
+        for value in graph.node_outputs(id) {
+            let elsewhere = |&(reader, _): &(NodeId, usize)| !all.contains(&reader) && reader != consumer;
+            if let Some((reader, _)) = graph.uses(value).into_iter().find(elsewhere) {
+                let name = &graph.node(reader).name;
+                return Ok(Err(format!("\"{name}\" reads the channels too")));
+            }
+        }
+    }
+    Ok(Ok(Some(Group { producers, members, consumer, value: data, axis, channels })))
+}
+
+impl Search<'_> {
+    /// Goes back to the producers of a value. `Ok(false)`: it comes from outside of the body as it is.
+    fn back(&mut self, value: Value) -> Result<bool, String> {
+        let id = value.node;
+        if !self.inside.contains(&id) {
+            return Ok(false);
+        }
+        if self.producers.contains(&id) || self.members.contains(&id) {
+            return Ok(true);
+        }
+        if let Some(product) = product(self.graph, id) {
+            let fits = product.axis == self.axis && product.outputs == self.channels;
+            if !fits {
+                return Err(format!("\"{}\" does not make its channels", self.graph.node(id).name));
+            }
+            self.producers.push(id);
+            return Ok(true);
+        }
+        let operands = self.channelwise(id)?;
+        self.members.push(id);
+        let mut made = false;
+        for operand in operands {
+            if !self.back(operand)? {
+                return Err(format!("\"{}\" mixes in values from outside of the block", self.graph.node(id).name));
+            }
+            made = true;
+        }
+        Ok(made)
+    }
+    /// The computed operands of a node that keeps channels apart, or why it does not.
+    fn channelwise(&self, id: NodeId) -> Result<Vec<Value>, String> {
+        let (graph, node) = (self.graph, self.graph.node(id));
+        let name = node.op().map(|op| op.full_name()).unwrap_or_default();
+        let data = graph.input(id, 0);
+        if node.is("BatchNormalization") && self.axis == 1 || is_depthwise(graph, id) {
+            return Ok(data.into_iter().collect());
+        }
+        let elementwise = node.op().is_some_and(|op| op.domain.is_empty() && sartor_ir::ops::is_elementwise(&op.name));
+        if !elementwise {
+            return Err(format!("{name} (\"{}\") does not keep channels apart", node.name));
+        }
+        let shape = |value: Value| graph.ty(value).and_then(Type::shape).map(<[Dim]>::to_vec);
+        let own = shape(Value { node: id, slot: 0 });
+        let mut operands = Vec::new();
+        for value in graph.node_inputs(id).into_iter().flatten() {
+            if !is_computed(graph.node(value.node)) {
+                continue;
+            }
+            if shape(value) != own {
+                return Err(format!("\"{}\" scales channels by what is computed from them", node.name));
+            }
+            operands.push(value);
+        }
+        Ok(operands)
+    }
+}
+
+/// The axis of a block's input that its channels lie on: where the first product that reads it has them, or behind a transposition where that
+/// comes from; for tokens, the last one.
+fn channel_axis(graph: &Graph, input: Value, nodes: &[NodeId]) -> usize {
+    let rank = graph.ty(input).and_then(Type::rank).unwrap_or(2);
+    if rank != 4 {
+        return rank - 1;
+    }
+    let mut axis: HashMap<Value, usize> = HashMap::new();
+    // Axes of the input that each value's axis 1 is.
+    for &id in nodes {
+        let Some(data) = graph.input(id, 0) else { continue };
+        let here = if data == input { Some(1) } else { axis.get(&data).copied() };
+        let Some(here) = here else { continue };
+        let node = graph.node(id);
+        if node.is("Conv") {
+            return here;
+        }
+        let next = match node.op().filter(|op| op.is("Transpose")) {
+            Some(op) if data == input => op.attrs.ints("perm", &[3, 2, 1, 0]).ok().and_then(|p| p.get(1).copied()),
+            Some(_) => None,
+            None => Some(here as i64),
+        };
+        if let Some(next) = next {
+            axis.insert(Value { node: id, slot: 0 }, next as usize);
+        }
+    }
+    1
+}
+
+/// A name for a block: the module around its addition, or the addition's own.
+fn name_of(graph: &Graph, add: NodeId) -> String {
+    let module = pattern::module_paths(graph, add).into_iter().next();
+    let own = candidate_names(graph, add).into_iter().next().unwrap_or_else(|| format!("block{}", add.index()));
+    module.unwrap_or(own).trim_matches('/').replace('/', ".")
+}
+
+/// Gives blocks of one module numbers.
+fn distinguish(blocks: &mut [Block]) {
+    let mut count: HashMap<String, usize> = HashMap::new();
+    blocks.iter().for_each(|block| *count.entry(block.name.clone()).or_insert(0) += 1);
+    let mut next: HashMap<String, usize> = HashMap::new();
+    for block in blocks.iter_mut().filter(|block| count[&block.name] > 1) {
+        let number = next.entry(block.name.clone()).or_insert(0);
+        block.name = format!("{}.{number}", block.name);
+        *number += 1;
+    }
+}

@@ -1,0 +1,328 @@
+//! Adds the gate networks, their multiplications and, for training, what they cost.
+
+use super::cost::{Costs, Term};
+use super::{Block, BlockRecord, Gate, GroupRecord, Record};
+use crate::training;
+use sartor_ir::ops::Emit;
+use sartor_ir::{
+    Attributes, DType, Graph, GraphOutput, Model, NodeId, Operator, Parameter, Result, Role, Tensor, Type, Value, bail, infer,
+};
+use indexmap::IndexMap;
+use std::collections::HashMap;
+
+/// What a graph is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Use {
+    /// To be run: standard operators only.
+    Inference,
+    /// To be run, and to say what each example costs.
+    Evaluation,
+    /// To be trained.
+    Step,
+}
+
+/// The name of the output with the cost of each example, as a share of the model's.
+const FLOPS: &str = "flops";
+/// The gates of one block: after the clamp, and open or shut.
+struct Gates {
+    soft: Vec<Value>,
+    hard: Option<Vec<Value>>,
+}
+
+impl Gate {
+    /// Adds the parameters of all gate networks.
+    pub(super) fn add_parameters(&self, model: &mut Model, blocks: &[Block], costs: &Costs) -> Result<Record> {
+        let mut record = Record { flops: costs.total, gate_flops: 0, blocks: Vec::new() };
+        for block in blocks {
+            let Some(ty) = model.graph.ty(block.input).cloned() else { bail!("block \"{}\" has no typed input", block.name) };
+            let inputs = ty.shape().and_then(|s| s.get(block.axis)?.known()).and_then(|n| usize::try_from(n).ok());
+            let (Some(inputs), Some(dtype)) = (inputs, ty.dtype()) else {
+                bail!("the number of channels of \"{}\" is not known", model.graph.value_name(block.input))
+            };
+            let gates = usize::from(self.layers) + block.groups.iter().map(|g| g.channels).sum::<usize>();
+            record.gate_flops += costs.elements(block.input) + (2 * inputs * gates) as u64;
+            let weight = Tensor::zeros(dtype, vec![inputs, gates])?;
+            let bias = Tensor::from_vec([gates], vec![1f32; gates]).cast(dtype)?;
+            let weight = model.add_param(&format!("gate.{}.weight", block.name), weight, Role::Trainable);
+            let bias = model.add_param(&format!("gate.{}.bias", block.name), bias, Role::Trainable);
+            record.blocks.push(self.describe(&model.graph, block, weight, bias));
+        }
+        Ok(record)
+    }
+
+    fn describe(&self, graph: &Graph, block: &Block, weight: String, bias: String) -> BlockRecord {
+        let name = |id: &NodeId| graph.node(*id).name.clone();
+        let names = |ids: &[NodeId]| ids.iter().map(name).collect::<Vec<_>>();
+        let group = |(k, g): (usize, &super::Group)| GroupRecord {
+            mul: format!("/gate/{}/channels.{k}", block.name),
+            producers: names(&g.producers),
+            members: names(&g.members),
+            consumer: name(&g.consumer),
+            axis: g.axis,
+            channels: g.channels,
+        };
+        BlockRecord {
+            name: block.name.clone(),
+            add: name(&block.add),
+            slot: block.slot,
+            input: graph.value_name(block.input).to_string(),
+            identity: graph.input(block.add, 1 - block.slot) == Some(block.input),
+            weight,
+            bias,
+            nodes: names(&block.nodes),
+            layer: self.layers.then(|| format!("/gate/{}/layer", block.name)),
+            groups: block.groups.iter().enumerate().map(group).collect(),
+        }
+    }
+}
+
+/// What is inserted into every graph of a model.
+pub(super) struct Plan<'a> {
+    pub(super) options: &'a Gate,
+    pub(super) record: &'a Record,
+    pub(super) blocks: &'a [Block],
+    pub(super) terms: &'a [Vec<Term>],
+}
+
+impl Plan<'_> {
+    /// Inserts all gates into a graph. `blocks` are those of the inference graph; here they are found again by the names of their nodes.
+    pub(super) fn apply(
+        &self,
+        graph: &mut Graph,
+        params: &IndexMap<String, Parameter>,
+        opset: i64,
+        purpose: Use,
+    ) -> Result<()> {
+        let by_name: HashMap<String, NodeId> =
+            graph.topo_ops().into_iter().map(|id| (graph.node(id).name.clone(), id)).collect();
+        let mask = attention_mask(graph);
+        let mut emit = Emit::new(graph, opset);
+        let mut open: Vec<Option<Vec<Value>>> = Vec::new();
+        for (block, record) in self.blocks.iter().zip(&self.record.blocks) {
+            let Some(here) = relocated(emit.graph, block, record, &by_name)? else {
+                open.push(None);
+                continue;
+            };
+            emit.prefix = format!("/gate/{}/", block.name);
+            let gates = self.network(&mut emit, &here, record, params, mask, purpose)?;
+            self.multiply(&mut emit, &here, record, &gates.soft)?;
+            open.push(gates.hard);
+        }
+        if purpose != Use::Inference && open.iter().any(Option::is_some) {
+            emit.prefix = "/gate/".to_string();
+            let cost = self.cost(&mut emit, &open)?;
+            match purpose {
+                Use::Step => self.penalise(&mut emit, cost)?,
+                _ => training::set_output(emit.graph, FLOPS, cost),
+            }
+        }
+        infer::infer_graph(graph, opset).map(drop)
+    }
+
+    /// The gates of a block: one for the layer if there is one, then those of each group.
+    fn network(
+        &self,
+        emit: &mut Emit,
+        block: &Block,
+        record: &BlockRecord,
+        params: &IndexMap<String, Parameter>,
+        mask: Option<Value>,
+        purpose: Use,
+    ) -> Result<Gates> {
+        let mut param = |name: &str| match params.get(name) {
+            Some(param) => Ok(emit.graph.param(name, Type::of(&param.tensor))),
+            None => bail!("the model has no parameter \"{name}\""),
+        };
+        let (weight, bias) = (param(&record.weight)?, param(&record.bias)?);
+        let pooled = pool(emit, block, mask)?;
+        let scores = emit.op("Gemm", &[pooled, weight, bias], Attributes::new())?;
+        let mut sizes: Vec<i64> = block.groups.iter().map(|g| g.channels as i64).collect();
+        if self.options.layers {
+            sizes.insert(0, 1);
+        }
+        let soft = match purpose {
+            Use::Step => emit.sartor("Gate", &[scores], self.attributes(false))?,
+            _ => {
+                let (low, high) = (emit.scalar(0.0, scores)?, emit.scalar(1.0, scores)?);
+                emit.op("Clip", &[scores, low, high], Attributes::new())?
+            }
+        };
+        let hard = match purpose {
+            Use::Inference => None,
+            Use::Evaluation => {
+                let open = emit.compare_scalar("Greater", scores, 0.0)?;
+                let open = emit.cast(open, emit.dtype(scores)?)?;
+                Some(split(emit, open, &sizes)?)
+            }
+            Use::Step => {
+                let open = emit.sartor("Gate", &[scores], self.attributes(true))?;
+                Some(split(emit, open, &sizes)?)
+            }
+        };
+        Ok(Gates { soft: split(emit, soft, &sizes)?, hard })
+    }
+
+    fn attributes(&self, hard: bool) -> Attributes {
+        Attributes::new().with("hard", i64::from(hard)).with("leak", self.options.leak as f32)
+    }
+
+    /// The multiplications: channels before their consumer, the body before its addition.
+    fn multiply(&self, emit: &mut Emit, block: &Block, record: &BlockRecord, gates: &[Value]) -> Result<()> {
+        let mut gates = gates.iter().copied();
+        if let Some(name) = &record.layer {
+            let Some(gate) = gates.next() else { bail!("block \"{}\" has no gate", block.name) };
+            let Some(body) = emit.graph.input(block.add, block.slot) else { bail!("its addition has no input") };
+            let scaled = scale(emit, body, gate, usize::MAX, name)?;
+            emit.graph.set_input(block.add, block.slot, Some(scaled));
+        }
+        for (group, record) in block.groups.iter().zip(&record.groups) {
+            let Some(gate) = gates.next() else { bail!("block \"{}\" lacks a gate", block.name) };
+            let Some(value) = emit.graph.input(group.consumer, 0) else { bail!("its consumer has no input") };
+            let scaled = scale(emit, value, gate, group.axis, &record.mul)?;
+            emit.graph.set_input(group.consumer, 0, Some(scaled));
+        }
+        Ok(())
+    }
+
+    /// What each example costs, as a share of the model's cost: `[N]`.
+    fn cost(&self, emit: &mut Emit, open: &[Option<Vec<Value>>]) -> Result<Value> {
+        let whole = self.record.flops as f64;
+        let gated: u64 = self.terms.iter().flatten().map(|term| term.flops).sum();
+        let mut fixed = self.record.flops.saturating_sub(gated) + self.record.gate_flops;
+        let mut sum: Option<Value> = None;
+        for (terms, open) in self.terms.iter().zip(open) {
+            let Some(open) = open else {
+                // A block that this graph does not have costs nothing here; the share is of the whole model all the same.
+                fixed += terms.iter().map(|t| t.flops).sum::<u64>();
+                continue;
+            };
+            let (layer, groups) = if self.options.layers { (open.first().copied(), &open[1..]) } else { (None, &open[..]) };
+            let shares: Vec<Value> = groups.iter().map(|&g| emit.reduce_mean(g, &[1], false)).collect::<Result<_>>()?;
+            let mut body: Option<Value> = None;
+            let mut always = 0.0;
+            for term in terms {
+                let part = term.flops as f64 / whole;
+                let mut product: Option<Value> = None;
+                for &group in &term.groups {
+                    product = Some(match product {
+                        Some(product) => emit.mul(product, shares[group])?,
+                        None => shares[group],
+                    });
+                }
+                match product {
+                    None => always += part,
+                    Some(product) => {
+                        let scaled = emit.mul_scalar(product, part)?;
+                        body = Some(plus(emit, body, scaled)?);
+                    }
+                }
+            }
+            let body = match (layer, body) {
+                (Some(layer), body) => {
+                    let layer = emit.reduce_sum(layer, &[1], false)?;
+                    match body {
+                        Some(body) => {
+                            let inner = emit.add_scalar(body, always)?;
+                            emit.mul(layer, inner)?
+                        }
+                        None => emit.mul_scalar(layer, always)?,
+                    }
+                }
+                (None, Some(body)) => emit.add_scalar(body, always)?,
+                (None, None) => continue,
+            };
+            sum = Some(plus(emit, sum, body)?);
+        }
+        let Some(sum) = sum else { bail!("no gate was inserted") };
+        emit.add_scalar(sum, fixed as f64 / whole)
+    }
+
+    /// `loss + λ · max(0, mean cost − target)²`, with a target that falls over the run.
+    fn penalise(&self, emit: &mut Emit, cost: Value) -> Result<()> {
+        let Some(loss) = emit.graph.find_output("loss") else { bail!("it has no output \"loss\"") };
+        let mean = emit.reduce_mean(cost, &[0], false)?;
+        training::set_output(emit.graph, FLOPS, mean);
+        let progress = match emit.graph.find_input(training::PROGRESS) {
+            Some(progress) => progress,
+            None => emit.graph.add_input(training::PROGRESS, Type::tensor(DType::F32, [0i64; 0])),
+        };
+        let dtype = emit.dtype(mean)?;
+        let progress = emit.cast(progress, dtype)?;
+        let since = emit.add_scalar(progress, -self.options.warmup)?;
+        let share = emit.mul_scalar(since, 1.0 / self.options.anneal.max(1e-6))?;
+        let (low, high) = (emit.scalar(0.0, share)?, emit.scalar(1.0, share)?);
+        let share = emit.op("Clip", &[share, low, high], Attributes::new())?;
+        let fallen = emit.mul_scalar(share, self.options.target - 1.0)?;
+        let target = emit.add_scalar(fallen, 1.0)?;
+        let excess = emit.sub(mean, target)?;
+        let excess = emit.unary("Relu", excess)?;
+        let square = emit.mul(excess, excess)?;
+        let penalty = emit.mul_scalar(square, self.options.lambda)?;
+        let penalty = emit.cast(penalty, emit.dtype(loss)?)?;
+        let total = emit.add(loss, penalty)?;
+        emit.graph.outputs.iter_mut().filter(|o| o.name == "loss").for_each(|o| o.value = total);
+        emit.graph.outputs.push(GraphOutput { name: "task_loss".to_string(), value: loss });
+        Ok(())
+    }
+}
+
+fn plus(emit: &mut Emit, sum: Option<Value>, more: Value) -> Result<Value> {
+    match sum {
+        Some(sum) => emit.add(sum, more),
+        None => Ok(more),
+    }
+}
+
+/// The same block in another graph of the model; `None` if its addition is not there.
+fn relocated(graph: &Graph, block: &Block, record: &BlockRecord, by_name: &HashMap<String, NodeId>) -> Result<Option<Block>> {
+    let Some(&add) = by_name.get(&record.add) else { return Ok(None) };
+    let input = if record.identity { graph.input(add, 1 - block.slot) } else { graph.find_value(&record.input) };
+    let Some(input) = input else { bail!("block \"{}\" reads \"{}\", which is not there", block.name, record.input) };
+    let mut here = Block { add, input, ..block.clone() };
+    for (group, record) in here.groups.iter_mut().zip(&record.groups) {
+        let Some(&consumer) = by_name.get(&record.consumer) else { bail!("there is no node \"{}\"", record.consumer) };
+        group.consumer = consumer;
+    }
+    Ok(Some(here))
+}
+
+/// The input `attention_mask`, `[N, tokens]`, if the graph has one.
+fn attention_mask(graph: &Graph) -> Option<Value> {
+    graph.find_input("attention_mask").filter(|&mask| graph.ty(mask).and_then(Type::rank) == Some(2))
+}
+
+/// The mean of a block's input over all places: `[N, channels]`.
+fn pool(emit: &mut Emit, block: &Block, mask: Option<Value>) -> Result<Value> {
+    let rank = emit.rank(block.input)?;
+    let axes: Vec<usize> = (1..rank).filter(|&axis| axis != block.axis).collect();
+    match mask.filter(|_| rank == 3 && block.axis == 2) {
+        Some(mask) => {
+            let kept = emit.cast(mask, emit.dtype(block.input)?)?;
+            let kept = emit.unsqueeze(kept, &[2])?;
+            let tokens = emit.mul(block.input, kept)?;
+            let (sum, count) = (emit.reduce_sum(tokens, &[1], false)?, emit.reduce_sum(kept, &[1], false)?);
+            emit.div(sum, count)
+        }
+        None if axes.is_empty() => Ok(block.input),
+        None => emit.reduce_mean(block.input, &axes, false),
+    }
+}
+
+fn split(emit: &mut Emit, gates: Value, sizes: &[i64]) -> Result<Vec<Value>> {
+    if sizes.len() == 1 {
+        return Ok(vec![gates]);
+    }
+    let lengths = emit.ints(sizes);
+    emit.node(Operator::onnx("Split", Attributes::new().with("axis", 1i64)), &[Some(gates), Some(lengths)], sizes.len())
+}
+
+/// A value times gates `[N, channels]` (or `[N, 1]`) whose channels lie on an axis.
+fn scale(emit: &mut Emit, value: Value, gate: Value, axis: usize, name: &str) -> Result<Value> {
+    let rank = emit.rank(value)?;
+    let axis = if axis == usize::MAX { 1 } else { axis };
+    let axes: Vec<usize> = (1..rank).filter(|&a| a != axis).collect();
+    let gate = if axes.is_empty() { gate } else { emit.unsqueeze(gate, &axes)? };
+    let scaled = emit.mul(value, gate)?;
+    emit.graph.node_mut(scaled.node).name = name.to_string();
+    Ok(scaled)
+}

@@ -1,0 +1,180 @@
+//! `gate`: two small networks that decide per input what is worth computing (L-Net and C-Net; arXiv 2007.15151).
+//!
+//! Before → after, for a residual block:
+//! ```text
+//! h = Relu(Conv1 x); y = Add(x, Conv2 h)
+//!
+//! z = mean of x over all places                       [N, channels]
+//! t = z · W + b;  g = clamp(t, 0, 1)                  [N, 1 + hidden channels]
+//! s, c = Split(g)
+//! h = Relu(Conv1 x) · c;  y = Add(x, Conv2 h · s)
+//! ```
+//! Where `s` is 0 for an input, the block need not be run for it; where `c_k` is 0, neither need filter k of the first convolution, nor channel k of the
+//! second. This pass multiplies; [`harden`](crate::harden) makes models that skip. `W` starts at 0 and `b` at 1: the gated model
+//! *is* the model, bit for bit up to a multiplication by 1.
+//!
+//! Blocks and groups of channels are found in the graph ([`blocks`]). With text, the mean is over the tokens that `attention_mask` keeps.
+//!
+//! In training steps the gates are [`ai.sartor::Gate`](sartor_ir::ops::gate), whose gradient leaks, and the loss grows by
+//! `λ · max(0, F − target)²`, where F is the mean cost of the batch's examples as a share of the model's ([`cost`]), counted hard (a gate
+//! is open or shut) with a straight-through gradient. The target falls linearly from 1 to `target` over the share `anneal` of the run, after the share
+//! `warmup`. The program `eval` gets the output `flops`: the cost of each example.
+//!
+//! Precondition: the internal opset, types inferred. For training: `loss` has run, `autodiff` has not. It does not decide how long
+//! is trained.
+
+pub mod blocks;
+pub mod cost;
+mod insert;
+mod record;
+
+pub use blocks::{Block, Found, Group, Refusal, find};
+pub use record::{BlockRecord, GroupRecord, KEY, Record};
+
+use crate::pattern::{Patterns, candidate_names};
+use crate::{Changed, Pass, training};
+use sartor_ir::{Graph, Model, Result, bail, ensure, infer};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// The options, and the pass.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Gate {
+    /// Whether blocks get a gate (L-Net).
+    pub layers: bool,
+    /// Whether hidden channels get gates (C-Net).
+    pub channels: bool,
+    /// The cost to be reached, as a share of the model's.
+    pub target: f64,
+    /// λ: how much the loss grows with the square of the excess over the target.
+    pub lambda: f64,
+    /// The share of a gradient that reaches a gate that is shut or open beyond 1.
+    pub leak: f64,
+    /// The share of the run before the target falls.
+    pub warmup: f64,
+    /// The share of the run in which it falls.
+    pub anneal: f64,
+    /// Which blocks are gated: patterns on the names that `sartor inspect --blocks` shows. Default: all.
+    pub blocks: Vec<String>,
+    /// Which are not.
+    pub exclude: Vec<String>,
+}
+
+impl Default for Gate {
+    fn default() -> Gate {
+        Gate {
+            layers: true,
+            channels: true,
+            target: 0.5,
+            lambda: 20.0,
+            leak: 0.1,
+            warmup: 0.0,
+            anneal: 0.5,
+            blocks: Vec::new(),
+            exclude: Vec::new(),
+        }
+    }
+}
+
+impl Pass for Gate {
+    fn name(&self) -> &str {
+        "gate"
+    }
+
+    fn run(&self, model: &mut Model) -> Result<Changed> {
+        self.check()?;
+        training::require_opset(model, "gate")?;
+        ensure!(model.meta_value(KEY).is_none(), "the model has gates already");
+        let opset = model.opset();
+        crate::lift::lift(model)?;
+        infer::infer_graph(&mut model.graph, opset)?;
+        crate::walk::name_anonymous_nodes(model);
+        let found = find(&model.graph)?;
+        let blocks = self.chosen(&model.graph, &found)?;
+        let costs = cost::Costs::of(&model.graph, opset)?;
+        let terms: Vec<Vec<cost::Term>> = blocks.iter().map(|block| costs.terms(block)).collect();
+        let record = self.add_parameters(model, &blocks, &costs)?;
+        let plan = insert::Plan { options: self, record: &record, blocks: &blocks, terms: &terms };
+        let mut graph = std::mem::take(&mut model.graph);
+        let inserted = plan.apply(&mut graph, &model.params, opset, insert::Use::Inference);
+        model.graph = graph;
+        inserted?;
+        for (name, program) in &mut model.programs {
+            let purpose = match name.as_str() {
+                name if training::is_step(name) => insert::Use::Step,
+                "eval" => insert::Use::Evaluation,
+                _ => insert::Use::Inference,
+            };
+            plan.apply(&mut program.graph, &model.params, opset, purpose)
+                .map_err(|e| e.at(format!("program \"{name}\"")))?;
+        }
+        record.store(model)?;
+        Ok(Changed::Yes)
+    }
+}
+
+impl Gate {
+    fn check(&self) -> Result<()> {
+        ensure!(self.layers || self.channels, "with layers = false and channels = false there is nothing to gate");
+        let share = |name: &str, x: f64| {
+            ensure!((0.0..=1.0).contains(&x), "{name} is {x}, expected a share from 0 to 1");
+            Ok(())
+        };
+        for (name, x) in
+            [("target", self.target), ("leak", self.leak), ("warmup", self.warmup), ("anneal", self.anneal)]
+        {
+            share(name, x)?;
+        }
+        ensure!(self.target > 0.0, "target is 0: something has to be computed");
+        ensure!(self.lambda >= 0.0 && self.lambda.is_finite(), "lambda is {}, expected 0 or more", self.lambda);
+        Ok(())
+    }
+
+    /// The blocks that the patterns choose, without what the options leave out.
+    fn chosen(&self, graph: &Graph, found: &Found) -> Result<Vec<Block>> {
+        let names = |block: &Block| {
+            let mut names = vec![block.name.clone()];
+            names.extend(candidate_names(graph, block.add));
+            names
+        };
+        let (chosen, excluded) = (Patterns::parse(&self.blocks)?, Patterns::parse(&self.exclude)?);
+        let things: Vec<Vec<String>> = found.blocks.iter().map(names).collect();
+        chosen.check_all_match(&things, "residual block")?;
+        excluded.check_all_match(&things, "residual block")?;
+        let mut blocks = Vec::new();
+        for (block, names) in found.blocks.iter().zip(&things) {
+            let wanted = (chosen.is_empty() || chosen.matches(names)) && !excluded.matches(names);
+            let mut block = block.clone();
+            if !self.channels {
+                block.groups.clear();
+            }
+            if wanted && (self.layers || !block.groups.is_empty()) {
+                blocks.push(block);
+            }
+        }
+        if blocks.is_empty() {
+            bail!("{}", nothing(found, self));
+        }
+        Ok(blocks)
+    }
+}
+
+/// Why there is nothing to gate.
+fn nothing(found: &Found, options: &Gate) -> String {
+    if !found.blocks.is_empty() {
+        let left = if options.layers { "`blocks` and `exclude` leave none" } else { "none has hidden channels that can be gated" };
+        return format!("there is nothing to gate: of {} residual blocks {left}", found.blocks.len());
+    }
+    match found.refused.as_slice() {
+        [] => "there is nothing to gate: the model has no residual block (an addition of a value and of what layers with weights make \
+               of it)"
+            .to_string(),
+        [first, ..] => format!(
+            "there is nothing to gate: of {} additions that could end a residual block none can be left out; the first, \"{}\": {}",
+            found.refused.len(),
+            first.node,
+            first.reason
+        ),
+    }
+}

@@ -1,0 +1,80 @@
+//! What `gate` did, as JSON in the model's metadata: `harden` and tools read it. Nodes are named, for passes in between may have renumbered or
+//! removed some.
+
+use sartor_ir::{Error, Model, Result};
+use serde::{Deserialize, Serialize};
+
+/// The key of the metadata.
+pub const KEY: &str = "sartor.gate";
+
+/// All gates of a model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// Floating-point operations of the model without gates, for one example.
+    pub flops: u64,
+    /// Those of the gate networks.
+    pub gate_flops: u64,
+    /// The gated blocks, in the graph's order.
+    pub blocks: Vec<BlockRecord>,
+}
+
+/// One gated block.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BlockRecord {
+    /// Its name.
+    pub name: String,
+    /// The addition that ends it.
+    pub add: String,
+    /// The input of the addition that is the body.
+    pub slot: usize,
+    /// The value that the block reads.
+    pub input: String,
+    /// Whether the addition's other input is that value itself.
+    pub identity: bool,
+    /// The parameters of its gate network: `[channels, gates]` and `[gates]`.
+    pub weight: String,
+    /// See `weight`.
+    pub bias: String,
+    /// The nodes of the body.
+    pub nodes: Vec<String>,
+    /// The multiplication of the body by its gate, if it has one.
+    pub layer: Option<String>,
+    /// Its gated groups of channels.
+    pub groups: Vec<GroupRecord>,
+}
+
+/// One gated group of channels.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GroupRecord {
+    /// The multiplication of the channels by their gates.
+    pub mul: String,
+    /// What computes the channels.
+    pub producers: Vec<String>,
+    /// What is done to each by itself.
+    pub members: Vec<String>,
+    /// What sums over them.
+    pub consumer: String,
+    /// The axis of the channels.
+    pub axis: usize,
+    /// How many there are.
+    pub channels: usize,
+}
+
+impl Record {
+    /// Reads it from a model. `None` if the model has no gates.
+    pub fn load(model: &Model) -> Result<Option<Record>> {
+        let Some(text) = model.meta_value(KEY) else { return Ok(None) };
+        let wrong = |e| Error::msg(format!("the model's metadata \"{KEY}\" is not what `gate` writes: {e}"));
+        serde_json::from_str(text).map(Some).map_err(wrong)
+    }
+    /// Writes it to a model.
+    pub fn store(&self, model: &mut Model) -> Result<()> {
+        let text = serde_json::to_string(self).map_err(|e| Error::msg(e.to_string()))?;
+        model.set_meta(KEY, text);
+        Ok(())
+    }
+    /// Removes it from a model.
+    pub fn remove(model: &mut Model) {
+        model.meta.retain(|(key, _)| key != KEY);
+    }
+}

@@ -1,0 +1,175 @@
+//! `harden`: a gated model that skips what its gates shut, in standard ONNX.
+//!
+//! | kind | what becomes of a shut gate |
+//! |---|---|
+//! | `masked` | a multiplication by 0, as `gate` left it: for accelerators on which branches are slow |
+//! | `skip` | nothing is computed: a block in an `If`, for the examples of the batch that need it; channels by `Gather` on the weights |
+//!
+//! `skip`, before → after, for a block with a layer gate s and channel gates c:
+//! ```text
+//! h = Relu(Conv(x, W1, b1)) · c; y = Add(x, Conv(h, W2) · s)
+//!
+//! y = If (max s > 0)
+//!       then: i = examples with s > 0;  u = x[i];  k = channels with max c[i] > 0
+//!             h = Relu(Conv(u, W1[k], b1[k])) · c[i, k]
+//!             ScatterND(x, i, u + Conv(h, W2[:, k]) · s[i])
+//!       else: x
+//! ```
+//! The results are those of the multiplications: a channel that any example of the batch needs is computed for all that run the block, and
+//! multiplied by its gate all the same. One channel of every group is always computed, so that no tensor is empty. Where the body
+//! reads integers that depend on the inputs' shapes (reshapes of attention), or where the batch is a fixed number, a block runs for the whole
+//! batch if any example needs it. A group with a depthwise convolution stays masked: its number of groups is an attribute, which no input can change.
+//!
+//! Precondition: gates, the internal opset. Postcondition: the same inputs and outputs, no training programs, no metadata of `gate`; dynamic
+//! batches stay dynamic.
+
+mod branch;
+mod channels;
+
+use crate::gate::{BlockRecord, Record};
+use crate::walk::ancestors;
+use crate::{Changed, Pass, training};
+use branch::Branch;
+use sartor_ir::ops::Emit;
+use sartor_ir::{
+    Attributes, DType, Dim, Graph, Model, NodeId, Operator, OutputSlot, Result, Tensor, Type, Value, bail, ensure, infer,
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::collections::{HashMap, HashSet};
+
+/// The options, and the pass.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Harden {
+    /// What becomes of a shut gate.
+    pub kind: Kind,
+}
+
+/// See [`Harden::kind`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// It is not computed.
+    #[default]
+    Skip,
+    /// It is multiplied by 0.
+    Masked,
+}
+
+impl Pass for Harden {
+    fn name(&self) -> &str {
+        "harden"
+    }
+    fn run(&self, model: &mut Model) -> Result<Changed> {
+        training::require_opset(model, "harden")?;
+        let Some(record) = Record::load(model)? else { bail!("the model has no gates: the pass `gate` attaches them") };
+        let opset = model.opset();
+        let mut graph = std::mem::take(&mut model.graph);
+        infer::infer_graph(&mut graph, opset)?;
+        if self.kind == Kind::Skip {
+            for block in &record.blocks {
+                skip(&mut graph, opset, block).map_err(|e| e.at(format!("block \"{}\"", block.name)))?;
+            }
+            graph.remove_dead();
+            infer::infer_graph(&mut graph, opset)?;
+        }
+        model.graph = graph;
+        model.programs.clear();
+        Record::remove(model);
+        model.remove_unused_params();
+        Ok(Changed::Yes)
+    }
+}
+
+/// Makes one block skip.
+fn skip(graph: &mut Graph, opset: i64, block: &BlockRecord) -> Result<()> {
+    let by_name: HashMap<String, NodeId> =
+        graph.topo_ops().into_iter().map(|id| (graph.node(id).name.clone(), id)).collect();
+    let find = |name: &String| match by_name.get(name) {
+        Some(&id) => Ok(id),
+        None => bail!("the graph has no node \"{name}\" any more: harden before other passes change the model"),
+    };
+    match &block.layer {
+        Some(layer) => skip_body(graph, opset, block, find(&block.add)?, find(layer)?),
+        None => channels::narrow(graph, opset, block, &mut |_| {}),
+    }
+}
+
+/// Puts a body into the branch of an `If`.
+fn skip_body(graph: &mut Graph, opset: i64, block: &BlockRecord, add: NodeId, layer: NodeId) -> Result<()> {
+    let body = Value { node: layer, slot: 0 };
+    let (shortcut, gate) = (graph.input(add, 1 - block.slot), graph.input(layer, 1));
+    let (Some(shortcut), Some(gate)) = (shortcut, gate) else { bail!("its addition or its gate has lost an input") };
+    ensure!(graph.input(add, block.slot) == Some(body), "its addition does not read its body any more");
+    let input = if block.identity { Some(shortcut) } else { graph.find_value(&block.input) };
+    let Some(input) = input else { bail!("its input \"{}\" is not there any more", block.input) };
+    let nodes = body_nodes(graph, block, input, body);
+    let batch = graph.ty(input).and_then(Type::shape).and_then(<[Dim]>::first).cloned().unwrap_or(Dim::Unknown);
+    let by_example = batch.known().is_none() && !reads_shapes(graph, &nodes);
+
+    let mut then = Branch::new(graph, &format!("{}.then", block.name));
+    if by_example {
+        then.choose(gate, &batch, opset)?;
+    }
+    for &id in &nodes {
+        then.copy(id)?;
+    }
+    channels::narrow(&mut then.inner, opset, block, &mut |_| {})?;
+    let sum = then.add(add, block.slot, body, shortcut, opset)?;
+    then.finish(sum, graph.ty(Value { node: add, slot: 0 }).cloned());
+    let (then, mut captures) = then.into_parts();
+    let mut other = Branch::with(graph, &format!("{}.else", block.name), captures);
+    let kept = other.keep(shortcut, opset)?;
+    other.finish(kept, graph.ty(Value { node: add, slot: 0 }).cloned());
+    let (other, all) = other.into_parts();
+    captures = all;
+
+    let mut emit = Emit::new(graph, opset);
+    emit.prefix = format!("/gate/{}/", block.name);
+    let rank = emit.rank(gate)?;
+    let most = emit.reduce("ReduceMax", gate, &(0..rank).collect::<Vec<_>>(), false)?;
+    let needed = emit.compare_scalar("Greater", most, 0.0)?;
+    let old = Value { node: add, slot: 0 };
+    let name = graph.value_name(old).to_string();
+    let attrs = Attributes::new().with("then_branch", then).with("else_branch", other);
+    let slot = OutputSlot { name: graph.fresh_name(&format!("{name}_if")), ty: graph.ty(old).cloned() };
+    let node = graph.add_node(&format!("/gate/{}/If", block.name), Operator::onnx("If", attrs), &[Some(needed)], vec![slot]);
+    captures.into_iter().for_each(|value| {
+        graph.push_capture(node, value);
+    });
+    graph.substitute(old, Value { node, slot: 0 });
+    graph.remove_dead();
+    Ok(())
+}
+
+/// The nodes of a body and of its multiplications, in order, without the gate network.
+fn body_nodes(graph: &Graph, block: &BlockRecord, input: Value, body: Value) -> Vec<NodeId> {
+    let above = ancestors(graph, [body], |value| *value == input);
+    let ours = format!("/gate/{}/", block.name);
+    let mul = |name: &str| block.layer.as_deref() == Some(name) || block.groups.iter().any(|g| g.mul == name);
+    let mut inside: HashSet<NodeId> = HashSet::new();
+    let wanted = |id: &NodeId| {
+        let node = graph.node(*id);
+        let network = node.name.starts_with(&ours) && !mul(&node.name);
+        let shape = node.is("Shape") && graph.input(*id, 0) == Some(input);
+        let depends = graph.node_inputs(*id).iter().flatten().any(|v| *v == input || inside.contains(&v.node));
+        let kept = above.contains(id) && depends && !network && !shape;
+        kept && inside.insert(*id)
+    };
+    graph.topo_ops().into_iter().filter(wanted).collect()
+}
+
+/// Whether nodes read integers from outside that are no constants: shapes, as a rule.
+fn reads_shapes(graph: &Graph, nodes: &[NodeId]) -> bool {
+    let inside: HashSet<NodeId> = nodes.iter().copied().collect();
+    let outside = |value: &Value| !inside.contains(&value.node) && graph.constant(*value).is_none();
+    let integer = |value: &Value| graph.ty(*value).and_then(Type::dtype) == Some(DType::I64);
+    let read = |id: &NodeId| graph.node_inputs(*id).iter().flatten().any(|v| outside(v) && integer(v));
+    nodes.iter().any(read)
+}
+
+/// A constant of small integers.
+fn ints(emit: &mut Emit, numbers: &[i64]) -> Value {
+    emit.constant(Tensor::from_i64s(numbers))
+}

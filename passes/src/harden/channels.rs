@@ -1,0 +1,131 @@
+//! Channels that are not computed: their rows and columns of the weights are left out.
+//!
+//! ```text
+//! k = channels with max c > 0 (and the first);  producers' weights and biases, channel-wise constants, the consumer's weights: [k]
+//! ```
+
+use super::ints;
+use crate::gate::{BlockRecord, GroupRecord};
+use sartor_ir::ops::Emit;
+use sartor_ir::{Attributes, Dim, Graph, NodeId, NodeKind, Result, Tensor, Type, Value, bail};
+use std::collections::HashMap;
+
+/// Leaves out the channels that all examples of this graph shut, in every group of a block that allows it. `refused` hears of the others.
+pub(super) fn narrow(
+    graph: &mut Graph,
+    opset: i64,
+    block: &BlockRecord,
+    refused: &mut impl FnMut(&GroupRecord),
+) -> Result<()> {
+    let by_name: HashMap<String, NodeId> =
+        graph.topo_ops().into_iter().map(|id| (graph.node(id).name.clone(), id)).collect();
+    for group in &block.groups {
+        let all = |names: &[String]| names.iter().filter_map(|n| by_name.get(n).copied()).collect::<Vec<_>>();
+        let (producers, members) = (all(&group.producers), all(&group.members));
+        let (Some(&consumer), Some(&mul)) = (by_name.get(&group.consumer), by_name.get(&group.mul)) else {
+            bail!("the graph has no node \"{}\" or \"{}\" any more", group.consumer, group.mul)
+        };
+        if members.iter().any(|&id| graph.node(id).is("Conv")) {
+            refused(group);
+            continue;
+        }
+        let here = Here { producers, members, consumer, mul };
+        let kept = kept(graph, opset, group, &here)?;
+        select(graph, opset, group, &here, kept)?;
+    }
+    Ok(())
+}
+
+struct Here {
+    producers: Vec<NodeId>,
+    members: Vec<NodeId>,
+    consumer: NodeId,
+    mul: NodeId,
+}
+
+/// The numbers of the channels that are computed.
+fn kept(graph: &mut Graph, opset: i64, group: &GroupRecord, here: &Here) -> Result<Value> {
+    let Some(gate) = graph.input(here.mul, 1) else { bail!("\"{}\" has no gate", group.mul) };
+    let mut emit = Emit::new(graph, opset);
+    emit.prefix = format!("{}/", group.mul);
+    let rows = emit.reshape(gate, &[-1, group.channels as i64])?;
+    let most = emit.reduce("ReduceMax", rows, &[0], false)?;
+    let open = emit.compare_scalar("Greater", most, 0.0)?;
+    let first: Vec<bool> = (0..group.channels).map(|k| k == 0).collect();
+    let first = emit.constant(Tensor::from_vec([group.channels], first));
+    let wanted = emit.op("Or", &[open, first], Attributes::new())?;
+    let numbers = emit.op("NonZero", &[wanted], Attributes::new())?;
+    let axes = ints(&mut emit, &[0]);
+    emit.op("Squeeze", &[numbers, axes], Attributes::new())
+}
+
+/// Selects these channels of every weight of a group.
+fn select(graph: &mut Graph, opset: i64, group: &GroupRecord, here: &Here, kept: Value) -> Result<()> {
+    let gate_axis = |rank: usize| if rank == 2 { 1 } else { group.axis };
+    for &id in &here.producers {
+        let (weight_axis, bias) = match graph.node(id).op().map(|op| (op.name.clone(), op.attrs.clone())) {
+            Some((name, _)) if name == "Conv" => (0, Some(2)),
+            Some((name, attrs)) if name == "Gemm" => (usize::from(!attrs.flag("transB", false)?), Some(2)),
+            _ => (1, None),
+        };
+        take(graph, opset, id, 1, weight_axis, kept)?;
+        if let Some(slot) = bias.filter(|&slot| graph.input(id, slot).is_some()) {
+            let rank = graph.input(id, slot).and_then(|v| graph.ty(v)?.rank()).unwrap_or(1);
+            take(graph, opset, id, slot, rank - 1, kept)?;
+        }
+    }
+    for &id in &here.members {
+        if graph.node(id).is("BatchNormalization") {
+            for slot in 1..5 {
+                take(graph, opset, id, slot, 0, kept)?;
+            }
+            continue;
+        }
+        let rank = graph.ty(Value { node: id, slot: 0 }).and_then(Type::rank).unwrap_or(0);
+        for slot in 0..graph.node_inputs(id).len() {
+            if let Some(axis) = constant_axis(graph, id, slot, rank, group) {
+                take(graph, opset, id, slot, axis, kept)?;
+            }
+        }
+    }
+    let gate_rank = graph.input(here.mul, 1).and_then(|v| graph.ty(v)?.rank()).unwrap_or(2);
+    take(graph, opset, here.mul, 1, gate_axis(gate_rank), kept)?;
+    let consumer = graph.node(here.consumer).op().map(|op| (op.name.clone(), op.attrs.clone()));
+    let axis = match consumer {
+        Some((name, _)) if name == "Conv" => 1,
+        Some((name, attrs)) if name == "Gemm" => usize::from(attrs.flag("transB", false)?),
+        _ => 0,
+    };
+    take(graph, opset, here.consumer, 1, axis, kept)?;
+    // The channels' number is not known any more.
+    for &id in here.producers.iter().chain(&here.members).chain([&here.mul]) {
+        let value = Value { node: id, slot: 0 };
+        if let Some(Type::Tensor { dtype, shape: Some(mut shape) }) = graph.ty(value).cloned() {
+            if let Some(dim) = shape.get_mut(group.axis) {
+                *dim = Dim::Unknown;
+            }
+            graph.set_ty(value, Some(Type::Tensor { dtype, shape: Some(shape) }));
+        }
+    }
+    Ok(())
+}
+
+/// The axis of the channels in a constant operand of a channel-wise operator; `None` if it has one number for all.
+fn constant_axis(graph: &Graph, id: NodeId, slot: usize, rank: usize, group: &GroupRecord) -> Option<usize> {
+    let value = graph.input(id, slot)?;
+    let leaf = matches!(graph.node(value.node).kind, NodeKind::Const(_) | NodeKind::Param(_) | NodeKind::Capture(_));
+    let shape = graph.ty(value)?.static_shape().filter(|_| leaf)?;
+    let from_the_end = rank.checked_sub(group.axis)?;
+    let axis = shape.len().checked_sub(from_the_end)?;
+    (shape[axis] == group.channels && group.channels > 1).then_some(axis)
+}
+
+/// Lets a node read these entries of an input along an axis.
+fn take(graph: &mut Graph, opset: i64, id: NodeId, slot: usize, axis: usize, kept: Value) -> Result<()> {
+    let Some(value) = graph.input(id, slot) else { return Ok(()) };
+    let mut emit = Emit::new(graph, opset);
+    emit.prefix = "kept/".to_string();
+    let some = emit.op("Gather", &[value, kept], Attributes::new().with("axis", axis as i64))?;
+    emit.graph.set_input(id, slot, Some(some));
+    Ok(())
+}

@@ -1,0 +1,231 @@
+//! Gates: the gated model is the model at first; what is skipped is what is multiplied by 0, also for ONNX Runtime; costs are those counted by
+//! hand; gradients are those of finite differences.
+
+use sartor_ir::rng::Draw;
+use sartor_ir::{Attributes, DType, Dim, Graph, GraphOutput, Model, Role, Tensor, Type, Value, eval, onnx};
+use sartor_passes::gate::Record;
+use sartor_runtime::data::npz;
+use sartor_runtime::{Key, Params, Session, SessionOptions};
+use sartor_tests::{Named, REAL_MODELS, asset, distance, draw_inputs, peer, prepared, run_passes, succeeds};
+use std::path::Path;
+
+const GATE: &str = "[[pass]]\nname = \"gate\"\n";
+const SKIP: &str = "[[pass]]\nname = \"harden\"\n";
+const MASKED: &str = "[[pass]]\nname = \"harden\"\nkind = \"masked\"\n";
+
+fn small(model: &Model, batch: usize) -> Named {
+    draw_inputs(&model.graph, 5, 1000, &|name, axis| match (name.contains("ids") || name.contains("mask"), axis) {
+        (_, 0) => batch,
+        (true, _) => 7,
+        _ => 64,
+    })
+}
+
+fn run(model: &Model, inputs: &Named) -> Named {
+    let mut session = Session::new(model, SessionOptions { threads: 2 }).unwrap();
+    session.run(&mut Params::of(model), inputs, Key::default()).unwrap()
+}
+
+/// Draws the gate networks, so that some gates are shut for some inputs.
+fn disturb(model: &mut Model, seed: u64) {
+    let mut draw = Draw::new(seed, "gates");
+    for (name, param) in model.params.iter_mut().filter(|(name, _)| name.starts_with("gate.")) {
+        let (low, high) = if name.ends_with("bias") { (-0.7, 1.3) } else { (-0.6, 0.6) };
+        param.tensor = draw.tensor(param.tensor.shape(), low, high).cast(DType::F32).unwrap();
+    }
+}
+
+/// Real models with residual blocks, and how many.
+const BLOCKS: &[(&str, usize)] = &[
+    ("paraphrase-MiniLM-L3-v2.onnx", 6),
+    ("minilm-l6-ts17.onnx", 12),
+    ("minilm-l6-dynamo20.onnx", 12),
+    ("mobilenetv2-ts17.onnx", 10),
+    ("mobilenetv2-dynamo20.onnx", 10),
+    ("resnet20-ts17.onnx", 9),
+];
+
+#[test]
+fn a_gated_model_is_the_model_at_first() {
+    for &(name, blocks) in BLOCKS {
+        let model = prepared(&asset(name), "").unwrap();
+        let mut gated = model.clone();
+        run_passes(&mut gated, GATE).unwrap();
+        assert_eq!(Record::load(&gated).unwrap().unwrap().blocks.len(), blocks, "{name}");
+        let inputs = small(&model, 2);
+        let (before, after) = (run(&model, &inputs), run(&gated, &inputs));
+        for (output, tensor) in &before {
+            let apart = distance(&after[output], tensor);
+            assert!(apart < 1e-6, "{name}: output {output} differs by {apart:e}");
+        }
+    }
+    let known: Vec<&str> = BLOCKS.iter().map(|(name, _)| *name).collect();
+    for name in REAL_MODELS.iter().filter(|name| !known.contains(name)) {
+        let mut model = prepared(&asset(name), "").unwrap();
+        let found = run_passes(&mut model, GATE);
+        assert!(found.is_ok() || found.unwrap_err().to_string().contains("nothing to gate"), "{name}");
+    }
+}
+
+#[test]
+fn what_is_skipped_is_what_was_multiplied_by_zero() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path();
+    for (i, &(name, _)) in BLOCKS.iter().enumerate() {
+        let mut gated = prepared(&asset(name), GATE).unwrap();
+        disturb(&mut gated, i as u64);
+        let shut = share_of_shut_gates(&gated, &small(&gated, 3));
+        assert!((0.05..0.95).contains(&shut), "{name}: {shut} of the gates are shut");
+        for (kind, pipeline) in [("skip", SKIP), ("masked", MASKED)] {
+            let mut hard = gated.clone();
+            run_passes(&mut hard, pipeline).unwrap();
+            let path = folder.join(format!("{kind}-{i}.onnx"));
+            onnx::save(&hard, &path, &onnx::SaveOptions::default()).unwrap();
+            succeeds(peer("check_onnx.py").arg(&path));
+            for batch in [1, 3] {
+                compare_with_onnx_runtime(&gated, &path, &small(&gated, batch), &format!("{name}, {kind}, batch {batch}"));
+            }
+        }
+    }
+}
+
+fn compare_with_onnx_runtime(model: &Model, path: &Path, inputs: &Named, what: &str) {
+    let folder = path.parent().unwrap();
+    let (x, y) = (folder.join("x.npz"), folder.join("y.npz"));
+    npz::write(&x, inputs.iter().map(|(name, tensor)| (name.as_str(), tensor))).unwrap();
+    succeeds(peer("ort_run.py").arg(path).args([&x, &y]));
+    let (ours, theirs) = (run(model, inputs), npz::read(&y).unwrap());
+    for (output, tensor) in &theirs {
+        let apart = distance(&ours[output], tensor);
+        assert!(apart < 1e-4, "{what}: ONNX Runtime's \"{output}\" differs by {apart:e}");
+    }
+}
+
+/// Of the values that `Clip` gives to gates.
+fn share_of_shut_gates(model: &Model, inputs: &Named) -> f64 {
+    let mut model = model.clone();
+    let clips: Vec<Value> = model
+        .graph
+        .topo_ops()
+        .into_iter()
+        .filter(|&id| model.graph.node(id).is("Clip") && model.graph.node(id).name.starts_with("/gate/"))
+        .map(|node| Value { node, slot: 0 })
+        .collect();
+    model.graph.outputs = clips.iter().enumerate().map(|(i, &value)| GraphOutput { name: format!("g{i}"), value }).collect();
+    let gates: Vec<f64> = run(&model, inputs).values().flat_map(|t| t.to_f64s().unwrap()).collect();
+    gates.iter().filter(|&&g| g == 0.0).count() as f64 / gates.len() as f64
+}
+
+/// A graph in the making, with weights drawn.
+struct Net {
+    model: Model,
+    draw: Draw,
+}
+
+impl Net {
+    fn new(seed: u64) -> Net {
+        Net { model: Model::new(Graph::new("net")), draw: Draw::new(seed, "net") }
+    }
+    fn input(&mut self, shape: &[i64]) -> Value {
+        let dims = std::iter::once(Dim::symbol("batch")).chain(shape.iter().map(|&d| Dim::Known(d)));
+        let ty = Type::Tensor { dtype: DType::F32, shape: Some(dims.collect()) };
+        self.model.graph.add_input("x", ty)
+    }
+    fn weight(&mut self, shape: &[usize]) -> Value {
+        let tensor = self.draw.tensor(shape, -0.5, 0.5).cast(DType::F32).unwrap();
+        let ty = Type::of(&tensor);
+        let name = self.model.add_param("w", tensor, Role::Frozen);
+        self.model.graph.param(&name, ty)
+    }
+    fn conv(&mut self, x: Value, shape: &[usize], pad: i64, group: i64) -> Value {
+        let w = self.weight(shape);
+        let attrs = Attributes::new().with("pads", vec![pad; 4]).with("group", group);
+        self.model.graph.op("Conv", &[x, w], attrs)
+    }
+    fn op(&mut self, name: &str, inputs: &[Value]) -> Value {
+        self.model.graph.op(name, inputs, Attributes::new())
+    }
+    fn finish(mut self, y: Value) -> Model {
+        self.model.graph.outputs.push(GraphOutput { name: "y".into(), value: y });
+        run_passes(&mut self.model, "[[pass]]\nname = \"infer\"\n").unwrap();
+        self.model
+    }
+}
+
+/// The cost that `eval` says for one example, with these biases of the only block's gates.
+fn cost(mut model: Model, bias: &[f32]) -> f64 {
+    let loss = "[[pass]]\nname = \"loss\"\nkind = \"mse\"\n";
+    run_passes(&mut model, &format!("{loss}{GATE}")).unwrap();
+    let record = Record::load(&model).unwrap().unwrap();
+    assert_eq!(record.blocks.len(), 1);
+    let param = model.params.get_mut(&record.blocks[0].bias).unwrap();
+    assert_eq!(param.tensor.len(), bias.len());
+    param.tensor = Tensor::from_vec([bias.len()], bias.to_vec());
+    let program = model.programs["eval"].graph.clone();
+    let evaluation = Model { graph: program, programs: Default::default(), ..model };
+    let inputs = small(&evaluation, 2);
+    let outputs = eval::run(&evaluation, &inputs).unwrap();
+    let place = evaluation.graph.outputs.iter().position(|o| o.name == "flops").unwrap();
+    let costs = outputs[place].to_f64s().unwrap();
+    assert_eq!((costs.len(), costs[0]), (2, costs[1]));
+    costs[0] * record.flops as f64
+}
+
+#[test]
+fn costs_are_those_counted_by_hand() {
+    // Basic: 3 × 3 convolutions 2 → 4 → 2 on 5 × 5, one rectifier between, one behind the addition.
+    let basic = || {
+        let mut net = Net::new(1);
+        let x = net.input(&[2, 5, 5]);
+        let h = net.conv(x, &[4, 2, 3, 3], 1, 1);
+        let h = net.op("Relu", &[h]);
+        let h = net.conv(h, &[2, 4, 3, 3], 1, 1);
+        let y = net.op("Add", &[x, h]);
+        let y = net.op("Relu", &[y]);
+        net.finish(y)
+    };
+    let (first, relu, second, outside) = (2 * 4 * 2 * 9 * 25, 4 * 25, 2 * 2 * 4 * 9 * 25, 2 * 25 + 2 * 25);
+    let gates = 2 * 25 + 2 * 2 * 5;
+    let whole = (first + relu + second + outside + gates) as f64;
+    near(cost(basic(), &[1.0; 5]), whole);
+    near(cost(basic(), &[0.2, 1.0, 0.0, -1.0, 0.5]), (first + relu + second) as f64 / 2.0 + (outside + gates) as f64);
+    near(cost(basic(), &[0.0, 1.0, 1.0, 1.0, 1.0]), (outside + gates) as f64);
+
+    // Inverted residual: 1 × 1 to 6 channels, depthwise 3 × 3, 1 × 1 back, on 4 × 4.
+    let inverted = || {
+        let mut net = Net::new(2);
+        let x = net.input(&[3, 4, 4]);
+        let h = net.conv(x, &[6, 3, 1, 1], 0, 1);
+        let h = net.op("Relu", &[h]);
+        let h = net.conv(h, &[6, 1, 3, 3], 1, 6);
+        let h = net.op("Relu", &[h]);
+        let h = net.conv(h, &[3, 6, 1, 1], 0, 1);
+        let y = net.op("Add", &[h, x]);
+        net.finish(y)
+    };
+    let body = 2 * 6 * 3 * 16 + 6 * 16 + 2 * 6 * 9 * 16 + 6 * 16 + 2 * 3 * 6 * 16;
+    let rest = 3 * 16 + (3 * 16 + 2 * 3 * 7);
+    near(cost(inverted(), &[1.0; 7]), (body + rest) as f64);
+    near(cost(inverted(), &[1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0]), body as f64 / 3.0 + rest as f64);
+
+    // Bottleneck: two groups, the 3 × 3 convolution between them costs the product of their shares.
+    let bottleneck = || {
+        let mut net = Net::new(3);
+        let x = net.input(&[4, 3, 3]);
+        let h = net.conv(x, &[2, 4, 1, 1], 0, 1);
+        let h = net.conv(h, &[2, 2, 3, 3], 1, 1);
+        let h = net.conv(h, &[4, 2, 1, 1], 0, 1);
+        let y = net.op("Add", &[h, x]);
+        net.finish(y)
+    };
+    let (outer, inner) = (2 * 2 * 4 * 9, 2 * 2 * 2 * 9 * 9);
+    let rest = 4 * 9 + (4 * 9 + 2 * 4 * 5);
+    near(cost(bottleneck(), &[1.0; 5]), (2 * outer + inner + rest) as f64);
+    let half = cost(bottleneck(), &[1.0, 1.0, 0.0, 0.0, 1.0]);
+    near(half, outer as f64 / 2.0 + inner as f64 / 4.0 + outer as f64 / 2.0 + rest as f64);
+}
+
+#[track_caller]
+fn near(found: f64, wanted: f64) {
+    assert!((found - wanted).abs() <= 1e-5 * wanted, "{found} instead of {wanted}");
+}
