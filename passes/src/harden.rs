@@ -32,7 +32,8 @@ use crate::{Changed, Pass, training};
 use branch::Branch;
 use sartor_ir::ops::Emit;
 use sartor_ir::{
-    Attributes, DType, Dim, Graph, Model, NodeId, Operator, OutputSlot, Result, Tensor, Type, Value, bail, ensure, infer,
+    Attributes, DType, Dim, Graph, Model, NodeId, Operator, OutputSlot, Result, Tensor, Type, Value, bail, ensure,
+    infer,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -134,7 +135,8 @@ fn skip_body(graph: &mut Graph, opset: i64, block: &BlockRecord, add: NodeId, la
     let name = graph.value_name(old).to_string();
     let attrs = Attributes::new().with("then_branch", then).with("else_branch", other);
     let slot = OutputSlot { name: graph.fresh_name(&format!("{name}_if")), ty: graph.ty(old).cloned() };
-    let node = graph.add_node(&format!("/gate/{}/If", block.name), Operator::onnx("If", attrs), &[Some(needed)], vec![slot]);
+    let node =
+        graph.add_node(&format!("/gate/{}/If", block.name), Operator::onnx("If", attrs), &[Some(needed)], vec![slot]);
     captures.into_iter().for_each(|value| {
         graph.push_capture(node, value);
     });

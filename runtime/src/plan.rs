@@ -69,6 +69,7 @@ impl Step {
         match self {
             Step::Program(p) if p.whole_rows => "Row",
             Step::Program(_) => "Map",
+            Step::Contract(c) if c.skip.is_some() => "Gated",
             Step::Contract(c) if c.products.iter().any(|p| p.patch.is_some()) => "Conv",
             Step::Contract(_) => "Contract",
             Step::Chain(_) => "Chain",

@@ -46,12 +46,16 @@ fn check(draw: &mut Draw, s: Shape, layout: usize) {
     let (low, high) = (-0.25, if layout & 8 != 0 { 0.75 } else { f32::INFINITY });
     let or_null = |wanted: bool, from: &Matrix| if wanted { from.data.as_ptr() } else { std::ptr::null() };
     let mask = Matrix::new(draw, s.m, s.n, false, space);
+    let scales = Matrix::new(draw, 1, s.n, false, 0);
+    let (factor, has_scale) = (if layout & 40 == 8 { 0.5 } else { 1.0 }, layout & 20 == 20);
     let end = End {
         bias: or_null(has_bias, &bias),
+        factor,
         more: (or_null(has_more, &more), more.row),
         gate: (layout & 6 == 6).then_some(GATE),
         low,
         high,
+        scale: or_null(has_scale, &scales),
         mask: (or_null(has_bias != has_more, &mask), mask.row),
         above: -0.5,
         below: 0.25,
@@ -66,11 +70,13 @@ fn check(draw: &mut Draw, s: Shape, layout: usize) {
         let mut wanted = 0.5 * sum + if add { before[place] } else { 0.0 };
         if has_end {
             wanted += if has_bias { bias.at(0, j.min(s.n - 1)) } else { 0.0 };
+            wanted *= f64::from(factor);
             wanted += if has_more { more.at(i.min(s.m - 1), j.min(s.n - 1)) } else { 0.0 };
             if layout & 6 == 6 {
                 wanted *= (0.5 * wanted + 0.25).clamp(0.0, 1.0) * 0.75;
             }
             wanted = wanted.max(f64::from(low)).min(f64::from(high));
+            wanted *= if has_scale { scales.at(0, j.min(s.n - 1)) } else { 1.0 };
             let seen = mask.at(i.min(s.m - 1), j.min(s.n - 1));
             if has_bias != has_more && !(-0.5 < seen && seen < 0.25) {
                 wanted = 0.0;
@@ -127,8 +133,18 @@ fn bounds_keep_nan() {
     let s = Shape { m: 2, n: 19, k: 1 };
     let (a, b, mut out) = ([f32::NAN, 2.0], [1f32; 19], [0f32; 38]);
     let none = (std::ptr::null(), 0);
-    let end =
-        End { bias: std::ptr::null(), more: none, gate: None, low: 0.0, high: 1.0, mask: none, above: 0.0, below: 0.0 };
+    let end = End {
+        bias: std::ptr::null(),
+        factor: 1.0,
+        more: none,
+        gate: None,
+        low: 0.0,
+        high: 1.0,
+        scale: std::ptr::null(),
+        mask: none,
+        above: 0.0,
+        below: 0.0,
+    };
     let finish = Finish { end: Some(end), ..Finish::PLAIN };
     // SAFETY: the arrays have the extents of the shape.
     unsafe { gemm::product(s, (a.as_ptr(), 1, 1), (b.as_ptr(), 19, 1), (out.as_mut_ptr(), 19, 1), &finish) };

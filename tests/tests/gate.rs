@@ -4,6 +4,7 @@
 use sartor_ir::rng::Draw;
 use sartor_ir::{Attributes, DType, Dim, Graph, GraphOutput, Model, Role, Tensor, Type, Value, eval, onnx};
 use sartor_passes::gate::Record;
+use sartor_passes::{Registry, pipelines};
 use sartor_runtime::data::npz;
 use sartor_runtime::{Key, Params, Session, SessionOptions};
 use sartor_tests::{Named, REAL_MODELS, asset, distance, draw_inputs, peer, prepared, run_passes, succeeds};
@@ -83,8 +84,42 @@ fn what_is_skipped_is_what_was_multiplied_by_zero() {
             onnx::save(&hard, &path, &onnx::SaveOptions::default()).unwrap();
             succeeds(peer("check_onnx.py").arg(&path));
             for batch in [1, 3] {
-                compare_with_onnx_runtime(&gated, &path, &small(&gated, batch), &format!("{name}, {kind}, batch {batch}"));
+                compare_with_onnx_runtime(
+                    &gated,
+                    &path,
+                    &small(&gated, batch),
+                    &format!("{name}, {kind}, batch {batch}"),
+                );
             }
+        }
+    }
+}
+
+/// With normalisation folded in, convolutions skip what gates shut, for every example of a batch by itself.
+#[test]
+fn the_runtime_skips_what_gates_shut() {
+    for (i, gate) in ["", "channels = false\n", "layers = false\n"].iter().enumerate() {
+        let mut model = prepared(&asset("resnet20-ts17.onnx"), &format!("{GATE}{gate}")).unwrap();
+        disturb(&mut model, 20 + i as u64);
+        pipelines::prepare_inference(&mut model, &Registry::builtin()).unwrap();
+        for batch in [1, 5] {
+            let inputs = small(&model, batch);
+            let wanted = eval::run(&model, &inputs).unwrap();
+            let mut bits = Vec::new();
+            for threads in [1, 2, 4] {
+                let mut session = Session::new(&model, SessionOptions { threads }).unwrap();
+                let mut params = Params::of(&model);
+                session.run(&mut params, &inputs, Key::default()).unwrap();
+                let found = session.run(&mut params, &inputs, Key::default()).unwrap();
+                let gated = session.report().kernels.get("Gated").copied().unwrap_or(0);
+                assert!(gated >= 9, "{gate}batch {batch}: {gated} gated convolutions");
+                for (output, wanted) in model.graph.outputs.iter().zip(&wanted) {
+                    let apart = distance(&found[&output.name], wanted);
+                    assert!(apart < 2e-5, "{gate}batch {batch}: differs by {apart:e}");
+                    bits.push(found[&output.name].bytes().to_vec());
+                }
+            }
+            assert!(bits.windows(2).all(|two| two[0] == two[1]), "{gate}batch {batch}: threads change bits");
         }
     }
 }
@@ -111,7 +146,8 @@ fn share_of_shut_gates(model: &Model, inputs: &Named) -> f64 {
         .filter(|&id| model.graph.node(id).is("Clip") && model.graph.node(id).name.starts_with("/gate/"))
         .map(|node| Value { node, slot: 0 })
         .collect();
-    model.graph.outputs = clips.iter().enumerate().map(|(i, &value)| GraphOutput { name: format!("g{i}"), value }).collect();
+    model.graph.outputs =
+        clips.iter().enumerate().map(|(i, &value)| GraphOutput { name: format!("g{i}"), value }).collect();
     let gates: Vec<f64> = run(&model, inputs).values().flat_map(|t| t.to_f64s().unwrap()).collect();
     gates.iter().filter(|&&g| g == 0.0).count() as f64 / gates.len() as f64
 }
@@ -228,4 +264,77 @@ fn costs_are_those_counted_by_hand() {
 #[track_caller]
 fn near(found: f64, wanted: f64) {
     assert!((found - wanted).abs() <= 1e-5 * wanted, "{found} instead of {wanted}");
+}
+
+/// With λ and the leak 0 the gates' gradients are those of the loss: the cost is counted hard, and its own gradient is an estimate.
+#[test]
+fn gradients_through_gates_are_those_of_finite_differences() {
+    let mut net = Net::new(4);
+    let x = net.input(&[2, 3, 3]);
+    let h = net.conv(x, &[4, 2, 3, 3], 1, 1);
+    let h = net.op("Tanh", &[h]);
+    let h = net.conv(h, &[2, 4, 3, 3], 1, 1);
+    let y = net.op("Add", &[x, h]);
+    let mut model = net.finish(y);
+    widen(&mut model);
+    let passes = "[[pass]]\nname = \"loss\"\nkind = \"mse\"\n[[pass]]\nname = \"gate\"\nlambda = 0\nleak = 0\n[[pass]]\nname = \"autodiff\"\n";
+    run_passes(&mut model, passes).unwrap();
+    let mut draw = Draw::new(8, "gates");
+    for (name, param) in model.params.iter_mut().filter(|(name, _)| name.starts_with("gate.")) {
+        let (low, high) = if name.ends_with("bias") { (0.3, 0.7) } else { (-0.2, 0.2) };
+        param.tensor = draw.tensor(param.tensor.shape(), low, high);
+    }
+    let step = Model { graph: model.programs["step"].graph.clone(), programs: Default::default(), ..model };
+    let mut inputs = Named::new();
+    for value in step.graph.inputs() {
+        let name = step.graph.value_name(value).to_string();
+        let tensor = match name.as_str() {
+            "progress" => Tensor::scalar(0.5f32),
+            _ => draw.tensor(&[3, 2, 3, 3], -1.0, 1.0),
+        };
+        inputs.insert(name, tensor);
+    }
+    let output = |model: &Model, name: &str| {
+        let place = model.graph.outputs.iter().position(|o| o.name == name).unwrap();
+        eval::run(model, &inputs).unwrap()[place].to_f64s().unwrap()
+    };
+    let gates: Vec<String> = step.params.keys().filter(|name| name.starts_with("gate.")).cloned().collect();
+    assert_eq!(gates.len(), 2);
+    for name in gates {
+        let found = output(&step, &format!("grad:{name}"));
+        let values = step.params[&name].tensor.to_f64s().unwrap();
+        for i in 0..values.len() {
+            let loss = |by: f64| {
+                let mut moved = step.clone();
+                let mut values = values.clone();
+                values[i] += by;
+                let shape = step.params[&name].tensor.shape().to_vec();
+                moved.params.get_mut(&name).unwrap().tensor = Tensor::from_vec(shape, values);
+                output(&moved, "loss")[0]
+            };
+            let slope = (loss(1e-5) - loss(-1e-5)) / 2e-5;
+            assert!(
+                (found[i] - slope).abs() < 1e-7 * (1.0 + slope.abs()),
+                "{name}[{i}]: {} instead of {slope}",
+                found[i]
+            );
+        }
+    }
+}
+
+/// The same model in `f64`.
+fn widen(model: &mut Model) {
+    for param in model.params.values_mut() {
+        param.tensor = param.tensor.cast(DType::F64).unwrap();
+    }
+    let wide = |ty: &Type| match ty {
+        Type::Tensor { shape, .. } => Type::Tensor { dtype: DType::F64, shape: shape.clone() },
+        other => other.clone(),
+    };
+    for id in model.graph.node_ids().collect::<Vec<_>>() {
+        for value in model.graph.node_outputs(id).collect::<Vec<_>>() {
+            let ty = model.graph.ty(value).map(wide);
+            model.graph.set_ty(value, ty);
+        }
+    }
 }

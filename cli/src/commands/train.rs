@@ -7,7 +7,8 @@ use crate::{files, note, say, training};
 use sartor_ir::{Error, Model, Result};
 use sartor_passes::Registry;
 use sartor_passes::cola::Record;
-use sartor_passes::samuel::{Mode, Samuel};
+use sartor_passes::samuel::{Mode, PROBABILITY, Samuel};
+use sartor_passes::training::is_step;
 use sartor_runtime::checkpoint::{RealDisk, Store};
 use sartor_runtime::data::{Splits, open_splits};
 use sartor_runtime::train::{Observer, Outcome as Ended, PlannedStep, Progress, TrainRun, plan_step};
@@ -145,6 +146,7 @@ pub fn train(recipe: &Recipe, start: Start, registry: &Registry, watch: Watch) -
     check_output(&recipe.tables.output, start != Start::Fresh)?;
     let (mut model, prepared) = training::load_model(recipe, registry)?;
     if prepared {
+        check_experts(recipe, &model)?;
         note_unused(recipe);
     }
     let schema = training::schema_of(&model, &recipe.loss())?;
@@ -175,6 +177,19 @@ pub fn interruption(step: u64, checkpoint: Option<&Path>) -> String {
     format!("interrupted at step {step}: {saved}")
 }
 
+/// A table `[samuel]` makes the learning rate a factor on those of the experts: without experts it would be the learning rate.
+fn check_experts(recipe: &Recipe, model: &Model) -> Outcome {
+    let mut steps = model.programs.iter().filter(|(name, _)| is_step(name));
+    let experts = steps.any(|(_, step)| step.graph.find_output(PROBABILITY).is_some());
+    if recipe.tables.samuel.is_none() || experts {
+        return Ok(());
+    }
+    Err(Failure::usage(
+        "the model has training programs already, and no experts in them: leave [samuel] out and give a learning rate, or train the file \
+         that it was made from",
+    ))
+}
+
 /// The tables of a recipe that a file with programs of its own makes useless.
 fn note_unused(recipe: &Recipe) {
     let tables = &recipe.tables;
@@ -183,6 +198,7 @@ fn note_unused(recipe: &Recipe) {
         ("[head]", tables.head.is_some()),
         ("[cola]", tables.cola.is_some()),
         ("[train-mode]", tables.train_mode.is_some()),
+        ("[gate]", tables.gate.is_some()),
         ("[samuel]", tables.samuel.is_some()),
         ("[clip]", tables.clip.is_some()),
     ];

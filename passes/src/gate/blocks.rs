@@ -147,7 +147,10 @@ fn block_at(
                 return Err(format!("\"{}\" reads a value from inside of the block", graph.node(reader).name));
             }
             if graph.is_output(value) {
-                return Err(format!("\"{}\" is computed inside of the block and is an output", graph.value_name(value)));
+                return Err(format!(
+                    "\"{}\" is computed inside of the block and is an output",
+                    graph.value_name(value)
+                ));
             }
             if value != body && graph.uses(value).iter().any(|&(reader, _)| reader == add) {
                 return Err("the shortcut starts inside of the block".to_string());

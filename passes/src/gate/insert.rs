@@ -3,11 +3,12 @@
 use super::cost::{Costs, Term};
 use super::{Block, BlockRecord, Gate, GroupRecord, Record};
 use crate::training;
+use indexmap::IndexMap;
 use sartor_ir::ops::Emit;
 use sartor_ir::{
-    Attributes, DType, Graph, GraphOutput, Model, NodeId, Operator, Parameter, Result, Role, Tensor, Type, Value, bail, infer,
+    Attributes, DType, Graph, GraphOutput, Model, NodeId, Operator, Parameter, Result, Role, Tensor, Type, Value, bail,
+    infer,
 };
-use indexmap::IndexMap;
 use std::collections::HashMap;
 
 /// What a graph is for.
@@ -34,7 +35,9 @@ impl Gate {
     pub(super) fn add_parameters(&self, model: &mut Model, blocks: &[Block], costs: &Costs) -> Result<Record> {
         let mut record = Record { flops: costs.total, gate_flops: 0, blocks: Vec::new() };
         for block in blocks {
-            let Some(ty) = model.graph.ty(block.input).cloned() else { bail!("block \"{}\" has no typed input", block.name) };
+            let Some(ty) = model.graph.ty(block.input).cloned() else {
+                bail!("block \"{}\" has no typed input", block.name)
+            };
             let inputs = ty.shape().and_then(|s| s.get(block.axis)?.known()).and_then(|n| usize::try_from(n).ok());
             let (Some(inputs), Some(dtype)) = (inputs, ty.dtype()) else {
                 bail!("the number of channels of \"{}\" is not known", model.graph.value_name(block.input))
@@ -196,7 +199,8 @@ impl Plan<'_> {
                 fixed += terms.iter().map(|t| t.flops).sum::<u64>();
                 continue;
             };
-            let (layer, groups) = if self.options.layers { (open.first().copied(), &open[1..]) } else { (None, &open[..]) };
+            let (layer, groups) =
+                if self.options.layers { (open.first().copied(), &open[1..]) } else { (None, &open[..]) };
             let shares: Vec<Value> = groups.iter().map(|&g| emit.reduce_mean(g, &[1], false)).collect::<Result<_>>()?;
             let mut body: Option<Value> = None;
             let mut always = 0.0;
@@ -274,7 +278,12 @@ fn plus(emit: &mut Emit, sum: Option<Value>, more: Value) -> Result<Value> {
 }
 
 /// The same block in another graph of the model; `None` if its addition is not there.
-fn relocated(graph: &Graph, block: &Block, record: &BlockRecord, by_name: &HashMap<String, NodeId>) -> Result<Option<Block>> {
+fn relocated(
+    graph: &Graph,
+    block: &Block,
+    record: &BlockRecord,
+    by_name: &HashMap<String, NodeId>,
+) -> Result<Option<Block>> {
     let Some(&add) = by_name.get(&record.add) else { return Ok(None) };
     let input = if record.identity { graph.input(add, 1 - block.slot) } else { graph.find_value(&record.input) };
     let Some(input) = input else { bail!("block \"{}\" reads \"{}\", which is not there", block.name, record.input) };

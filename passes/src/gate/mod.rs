@@ -163,7 +163,11 @@ impl Gate {
 /// Why there is nothing to gate.
 fn nothing(found: &Found, options: &Gate) -> String {
     if !found.blocks.is_empty() {
-        let left = if options.layers { "`blocks` and `exclude` leave none" } else { "none has hidden channels that can be gated" };
+        let left = if options.layers {
+            "`blocks` and `exclude` leave none"
+        } else {
+            "none has hidden channels that can be gated"
+        };
         return format!("there is nothing to gate: of {} residual blocks {left}", found.blocks.len());
     }
     match found.refused.as_slice() {

@@ -8,6 +8,7 @@
 //! factor that several tiles share is packed once, before them.
 
 use super::fused::{self, Bases, Tile};
+use super::gated::Gated;
 use super::micro::{End, Finish, Gate};
 use super::patch::Patch;
 use super::skinny::{self, Shape, Source, Target};
@@ -66,13 +67,17 @@ pub struct Contract {
     pub tail: Option<Tail>,
     /// What is done to it otherwise; its domain is `(batch · m) × n`.
     pub epilogue: Option<Program>,
+    /// What need not be computed.
+    pub skip: Option<Skip>,
 }
 
-/// `low ≤ result + bias + more ≤ high`, masked; NaN stays NaN.
+/// `clamp((result + bias) · factor + more, low, high) · scale`, masked; NaN stays NaN.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Tail {
     /// A number per column, one after the other.
     pub bias: Option<(BufId, usize)>,
+    /// A number per batch: whether a layer counts for an example, and how much.
+    pub factor: Option<Matrix>,
     /// A number per element; neighbours in a row lie side by side.
     pub more: Option<Matrix>,
     /// Whether that lies where the result goes.
@@ -83,6 +88,8 @@ pub struct Tail {
     pub low: f32,
     /// Nothing is larger.
     pub high: f32,
+    /// A number per batch and column, neighbours side by side: the same for channels.
+    pub scale: Option<Matrix>,
     /// Where a number of this is not between two others, the result is 0: the gradient of a bounded activation by its result.
     pub mask: Option<(Matrix, f32, f32)>,
 }
@@ -92,6 +99,21 @@ impl Tail {
     pub fn matrices(&self) -> impl Iterator<Item = &Matrix> {
         self.more.iter().chain(self.mask.iter().map(|(m, ..)| m))
     }
+    /// The matrices that it reads, with one row for all rows of a batch.
+    pub fn gates(&self) -> impl Iterator<Item = &Matrix> {
+        self.factor.iter().chain(&self.scale)
+    }
+}
+
+/// What gates leave out of a convolution. Where a number of a gate is 0, so is everything that is multiplied by it.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Skip {
+    /// A number per batch: if it is 0, nobody reads the result, or it is multiplied by 0 in the tail.
+    pub example: Option<Matrix>,
+    /// A number per batch and column: columns with a 0 are not computed; those that are lie side by side.
+    pub columns: Option<Matrix>,
+    /// A number per batch and channel of the image: only those without a 0 are there, side by side.
+    pub inputs: Option<Matrix>,
 }
 
 /// Says where the packed right factor of a product with this many columns is kept, if it is.
@@ -178,7 +200,9 @@ impl Contract {
     }
     /// The buffer of the result and that of what the tail adds, if one may take the place of the other.
     pub fn exchangeable(&self) -> Vec<(BufId, BufId)> {
-        let more = self.tail.as_ref().and_then(|tail| tail.more.as_ref());
+        // What is added after a factor cannot be there before it.
+        let tail = self.tail.as_ref().filter(|tail| tail.factor.is_none());
+        let more = tail.and_then(|tail| tail.more.as_ref());
         let (Some(out), Some(more)) = (&self.out, more) else { return Vec::new() };
         let same = Matrix { buf: out.buf, ..more.clone() } == *out;
         if same { vec![(out.buf, more.buf)] } else { Vec::new() }
@@ -250,6 +274,11 @@ impl Contract {
         let (i, j) = (place % down * tm, place / down * tn);
         let (rows, cols) = (tm.min(self.m - i), tn.min(self.n - j));
         match (&self.out, &self.epilogue) {
+            (Some(out), _) if self.skip.is_some() => {
+                let start = bases[out.buf.index()].wrapping_add(self.place(out, batch) + i * out.row);
+                // SAFETY: the caller's contract.
+                unsafe { self.gated(bases, packed, batch, (i, rows), (start, out.row)) };
+            }
             (Some(out), _) => {
                 let start = bases[out.buf.index()].wrapping_add(self.place(out, batch) + i * out.row + j * out.col);
                 let end = self.tail.as_ref().map(|tail| self.end(tail, bases, batch).at(i, j));
@@ -268,7 +297,7 @@ impl Contract {
             (None, None) => {}
         }
     }
-    /// The tail of the results of a batch.
+    /// The tail of the results of a batch. Its matrices must lie inside of their buffers.
     fn end(&self, tail: &Tail, bases: Bases, batch: usize) -> End {
         let at = |buf: BufId, place: usize| bases[buf.index()].wrapping_add(place).cast_const();
         let bias = tail.bias.map_or(std::ptr::null(), |(buf, offset)| at(buf, offset));
@@ -279,10 +308,43 @@ impl Contract {
             Some((matrix, above, below)) => (rows(matrix), *above, *below),
             None => (none, 0.0, 0.0),
         };
-        End { bias, more, gate: tail.gate, low: tail.low, high: tail.high, mask, above, below }
+        let still = |m: &Matrix| at(m.buf, self.place(m, batch));
+        // SAFETY: the caller's contract: the matrix has a number for this batch.
+        let factor = tail.factor.as_ref().map_or(1.0, |m| unsafe { *still(m) });
+        let scale = tail.scale.as_ref().map_or(std::ptr::null(), still);
+        End { bias, factor, more, gate: tail.gate, low: tail.low, high: tail.high, scale, mask, above, below }
     }
     fn place(&self, matrix: &Matrix, batch: usize) -> usize {
         matrix.offset + view::place(batch, self.batch.iter().copied().zip(matrix.batch.iter().copied()))
+    }
+    /// Some rows of places of a convolution, all columns, without what is shut.
+    unsafe fn gated(
+        &self,
+        bases: Bases,
+        packed: &[Option<Address>],
+        batch: usize,
+        (i, rows): (usize, usize),
+        (start, pitch): (*mut f32, usize),
+    ) {
+        let (Some(skip), [product], &[Some(weights)]) = (&self.skip, self.products.as_slice(), packed) else { return };
+        let Some(patch) = &product.patch else { return };
+        let at = |m: &Matrix| bases[m.buf.index()].wrapping_add(self.place(m, batch)).cast_const();
+        let end = self.tail.as_ref().map(|tail| self.end(tail, bases, batch).at(i, 0));
+        // SAFETY: the caller's contract; gates have a number per batch, or per batch and column.
+        unsafe {
+            let shut = skip.example.as_ref().is_some_and(|m| *at(m) == 0.0);
+            let last = self.tail.as_ref().is_some_and(|tail| tail.factor.is_some());
+            if shut && !last {
+                return;
+            }
+            let places = i / patch.grid.1..(i + rows) / patch.grid.1;
+            let image = at(&product.a);
+            let job = Gated { patch, n: self.n, places, out: (start, pitch), shut };
+            let gates = [&skip.inputs, &skip.columns].map(|m| m.as_ref().map(at));
+            let add = self.tail.as_ref().is_some_and(|tail| tail.in_place);
+            let finish = Finish { alpha: product.alpha, add, end };
+            job.run(image, weights.get().cast_const(), gates, finish);
+        }
     }
     /// The sum of products for one rectangle.
     unsafe fn sum(

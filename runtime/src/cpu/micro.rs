@@ -72,6 +72,8 @@ pub struct Gate {
 pub struct End {
     /// A number per column, or null.
     pub bias: *const f32,
+    /// What the sum and the bias are multiplied by.
+    pub factor: f32,
     /// A number per element, or null; and the distance of its rows.
     pub more: (*const f32, usize),
     /// What happens before the bounds.
@@ -80,6 +82,8 @@ pub struct End {
     pub low: f32,
     /// Nothing is larger; after `low`.
     pub high: f32,
+    /// What is multiplied then: a number per column, or null.
+    pub scale: *const f32,
     /// Numbers per element, or null, and the distance of their rows: where one is not between `above` and `below`, the result is 0.
     pub mask: (*const f32, usize),
     /// See `mask`.
@@ -108,7 +112,8 @@ impl Finish {
     /// What is done to sums, if that is a bias and bounds.
     #[inline(always)]
     fn bounded(&self) -> Option<&End> {
-        let simple = |end: &&End| end.more.0.is_null() && end.gate.is_none() && end.mask.0.is_null();
+        let plain = |end: &&End| end.more.0.is_null() && end.gate.is_none() && end.mask.0.is_null();
+        let simple = |end: &&End| plain(end) && end.factor == 1.0 && end.scale.is_null();
         self.end.as_ref().filter(simple).filter(|_| self.alpha == 1.0 && !self.add)
     }
 }
@@ -119,7 +124,13 @@ impl End {
     pub fn at(self, row: usize, col: usize) -> End {
         let by = |start: *const f32, count: usize| if start.is_null() { start } else { start.wrapping_add(count) };
         let rows = |(start, pitch): (*const f32, usize)| (by(start, row * pitch + col), pitch);
-        End { bias: by(self.bias, col), more: rows(self.more), mask: rows(self.mask), ..self }
+        End {
+            bias: by(self.bias, col),
+            more: rows(self.more),
+            scale: by(self.scale, col),
+            mask: rows(self.mask),
+            ..self
+        }
     }
     /// The same for every `step`-th row.
     #[inline(always)]
@@ -262,7 +273,9 @@ struct Ending<V> {
     alpha: V,
     add: bool,
     bias: [V; 2],
+    factor: Option<V>,
     bounds: Option<(V, V)>,
+    scale: Option<[V; 2]>,
     more: (*const f32, usize),
     gate: Option<[V; 5]>,
     mask: (*const f32, usize),
@@ -282,7 +295,9 @@ impl<V: Vector> Ending<V> {
                     alpha,
                     add,
                     bias: [zero; 2],
+                    factor: None,
                     bounds: None,
+                    scale: None,
                     more: none,
                     gate: None,
                     mask: none,
@@ -297,13 +312,25 @@ impl<V: Vector> Ending<V> {
                     bias[1] = load(end.bias.add(V::WIDTH), cols - V::WIDTH);
                 }
             }
+            let mut factor = None;
+            if end.factor != 1.0 {
+                factor = Some(V::splat(end.factor));
+            }
+            let mut scale = None;
+            if !end.scale.is_null() {
+                let mut both = [load(end.scale, cols), zero];
+                if cols > V::WIDTH {
+                    both[1] = load(end.scale.add(V::WIDTH), cols - V::WIDTH);
+                }
+                scale = Some(both);
+            }
             let between = (V::splat(end.above), V::splat(end.below));
             let mut gate = None;
             if let Some(g) = end.gate {
                 gate =
                     Some([V::splat(g.scale), V::splat(g.shift), V::splat(g.low), V::splat(g.high), V::splat(g.factor)]);
             }
-            Ending { alpha, add, bias, bounds, more: end.more, gate, mask: end.mask, between }
+            Ending { alpha, add, bias, factor, bounds, scale, more: end.more, gate, mask: end.mask, between }
         }
     }
     /// Writes the vector of sums of this row and place (0 or 1), or its first `count` numbers.
@@ -316,6 +343,9 @@ impl<V: Vector> Ending<V> {
             let mut y = if self.add { x.mul_add(self.alpha, load(to, count)) } else { x.mul(self.alpha) };
             if let Some((low, high)) = self.bounds {
                 y = y.plus(self.bias[place]);
+                if let Some(factor) = self.factor {
+                    y = y.mul(factor);
+                }
                 if !self.more.0.is_null() {
                     y = y.plus(load(self.more.0.add(row * self.more.1 + first), count));
                 }
@@ -324,6 +354,9 @@ impl<V: Vector> Ending<V> {
                     y = y.mul(open).mul(factor);
                 }
                 y = y.at_least(low).at_most(high);
+                if let Some(scale) = self.scale {
+                    y = y.mul(scale[place]);
+                }
                 if !self.mask.0.is_null() {
                     let mask = load(self.mask.0.add(row * self.mask.1 + first), count);
                     y = y.where_between(mask, self.between.0, self.between.1);
@@ -356,6 +389,9 @@ unsafe fn end_inner<const FMA: bool>(rows: usize, cols: usize, (start, pitch): (
         if !end.bias.is_null() {
             out.iter_mut().zip(line(end.bias)).for_each(|(x, b)| *x += b);
         }
+        if end.factor != 1.0 {
+            out.iter_mut().for_each(|x| *x *= end.factor);
+        }
         if !end.more.0.is_null() {
             out.iter_mut().zip(line(end.more.0.wrapping_add(row * end.more.1))).for_each(|(x, y)| *x += y);
         }
@@ -366,9 +402,12 @@ unsafe fn end_inner<const FMA: bool>(rows: usize, cols: usize, (start, pitch): (
                 *x = *x * if g.high < y { g.high } else { y } * g.factor;
             }
         }
-        for x in out {
+        for x in out.iter_mut() {
             let y = if end.low > *x { end.low } else { *x };
             *x = if end.high < y { end.high } else { y };
+        }
+        if !end.scale.is_null() {
+            out.iter_mut().zip(line(end.scale)).for_each(|(x, s)| *x *= s);
         }
         if !end.mask.0.is_null() {
             // SAFETY: as above.

@@ -6,6 +6,7 @@ pub mod conv_grad;
 pub mod cross_entropy;
 pub mod dropout;
 pub mod fused;
+pub mod gated;
 pub mod gather;
 pub mod gemm;
 pub mod machine;

@@ -166,7 +166,8 @@ mod tests {
     }
 
     fn loader(rows: usize, drop_last: bool, buckets: usize) -> Loader {
-        let options = LoaderOptions { batch: 4, seed: 3, shuffle: true, drop_last, buckets, augment: Augment::default() };
+        let options =
+            LoaderOptions { batch: 4, seed: 3, shuffle: true, drop_last, buckets, augment: Augment::default() };
         Loader::new(Arc::new(Rows(rows)), options).unwrap()
     }
 

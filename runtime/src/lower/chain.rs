@@ -158,6 +158,9 @@ fn cut_rows(contract: &Contract) -> Option<Contract> {
         place(&mut product.a, step);
         place(&mut product.b, 0);
     }
+    if let Some(tail) = &mut cut.tail {
+        tail.factor.iter_mut().chain(&mut tail.scale).for_each(|x| place(x, 0));
+    }
     let tail = cut.tail.iter_mut().flat_map(|t| t.more.iter_mut().chain(t.mask.iter_mut().map(|(m, ..)| m)));
     for matrix in cut.out.iter_mut().chain(tail) {
         let step = rows * matrix.row;
@@ -269,6 +272,7 @@ fn loads(contract: &Contract) -> Vec<(BufId, Option<Area>)> {
         let strides = vec![0; contract.batch.len()];
         (buf, Some(area(contract, offset, &strides, [(0, 1), (1, contract.n)])))
     });
-    let more = tail.flat_map(|t| t.matrices()).map(|m| of_matrix(contract, m, contract.m, contract.n));
-    operands.chain(loaded).chain(bias).chain(more).collect()
+    let more = tail.clone().flat_map(|t| t.matrices()).map(|m| of_matrix(contract, m, contract.m, contract.n));
+    let gates = tail.flat_map(|t| t.gates()).map(|m| of_matrix(contract, m, 1, contract.n));
+    operands.chain(loaded).chain(bias).chain(more).chain(gates).collect()
 }

@@ -23,6 +23,7 @@ impl Lowering<'_> {
         for draft in order {
             steps.push(self.step(draft, &read_outside)?);
         }
+        let steps = super::skip::link(steps, &self.buffers);
         let steps = super::chain::chain(steps, &self.buffers);
         let lowered = Lowered { buffers: self.buffers, slots: self.slots, steps, outputs };
         lowered.check()?;
@@ -345,5 +346,5 @@ fn contract(core: &Core, out: Option<&View>, epilogue: Option<Program>) -> Contr
     }
     // The longest product last: it ends with the tail.
     products.sort_by_key(|p| p.k);
-    Contract { batch, m, n: core.n, products, out, tail: None, epilogue }
+    Contract { batch, m, n: core.n, products, out, tail: None, epilogue, skip: None }
 }

@@ -18,6 +18,7 @@ pub mod layout;
 pub mod losses;
 pub mod nodes;
 pub mod program;
+pub mod skip;
 pub mod tail;
 pub mod view;
 

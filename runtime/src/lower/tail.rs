@@ -1,9 +1,10 @@
 //! Epilogues that micro-kernels compute themselves.
 //!
 //! ```text
-//! result → + a number per column → + another tensor → hard swish → not below → not above → 0 where a third tensor is not within bounds → memory
+//! result → + a number per column → · a number per batch → + another tensor → hard swish → not below → not above
+//!        → · a number per batch and column → 0 where a third tensor is not within bounds → memory
 //! ```
-//! Bias, residual, ReLU and Clip of nearly every layer are of this form, and the gradients of the latter; a program would send them through the first-level
+//! Bias, residual, ReLU and Clip of nearly every layer are of this form, gates of layers and channels, and the gradients of activations; a program would send them through the first-level
 //! cache instruction by instruction. What is not exactly this stays a program.
 
 use super::program::{Bin, Ins, Program, Simple, Src, Then, Un, Width};
@@ -19,6 +20,8 @@ enum Held<'p> {
     Column(&'p Walk),
     /// A number per element.
     Element(&'p Walk),
+    /// A number per row.
+    Row(&'p Walk),
     /// The sum of products, and what has happened to it.
     Sum(State<'p>),
     /// Whether a number per element is between two others.
@@ -30,34 +33,65 @@ enum Held<'p> {
 #[derive(Clone, Copy)]
 struct State<'p> {
     bias: Option<&'p Walk>,
+    factor: Option<&'p Walk>,
     more: Option<&'p Walk>,
     gate: Option<Gate>,
     low: f32,
     high: f32,
+    scale: Option<&'p Walk>,
     mask: Option<(&'p Walk, f32, f32)>,
 }
 
 impl<'p> State<'p> {
-    const NEW: State<'p> =
-        State { bias: None, more: None, gate: None, low: f32::NEG_INFINITY, high: f32::INFINITY, mask: None };
+    const NEW: State<'p> = State {
+        bias: None,
+        factor: None,
+        more: None,
+        gate: None,
+        low: f32::NEG_INFINITY,
+        high: f32::INFINITY,
+        scale: None,
+        mask: None,
+    };
 
     fn is_bounded(&self) -> bool {
-        self.gate.is_some() || self.low > f32::NEG_INFINITY || self.high < f32::INFINITY || self.mask.is_some()
+        self.gate.is_some()
+            || self.scale.is_some()
+            || self.low > f32::NEG_INFINITY
+            || self.high < f32::INFINITY
+            || self.mask.is_some()
     }
     fn plus(mut self, other: Held<'p>) -> Option<Held<'p>> {
         let place = match other {
-            Held::Column(walk) => self.bias.replace(walk),
+            Held::Column(walk) if self.factor.is_none() => self.bias.replace(walk),
             Held::Element(walk) => self.more.replace(walk),
-            Held::Sum(_) | Held::Between(..) | Held::Gate(..) => return None,
+            _ => return None,
         };
         (place.is_none() && !self.is_bounded()).then_some(Held::Sum(self))
     }
+    /// Times what is one number per batch (a layer's gate), or per batch and column (channels' gates).
+    fn times(self, other: Held<'p>) -> Option<Held<'p>> {
+        let state = match other {
+            Held::Row(walk) if self.factor.is_none() && self.more.is_none() && !self.is_bounded() => {
+                State { factor: Some(walk), ..self }
+            }
+            Held::Column(walk) | Held::Element(walk) if self.scale.is_none() && self.mask.is_none() => {
+                State { scale: Some(walk), ..self }
+            }
+            _ => return None,
+        };
+        Some(Held::Sum(state))
+    }
+    /// Whether bounds may follow.
+    fn is_open(&self) -> bool {
+        self.mask.is_none() && self.scale.is_none()
+    }
     fn at_least(self, low: f32) -> Option<Held<'p>> {
-        let first = self.low == f32::NEG_INFINITY && self.high == f32::INFINITY && self.mask.is_none() && !low.is_nan();
+        let first = self.low == f32::NEG_INFINITY && self.high == f32::INFINITY && self.is_open() && !low.is_nan();
         first.then_some(Held::Sum(State { low, ..self }))
     }
     fn at_most(self, high: f32) -> Option<Held<'p>> {
-        let first = self.high == f32::INFINITY && self.mask.is_none() && !high.is_nan();
+        let first = self.high == f32::INFINITY && self.is_open() && !high.is_nan();
         first.then_some(Held::Sum(State { high, ..self }))
     }
     fn masked(self, condition: Held<'p>) -> Option<Held<'p>> {
@@ -92,16 +126,16 @@ fn read(contract: &Contract, program: &Program) -> Option<(Tail, Matrix)> {
                 let same = walk.lead.iter().all(|&(_, stride)| stride == 0);
                 (*dst, if same && walk.col == 1 { Held::Column(walk) } else { Held::Element(walk) })
             }
+            Ins::Load(dst, walk) => (*dst, Held::Row(walk)),
             Ins::Un(Un::Relu, dst, a) => (*dst, sum(&held, *a)?.at_least(0.0)?),
             Ins::Bin(f, dst, a, b) => (*dst, gate(&held, *f, *a, *b).or_else(|| binary(&held, *f, *a, *b))?),
             Ins::Select(dst, condition, a, Src::Const(0.0)) => {
                 (*dst, sum(&held, *a)?.masked(find(&held, *condition)?)?)
             }
-            Ins::Two(Simple::Add, Then::Add, dst, a, b, c) => {
-                let Held::Sum(first) = plus(&held, *a, *b)? else { return None };
-                (*dst, first.plus(find(&held, *c)?)?)
+            Ins::Two(f, g, dst, a, b, c) => {
+                let two = || both(&held, (*f, *g), [*a, *b, *c]);
+                (*dst, gate_two(&held, (*f, *g), [*a, *b, *c]).or_else(two)?)
             }
-            Ins::Two(f, g, dst, a, b, c) => (*dst, gate_two(&held, (*f, *g), [*a, *b, *c])?),
             Ins::Store(a, walk) if stored.is_none() => {
                 stored = Some((sum(&held, *a)?, matrix(contract, walk)?));
                 continue;
@@ -116,12 +150,22 @@ fn read(contract: &Contract, program: &Program) -> Option<(Tail, Matrix)> {
         None => None,
         Some(walk) => Some(matrix(contract, walk).filter(side_by_side)?),
     };
+    // A number per batch does not move from row to row.
+    let still = |walk: Option<&Walk>, per_column: bool| match walk {
+        None => Some(None),
+        Some(walk) => {
+            let found = matrix(contract, walk).filter(|x| contract.m == 1 || x.row == 0);
+            found.filter(|x| !per_column || side_by_side(x)).map(Some)
+        }
+    };
+    let (factor, scale) = (still(state.factor, false)?, still(state.scale, true)?);
     let mask = match state.mask {
         None => None,
         Some((walk, above, below)) => Some((matrix(contract, walk).filter(side_by_side)?, above, below)),
     };
     let bias = state.bias.map(|walk| (walk.buf, walk.offset));
-    let tail = Tail { bias, more, in_place: false, gate: state.gate, low: state.low, high: state.high, mask };
+    let (in_place, gate, low, high) = (false, state.gate, state.low, state.high);
+    let tail = Tail { bias, factor, more, in_place, gate, low, high, scale, mask };
     side_by_side(&out).then_some((tail, out))
 }
 
@@ -143,10 +187,26 @@ fn sum<'p>(held: &HashMap<u16, Held<'p>>, src: Src) -> Option<State<'p>> {
     }
 }
 
+/// Two instructions in one.
+fn both<'p>(held: &HashMap<u16, Held<'p>>, f: (Simple, Then), [a, b, c]: [Src; 3]) -> Option<Held<'p>> {
+    let first = match f.0 {
+        Simple::Add => plus(held, a, b)?,
+        Simple::Mul => times(held, a, b)?,
+        Simple::Sub => return None,
+    };
+    let (Held::Sum(first), other) = (first, find(held, c)?) else { return None };
+    match f.1 {
+        Then::Add => first.plus(other),
+        Then::Mul => first.times(other),
+        Then::Sub | Then::SubFrom => None,
+    }
+}
+
 /// Sums, bounds, and questions about a mask.
 fn binary<'p>(held: &HashMap<u16, Held<'p>>, f: Bin, a: Src, b: Src) -> Option<Held<'p>> {
     match (f, a, b) {
         (Bin::Add, ..) => plus(held, a, b),
+        (Bin::Mul, ..) => times(held, a, b),
         (Bin::Max, _, Src::Const(low)) => sum(held, a)?.at_least(low),
         (Bin::Min, _, Src::Const(high)) => sum(held, a)?.at_most(high),
         (Bin::Less, Src::Const(bound), _) => between(held, b, bound, f32::INFINITY),
@@ -211,6 +271,13 @@ fn between<'p>(held: &HashMap<u16, Held<'p>>, src: Src, above: f32, below: f32) 
 fn plus<'p>(held: &HashMap<u16, Held<'p>>, a: Src, b: Src) -> Option<Held<'p>> {
     match (find(held, a)?, find(held, b)?) {
         (Held::Sum(state), other) | (other, Held::Sum(state)) => state.plus(other),
+        _ => None,
+    }
+}
+
+fn times<'p>(held: &HashMap<u16, Held<'p>>, a: Src, b: Src) -> Option<Held<'p>> {
+    match (find(held, a)?, find(held, b)?) {
+        (Held::Sum(state), other) | (other, Held::Sum(state)) => state.times(other),
         _ => None,
     }
 }

@@ -35,7 +35,14 @@ impl Evaluator {
     /// The metrics of a dataset under these parameters.
     pub fn run(&mut self, params: &mut Params, dataset: &Arc<dyn Dataset>, run: &TrainRun) -> Result<Metrics> {
         let batch = run.train.eval_batch.unwrap_or(run.train.batch);
-        let options = LoaderOptions { batch, seed: run.train.seed, shuffle: false, drop_last: false, buckets: 0, augment: Augment::default() };
+        let options = LoaderOptions {
+            batch,
+            seed: run.train.seed,
+            shuffle: false,
+            drop_last: false,
+            buckets: 0,
+            augment: Augment::default(),
+        };
         let mut sum = Accumulator::new(run.task, run.ignore_index);
         for item in Loader::new(dataset.clone(), options)?.stream(Cursor::default(), 1) {
             let (_, batch) = item?;

@@ -1,0 +1,214 @@
+//! Convolutions that leave out what gates shut: columns that are not needed, channels that are not there.
+//!
+//! The weights that remain are picked out of the packed ones, for each example anew, in the same layout; then the
+//! convolution runs as one of fewer channels. Picking reads every row of the weights that is needed once and costs as much as one or two places of the result.
+
+use super::LINE;
+use super::micro::{self, End, Finish, kernels};
+use super::patch::Patch;
+use std::cell::RefCell;
+use std::ops::Range;
+
+/// Some rows of places of one example.
+pub struct Gated<'a> {
+    /// The convolution as it is without gates.
+    pub patch: &'a Patch,
+    /// Its columns.
+    pub n: usize,
+    /// The rows of places.
+    pub places: Range<usize>,
+    /// Where the first place's result begins, and the distance of places.
+    pub out: (*mut f32, usize),
+    /// Whether the sum is multiplied by 0.
+    pub shut: bool,
+}
+
+/// What a thread needs.
+#[derive(Default)]
+struct Memory {
+    inputs: Vec<u32>,
+    columns: Vec<u32>,
+    weights: Vec<f32>,
+    ends: Vec<f32>,
+    area: Vec<f32>,
+    row: Vec<f32>,
+}
+
+thread_local! {
+    static MEMORY: RefCell<Memory> = RefCell::default();
+}
+
+impl Gated<'_> {
+    /// Runs it. `gates`: numbers per channel of the image, and per column.
+    ///
+    /// # Safety
+    /// As for [`Patch::run`]; gates must have as many numbers as the convolution has channels and columns.
+    pub unsafe fn run(&self, image: *const f32, weights: *const f32, gates: [Option<*const f32>; 2], finish: Finish) {
+        MEMORY.with_borrow_mut(|memory| {
+            let Memory { inputs, columns, weights: picked, ends, area, row } = memory;
+            // SAFETY: the caller's contract.
+            unsafe {
+                open(gates[0], self.patch.channels, inputs);
+                open(gates[1], self.n, columns);
+            }
+            let (full, n) = ((gates[0].is_none(), gates[1].is_none()), columns.len());
+            // SAFETY: the caller's contract.
+            let end = finish.end.map(|end| if full.1 { end } else { unsafe { compact(&end, columns, ends) } });
+            if columns.is_empty() {
+                return;
+            }
+            if self.shut || inputs.is_empty() {
+                // SAFETY: the caller's contract.
+                return unsafe { self.nothing(n, &Finish { end, ..finish }) };
+            }
+            let patch = Patch { channels: if self.patch.depthwise { n } else { inputs.len() }, ..*self.patch };
+            // SAFETY: the caller's contract; memory has room for what is picked.
+            unsafe {
+                let weights = match full {
+                    (true, true) => weights,
+                    _ if self.patch.depthwise => pick_lines(self.patch.taps(), (self.n, columns), weights, picked),
+                    _ => self.pick(inputs, columns, weights, picked, row),
+                };
+                let needed = patch.memory(&self.places);
+                area.resize(area.len().max(needed), 0.0);
+                patch.run(
+                    image,
+                    weights,
+                    n,
+                    self.places.clone(),
+                    area.as_mut_ptr(),
+                    self.out,
+                    &Finish { end, ..finish },
+                );
+            }
+        });
+    }
+    /// The result where the sum is 0.
+    unsafe fn nothing(&self, n: usize, finish: &Finish) {
+        let rows = self.places.len() * self.patch.grid.1;
+        for place in (0..rows).filter(|_| !finish.add) {
+            // SAFETY: the caller's contract.
+            unsafe { std::slice::from_raw_parts_mut(self.out.0.add(place * self.out.1), n).fill(0.0) };
+        }
+        if let Some(end) = finish.end {
+            // SAFETY: the caller's contract.
+            unsafe { micro::end(rows, n, self.out, &end) };
+        }
+    }
+    /// Rows and columns of packed weights, in panels.
+    unsafe fn pick(
+        &self,
+        inputs: &[u32],
+        columns: &[u32],
+        from: *const f32,
+        to: &mut Vec<f32>,
+        row: &mut Vec<f32>,
+    ) -> *const f32 {
+        let (wide, channels) = (kernels().panel, self.patch.channels);
+        // Winograd's weights have a place per element of a transformed tile.
+        let taps = if self.patch.winograd { 16 } else { self.patch.taps() };
+        let panels = columns.len().div_ceil(wide);
+        to.resize(to.len().max(panels * taps * inputs.len() * wide), 0.0);
+        row.resize(row.len().max((panels + 1) * wide + LINE), 0.0);
+        let plan = Columns::of(columns, self.n, wide);
+        for tap in 0..taps {
+            for (r, &channel) in inputs.iter().enumerate() {
+                let source = from.wrapping_add((tap * channels + channel as usize) * wide);
+                // SAFETY: the weights cover all panels, the row has room for all columns and a vector more.
+                unsafe { plan.read(source, taps * channels * wide, row.as_mut_ptr()) };
+                for panel in 0..panels {
+                    let line = &mut to[((panel * taps + tap) * inputs.len() + r) * wide..][..wide];
+                    line.copy_from_slice(&row[panel * wide..][..wide]);
+                    let cols = wide.min(columns.len() - panel * wide);
+                    line[cols..].fill(0.0);
+                }
+            }
+        }
+        to.as_ptr()
+    }
+}
+
+/// The numbers of the entries that are not 0; all of them without a gate.
+unsafe fn open(gate: Option<*const f32>, count: usize, to: &mut Vec<u32>) {
+    to.clear();
+    match gate {
+        None => to.extend(0..count as u32),
+        // SAFETY: the caller vouches for the gate's length.
+        Some(gate) => to.extend((0..count as u32).filter(|&k| unsafe { *gate.add(k as usize) } != 0.0)),
+    }
+}
+
+/// Columns of depthwise weights, tap by tap.
+unsafe fn pick_lines(taps: usize, (n, columns): (usize, &[u32]), from: *const f32, to: &mut Vec<f32>) -> *const f32 {
+    let (old, new) = (n.next_multiple_of(LINE), columns.len().next_multiple_of(LINE));
+    to.resize(to.len().max(taps * new), 0.0);
+    for tap in 0..taps {
+        let line = &mut to[tap * new..][..new];
+        for (x, &k) in line.iter_mut().zip(columns) {
+            // SAFETY: the caller's contract.
+            *x = unsafe { *from.add(tap * old + k as usize) };
+        }
+        line[columns.len()..].fill(0.0);
+    }
+    to.as_ptr()
+}
+
+/// The end of fewer columns.
+unsafe fn compact(end: &End, columns: &[u32], memory: &mut Vec<f32>) -> End {
+    let n = columns.len().next_multiple_of(LINE);
+    memory.resize(memory.len().max(2 * n), 0.0);
+    let (first, second) = memory.split_at_mut(n);
+    let pick = |from: *const f32, to: &mut [f32]| {
+        if from.is_null() {
+            return from;
+        }
+        // SAFETY: bias and gate have a number per column.
+        to.iter_mut().zip(columns).for_each(|(x, &k)| *x = unsafe { *from.add(k as usize) });
+        to.as_ptr()
+    };
+    End { bias: pick(end.bias, first), scale: pick(end.scale, second), ..*end }
+}
+
+/// Which numbers of a row of panels are wanted.
+struct Columns<'a> {
+    columns: &'a [u32],
+    wide: usize,
+    /// A bit per column, by sixteen.
+    masks: Vec<u16>,
+}
+
+impl<'a> Columns<'a> {
+    fn of(columns: &'a [u32], n: usize, wide: usize) -> Columns<'a> {
+        let mut masks = vec![0u16; n.div_ceil(16)];
+        columns.iter().for_each(|&k| masks[k as usize / 16] |= 1 << (k % 16));
+        Columns { columns, wide, masks }
+    }
+    /// Reads them from panels that are `apart`, side by side to `to`.
+    unsafe fn read(&self, from: *const f32, apart: usize, to: *mut f32) {
+        #[cfg(target_arch = "x86_64")]
+        if super::simd::level() == super::simd::Level::Avx512 && self.wide == 32 {
+            // SAFETY: the machine has the instructions; the caller's contract.
+            return unsafe { read512(&self.masks, from, apart, to) };
+        }
+        for (j, &k) in self.columns.iter().enumerate() {
+            let (panel, place) = (k as usize / self.wide, k as usize % self.wide);
+            // SAFETY: the caller's contract.
+            unsafe { *to.add(j) = *from.add(panel * apart + place) };
+        }
+    }
+}
+
+/// Sixteen numbers at a time, those that are wanted moved together.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn read512(masks: &[u16], from: *const f32, apart: usize, mut to: *mut f32) {
+    use std::arch::x86_64::{_mm512_loadu_ps, _mm512_maskz_compress_ps, _mm512_storeu_ps};
+    for (i, &mask) in masks.iter().enumerate() {
+        // SAFETY: panels are whole; `to` has room for a vector more than the columns.
+        unsafe {
+            let line = _mm512_loadu_ps(from.add(i / 2 * apart + i % 2 * 16));
+            _mm512_storeu_ps(to, _mm512_maskz_compress_ps(mask, line));
+            to = to.add(mask.count_ones() as usize);
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! Gates: what need not be computed because it is multiplied by 0 later.
+//!
+//! ```text
+//! h = relu(conv1 x) · c          c: a number per example and channel
+//! y = x + (conv2 h) · s          s: a number per example
+//! ```
+//! A convolution whose [tail](super::tail) multiplies by `c` leaves out the columns that are 0 and writes the others side by side, if its only reader
+//! is another convolution, which reads them so; a depthwise one between them is treated alike. A convolution whose tail multiplies by `s`
+//! sums nothing where that is 0, and what only it reads, directly or through such convolutions, is not computed at all.
+//!
+//! The results are those without gates that skip, but for the order of additions and for infinities (0 · ∞ is 0 here). What is computed depends on the
+//! data, the shapes and the plan do not: an example that is skipped costs nothing in any batch.
+
+use super::view::BufId;
+use super::{Buffer, Home, Planned, Step};
+use crate::cpu::contract::{Contract, Matrix, Skip};
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
+
+/// Lets convolutions skip what gates shut.
+pub fn link(steps: Vec<Planned>, buffers: &[Buffer]) -> Vec<Planned> {
+    let mut links = Links::of(steps, buffers);
+    let before = links.steps.len();
+    for at in 0..before {
+        let Some(tail) = links.conv(at).and_then(|c| c.tail.clone()) else { continue };
+        if let Some(gate) = tail.factor {
+            links.skip_examples(at, &gate);
+        }
+        if let Some(gate) = tail.scale {
+            links.skip_channels(at, &gate);
+        }
+    }
+    links.ordered()
+}
+
+struct Links {
+    steps: Vec<Planned>,
+    writer: HashMap<BufId, usize>,
+    /// The only step that reads a buffer.
+    reader: HashMap<BufId, Option<usize>>,
+    arena: Vec<bool>,
+    changed: bool,
+}
+
+impl Links {
+    fn of(steps: Vec<Planned>, buffers: &[Buffer]) -> Links {
+        let (mut writer, mut reader) = (HashMap::new(), HashMap::new());
+        for (at, step) in steps.iter().enumerate() {
+            step.writes.iter().for_each(|&b| _ = writer.insert(b, at));
+            for &buf in &step.reads {
+                reader.entry(buf).and_modify(|only| *only = None).or_insert(Some(at));
+            }
+        }
+        let arena = buffers.iter().map(|b| b.home == Home::Arena).collect();
+        Links { steps, writer, reader, arena, changed: false }
+    }
+    /// The contract of a step, if it is one convolution of one group with a plain result.
+    fn conv(&self, at: usize) -> Option<&Contract> {
+        let Step::Contract(contract) = &self.steps[at].step else { return None };
+        let [product] = contract.products.as_slice() else { return None };
+        let plain = product.patch.is_some_and(|p| p.groups.0 == 1 && !p.transposed) && contract.batch.len() == 1;
+        let out = contract.out.as_ref()?;
+        (plain && out.col == 1 && contract.epilogue.is_none()).then_some(contract)
+    }
+    fn is_depthwise(contract: &Contract) -> bool {
+        contract.products[0].patch.is_some_and(|p| p.depthwise)
+    }
+    /// The convolution that makes the image of this one, if nobody else reads it.
+    fn before(&self, at: usize) -> Option<usize> {
+        let reader = self.conv(at)?;
+        let buf = reader.products[0].a.buf;
+        let writer = *self.writer.get(&buf)?;
+        let made = self.conv(writer)?;
+        let more = reader.tail.iter().flat_map(|tail| tail.matrices()).any(|m| m.buf == buf);
+        let alone = self.reader.get(&buf) == Some(&Some(at)) && self.arena[buf.index()] && !more;
+        let whole = made.out.as_ref()?.buf == buf && made.batch == reader.batch && self.fits(made, reader);
+        (alone && whole && self.steps[writer].writes == [buf]).then_some(writer)
+    }
+    /// Whether a convolution reads the result of another pixel by pixel, all channels side by side.
+    fn fits(&self, made: &Contract, reader: &Contract) -> bool {
+        let (Some(patch), Some(out)) = (reader.products[0].patch, &made.out) else { return false };
+        let a = &reader.products[0].a;
+        patch.channels == made.n
+            && patch.steps[1] == out.row
+            && patch.steps[2] == 1
+            && a.offset == out.offset
+            && a.batch == out.batch
+    }
+    fn change(&mut self, at: usize, gate: &Matrix, set: impl FnOnce(&mut Skip)) {
+        let planned = &mut self.steps[at];
+        if let Step::Contract(contract) = &mut planned.step {
+            set(contract.skip.get_or_insert(Skip { example: None, columns: None, inputs: None }));
+            planned.reads.push(gate.buf);
+            planned.reads.sort_unstable();
+            planned.reads.dedup();
+            self.changed = true;
+        }
+    }
+    fn skip_examples(&mut self, at: usize, gate: &Matrix) {
+        let mut next = Some(at);
+        while let Some(at) = next {
+            self.change(at, gate, |skip| skip.example = Some(gate.clone()));
+            next = self.before(at);
+        }
+    }
+    fn skip_channels(&mut self, at: usize, gate: &Matrix) {
+        let Some(out) = self.conv(at).and_then(|c| c.out.as_ref()).map(|out| out.buf) else { return };
+        let Some(&Some(reader)) = self.reader.get(&out) else { return };
+        if self.before(reader) != Some(at) || self.conv(reader).is_none_or(Links::is_depthwise) {
+            return;
+        }
+        if self.conv(at).is_some_and(Links::is_depthwise) {
+            let Some(first) = self.before(at).filter(|&first| !self.conv(first).is_some_and(Links::is_depthwise))
+            else {
+                return;
+            };
+            self.change(first, gate, |skip| skip.columns = Some(gate.clone()));
+            self.change(at, gate, |skip| skip.inputs = Some(gate.clone()));
+        }
+        self.change(at, gate, |skip| skip.columns = Some(gate.clone()));
+        self.change(reader, gate, |skip| skip.inputs = Some(gate.clone()));
+    }
+    /// The steps, gates before whom they concern; otherwise in the order that they have.
+    fn ordered(self) -> Vec<Planned> {
+        if !self.changed {
+            return self.steps;
+        }
+        let mut missing = vec![0; self.steps.len()];
+        let mut waiting: Vec<Vec<usize>> = vec![Vec::new(); self.steps.len()];
+        for (at, step) in self.steps.iter().enumerate() {
+            let mut writers: Vec<usize> =
+                step.reads.iter().filter_map(|b| self.writer.get(b).copied()).filter(|&w| w != at).collect();
+            writers.sort_unstable();
+            writers.dedup();
+            missing[at] = writers.len();
+            writers.into_iter().for_each(|w| waiting[w].push(at));
+        }
+        let mut ready: BinaryHeap<_> = (0..missing.len()).filter(|&at| missing[at] == 0).map(Reverse).collect();
+        let mut order = Vec::with_capacity(missing.len());
+        while let Some(Reverse(at)) = ready.pop() {
+            order.push(at);
+            for &next in &waiting[at] {
+                missing[next] -= 1;
+                if missing[next] == 0 {
+                    ready.push(Reverse(next));
+                }
+            }
+        }
+        let mut steps: Vec<Option<Planned>> = self.steps.into_iter().map(Some).collect();
+        order.into_iter().filter_map(|at| steps[at].take()).collect()
+    }
+}
