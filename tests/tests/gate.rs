@@ -5,6 +5,7 @@ use sartor_ir::rng::Draw;
 use sartor_ir::{Attributes, DType, Dim, Graph, GraphOutput, Model, Role, Tensor, Type, Value, eval, onnx};
 use sartor_passes::gate::Record;
 use sartor_passes::{Registry, pipelines};
+use sartor_runtime::cpu::simd::{self, Level};
 use sartor_runtime::data::npz;
 use sartor_runtime::{Key, Params, Session, SessionOptions};
 use sartor_tests::{Named, REAL_MODELS, asset, distance, draw_inputs, peer, prepared, run_passes, succeeds};
@@ -102,25 +103,59 @@ fn the_runtime_skips_what_gates_shut() {
         let mut model = prepared(&asset("resnet20-ts17.onnx"), &format!("{GATE}{gate}")).unwrap();
         disturb(&mut model, 20 + i as u64);
         pipelines::prepare_inference(&mut model, &Registry::builtin()).unwrap();
-        for batch in [1, 5] {
-            let inputs = small(&model, batch);
-            let wanted = eval::run(&model, &inputs).unwrap();
-            let mut bits = Vec::new();
-            for threads in [1, 2, 4] {
-                let mut session = Session::new(&model, SessionOptions { threads }).unwrap();
-                let mut params = Params::of(&model);
-                session.run(&mut params, &inputs, Key::default()).unwrap();
-                let found = session.run(&mut params, &inputs, Key::default()).unwrap();
-                let gated = session.report().kernels.get("Gated").copied().unwrap_or(0);
-                assert!(gated >= 9, "{gate}batch {batch}: {gated} gated convolutions");
-                for (output, wanted) in model.graph.outputs.iter().zip(&wanted) {
-                    let apart = distance(&found[&output.name], wanted);
-                    assert!(apart < 2e-5, "{gate}batch {batch}: differs by {apart:e}");
-                    bits.push(found[&output.name].bytes().to_vec());
-                }
+        skips(&model, 9, &format!("resnet20, {gate}"));
+    }
+}
+
+/// Odd numbers of channels, more than a panel of them, and a depthwise convolution between.
+#[test]
+fn the_runtime_skips_channels_of_depthwise_convolutions() {
+    for (seed, channels, level) in [
+        (1, 3, Level::Avx512),
+        (2, 17, Level::Avx512),
+        (3, 40, Level::Avx512),
+        (4, 70, Level::Avx512),
+        (5, 40, Level::Avx2),
+        (6, 21, Level::Portable),
+    ] {
+        simd::limit(level);
+        let mut net = Net::new(seed);
+        let x = net.input(&[2, 9, 7]);
+        let x = net.conv(x, &[5, 2, 3, 3], 1, 1);
+        let h = net.conv(x, &[channels, 5, 3, 3], 1, 1);
+        let h = net.op("Relu", &[h]);
+        let h = net.conv(h, &[channels, 1, 3, 3], 1, channels as i64);
+        let h = net.op("Relu", &[h]);
+        let h = net.conv(h, &[5, channels, 3, 3], 1, 1);
+        let y = net.op("Add", &[x, h]);
+        let mut model = net.finish(y);
+        run_passes(&mut model, GATE).unwrap();
+        disturb(&mut model, seed);
+        skips(&model, 3, &format!("{channels} channels, {level:?}"));
+    }
+    simd::limit(Level::Avx512);
+}
+
+/// Compares runs of one and several examples with the reference; at least so many convolutions are gated, and threads change no bit.
+fn skips(model: &Model, least: usize, what: &str) {
+    for batch in [1, 5] {
+        let inputs = small(model, batch);
+        let wanted = eval::run(model, &inputs).unwrap();
+        let mut bits = Vec::new();
+        for threads in [1, 2, 4] {
+            let mut session = Session::new(model, SessionOptions { threads }).unwrap();
+            let mut params = Params::of(model);
+            session.run(&mut params, &inputs, Key::default()).unwrap();
+            let found = session.run(&mut params, &inputs, Key::default()).unwrap();
+            let gated = session.report().kernels.get("Gated").copied().unwrap_or(0);
+            assert!(gated >= least, "{what}, batch {batch}: {gated} gated convolutions");
+            for (output, wanted) in model.graph.outputs.iter().zip(&wanted) {
+                let apart = distance(&found[&output.name], wanted);
+                assert!(apart < 2e-5, "{what}, batch {batch}: differs by {apart:e}");
+                bits.push(found[&output.name].bytes().to_vec());
             }
-            assert!(bits.windows(2).all(|two| two[0] == two[1]), "{gate}batch {batch}: threads change bits");
         }
+        assert!(bits.windows(2).all(|two| two[0] == two[1]), "{what}, batch {batch}: threads change bits");
     }
 }
 

@@ -19,6 +19,7 @@ use crate::lower::view::{self, BufId};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 use std::cell::RefCell;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// One batched matrix in memory.
 #[derive(Clone, PartialEq, Debug)]
@@ -68,7 +69,7 @@ pub struct Contract {
     /// What is done to it otherwise; its domain is `(batch · m) × n`.
     pub epilogue: Option<Program>,
     /// What need not be computed.
-    pub skip: Option<Skip>,
+    pub skip: Option<Box<Skip>>,
 }
 
 /// `clamp((result + bias) · factor + more, low, high) · scale`, masked; NaN stays NaN.
@@ -106,7 +107,7 @@ impl Tail {
 }
 
 /// What gates leave out of a convolution. Where a number of a gate is 0, so is everything that is multiplied by it.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug, Default)]
 pub struct Skip {
     /// A number per batch: if it is 0, nobody reads the result, or it is multiplied by 0 in the tail.
     pub example: Option<Matrix>,
@@ -260,13 +261,15 @@ impl Contract {
         let (shared, scratch) = (Shared(bases), Address(scratch));
         // SAFETY: the caller's contract.
         let packed = unsafe { self.pack(bases, scratch, &mut 0, kept) };
+        static RUNS: AtomicU64 = AtomicU64::new(1);
+        let number = self.skip.as_ref().map_or(0, |_| RUNS.fetch_add(1, Ordering::Relaxed));
         super::each(self.tasks(), |task| {
             // SAFETY: the caller's contract; tasks write disjoint tiles.
-            unsafe { self.task(task, shared.get(), &packed) };
+            unsafe { self.task(task, number, shared.get(), &packed) };
         });
     }
-    /// Runs one task. `packed` says where the packed right factor of a product is, if it is packed.
-    unsafe fn task(&self, task: usize, bases: Bases, packed: &[Option<Address>]) {
+    /// Runs one task of the run of this number. `packed` says where the packed right factor of a product is, if it is packed.
+    unsafe fn task(&self, task: usize, number: u64, bases: Bases, packed: &[Option<Address>]) {
         let (tm, tn) = self.tile();
         let (down, across) = (self.m.div_ceil(tm), self.n.div_ceil(tn));
         let (batch, place) = (task / (down * across), task % (down * across));
@@ -277,7 +280,7 @@ impl Contract {
             (Some(out), _) if self.skip.is_some() => {
                 let start = bases[out.buf.index()].wrapping_add(self.place(out, batch) + i * out.row);
                 // SAFETY: the caller's contract.
-                unsafe { self.gated(bases, packed, batch, (i, rows), (start, out.row)) };
+                unsafe { self.gated(bases, packed, (batch, number), (i, rows), (start, out.row)) };
             }
             (Some(out), _) => {
                 let start = bases[out.buf.index()].wrapping_add(self.place(out, batch) + i * out.row + j * out.col);
@@ -322,7 +325,7 @@ impl Contract {
         &self,
         bases: Bases,
         packed: &[Option<Address>],
-        batch: usize,
+        (batch, number): (usize, u64),
         (i, rows): (usize, usize),
         (start, pitch): (*mut f32, usize),
     ) {
@@ -339,7 +342,7 @@ impl Contract {
             }
             let places = i / patch.grid.1..(i + rows) / patch.grid.1;
             let image = at(&product.a);
-            let job = Gated { patch, n: self.n, places, out: (start, pitch), shut };
+            let job = Gated { patch, n: self.n, places, out: (start, pitch), shut, run: number };
             let gates = [&skip.inputs, &skip.columns].map(|m| m.as_ref().map(at));
             let add = self.tail.as_ref().is_some_and(|tail| tail.in_place);
             let finish = Finish { alpha: product.alpha, add, end };
@@ -417,7 +420,7 @@ pub unsafe fn run_chain(chain: &Chain, bases: Bases, scratch: *mut f32, kept: Ke
             for (member, packed) in chain.members.iter().zip(&packed) {
                 let tasks = member.tasks() / blocks;
                 // SAFETY: the caller's contract.
-                (0..tasks).for_each(|t| unsafe { member.task(block * tasks + t, &bases, packed) });
+                (0..tasks).for_each(|t| unsafe { member.task(block * tasks + t, 0, &bases, packed) });
             }
         });
     });

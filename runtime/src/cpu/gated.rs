@@ -21,6 +21,8 @@ pub struct Gated<'a> {
     pub out: (*mut f32, usize),
     /// Whether the sum is multiplied by 0.
     pub shut: bool,
+    /// A number that no other run of a kernel has: within one, weights stay.
+    pub run: u64,
 }
 
 /// What a thread needs.
@@ -28,10 +30,11 @@ pub struct Gated<'a> {
 struct Memory {
     inputs: Vec<u32>,
     columns: Vec<u32>,
+    /// What was picked last, and what that was: the run of which kernel, the rows, the columns.
     weights: Vec<f32>,
+    picked: (u64, Vec<u32>, Vec<u32>),
     ends: Vec<f32>,
     area: Vec<f32>,
-    row: Vec<f32>,
 }
 
 thread_local! {
@@ -45,13 +48,14 @@ impl Gated<'_> {
     /// As for [`Patch::run`]; gates must have as many numbers as the convolution has channels and columns.
     pub unsafe fn run(&self, image: *const f32, weights: *const f32, gates: [Option<*const f32>; 2], finish: Finish) {
         MEMORY.with_borrow_mut(|memory| {
-            let Memory { inputs, columns, weights: picked, ends, area, row } = memory;
+            let Memory { inputs, columns, weights: memory, picked, ends, area } = memory;
             // SAFETY: the caller's contract.
             unsafe {
                 open(gates[0], self.patch.channels, inputs);
                 open(gates[1], self.n, columns);
             }
-            let (full, n) = ((gates[0].is_none(), gates[1].is_none()), columns.len());
+            let full = (inputs.len() == self.patch.channels, columns.len() == self.n);
+            let n = columns.len();
             // SAFETY: the caller's contract.
             let end = finish.end.map(|end| if full.1 { end } else { unsafe { compact(&end, columns, ends) } });
             if columns.is_empty() {
@@ -66,8 +70,17 @@ impl Gated<'_> {
             unsafe {
                 let weights = match full {
                     (true, true) => weights,
-                    _ if self.patch.depthwise => pick_lines(self.patch.taps(), (self.n, columns), weights, picked),
-                    _ => self.pick(inputs, columns, weights, picked, row),
+                    // Tasks of one example follow each other.
+                    _ if (picked.0, &picked.1, &picked.2) == (self.run, &*inputs, &*columns) => memory.as_ptr(),
+                    _ => {
+                        picked.0 = self.run;
+                        picked.1.clone_from(inputs);
+                        picked.2.clone_from(columns);
+                        match self.patch.depthwise {
+                            true => pick_lines(self.patch.taps(), (self.n, columns), weights, memory),
+                            false => self.pick(inputs, columns, weights, memory),
+                        }
+                    }
                 };
                 let needed = patch.memory(&self.places);
                 area.resize(area.len().max(needed), 0.0);
@@ -95,35 +108,15 @@ impl Gated<'_> {
             unsafe { micro::end(rows, n, self.out, &end) };
         }
     }
-    /// Rows and columns of packed weights, in panels.
-    unsafe fn pick(
-        &self,
-        inputs: &[u32],
-        columns: &[u32],
-        from: *const f32,
-        to: &mut Vec<f32>,
-        row: &mut Vec<f32>,
-    ) -> *const f32 {
+    /// Rows and columns of packed weights, in panels. What is beyond the last column is not defined.
+    unsafe fn pick(&self, inputs: &[u32], columns: &[u32], from: *const f32, to: &mut Vec<f32>) -> *const f32 {
         let (wide, channels) = (kernels().panel, self.patch.channels);
         // Winograd's weights have a place per element of a transformed tile.
         let taps = if self.patch.winograd { 16 } else { self.patch.taps() };
-        let panels = columns.len().div_ceil(wide);
-        to.resize(to.len().max(panels * taps * inputs.len() * wide), 0.0);
-        row.resize(row.len().max((panels + 1) * wide + LINE), 0.0);
-        let plan = Columns::of(columns, self.n, wide);
-        for tap in 0..taps {
-            for (r, &channel) in inputs.iter().enumerate() {
-                let source = from.wrapping_add((tap * channels + channel as usize) * wide);
-                // SAFETY: the weights cover all panels, the row has room for all columns and a vector more.
-                unsafe { plan.read(source, taps * channels * wide, row.as_mut_ptr()) };
-                for panel in 0..panels {
-                    let line = &mut to[((panel * taps + tap) * inputs.len() + r) * wide..][..wide];
-                    line.copy_from_slice(&row[panel * wide..][..wide]);
-                    let cols = wide.min(columns.len() - panel * wide);
-                    line[cols..].fill(0.0);
-                }
-            }
-        }
+        let job = Pick { taps, channels, wide, inputs, columns };
+        to.resize(to.len().max(job.len(self.n)), 0.0);
+        // SAFETY: the weights cover all panels; there is room for what is picked, and for a row with a vector more.
+        unsafe { job.run(self.n, from, to.as_mut_ptr()) };
         to.as_ptr()
     }
 }
@@ -169,46 +162,76 @@ unsafe fn compact(end: &End, columns: &[u32], memory: &mut Vec<f32>) -> End {
     End { bias: pick(end.bias, first), scale: pick(end.scale, second), ..*end }
 }
 
-/// Which numbers of a row of panels are wanted.
-struct Columns<'a> {
-    columns: &'a [u32],
+/// What is picked out of packed weights: for every tap (or place of a tile) some rows, of which some columns.
+struct Pick<'a> {
+    taps: usize,
+    channels: usize,
     wide: usize,
-    /// A bit per column, by sixteen.
-    masks: Vec<u16>,
+    inputs: &'a [u32],
+    columns: &'a [u32],
 }
 
-impl<'a> Columns<'a> {
-    fn of(columns: &'a [u32], n: usize, wide: usize) -> Columns<'a> {
-        let mut masks = vec![0u16; n.div_ceil(16)];
-        columns.iter().for_each(|&k| masks[k as usize / 16] |= 1 << (k % 16));
-        Columns { columns, wide, masks }
+impl Pick<'_> {
+    /// Elements of memory: the result, and a row of all columns and a vector more.
+    fn len(&self, n: usize) -> usize {
+        self.start_of_row() + n.next_multiple_of(self.wide) + LINE
     }
-    /// Reads them from panels that are `apart`, side by side to `to`.
-    unsafe fn read(&self, from: *const f32, apart: usize, to: *mut f32) {
+    fn start_of_row(&self) -> usize {
+        self.columns.len().div_ceil(self.wide) * self.taps * self.inputs.len() * self.wide
+    }
+    /// The rows of the source, with their numbers in the result.
+    fn rows(&self) -> impl Iterator<Item = (usize, usize)> {
+        let row = move |tap: usize| self.inputs.iter().map(move |&c| (tap * self.channels + c as usize) * self.wide);
+        (0..self.taps).flat_map(row).enumerate()
+    }
+    unsafe fn run(&self, n: usize, from: *const f32, to: *mut f32) {
         #[cfg(target_arch = "x86_64")]
         if super::simd::level() == super::simd::Level::Avx512 && self.wide == 32 {
+            let mut masks = vec![0u16; n.div_ceil(LINE)];
+            self.columns.iter().for_each(|&k| masks[k as usize / 16] |= 1 << (k % 16));
             // SAFETY: the machine has the instructions; the caller's contract.
-            return unsafe { read512(&self.masks, from, apart, to) };
+            return unsafe { self.run512(&masks, from, to) };
         }
-        for (j, &k) in self.columns.iter().enumerate() {
-            let (panel, place) = (k as usize / self.wide, k as usize % self.wide);
-            // SAFETY: the caller's contract.
-            unsafe { *to.add(j) = *from.add(panel * apart + place) };
+        let (apart, new) = (self.taps * self.channels * self.wide, self.taps * self.inputs.len() * self.wide);
+        for (row, source) in self.rows() {
+            for (j, &k) in self.columns.iter().enumerate() {
+                let (old, place) = (k as usize / self.wide, k as usize % self.wide);
+                let target = j / self.wide * new + row * self.wide + j % self.wide;
+                // SAFETY: the caller's contract.
+                unsafe { *to.add(target) = *from.add(old * apart + source + place) };
+            }
         }
     }
-}
-
-/// Sixteen numbers at a time, those that are wanted moved together.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-unsafe fn read512(masks: &[u16], from: *const f32, apart: usize, mut to: *mut f32) {
-    use std::arch::x86_64::{_mm512_loadu_ps, _mm512_maskz_compress_ps, _mm512_storeu_ps};
-    for (i, &mask) in masks.iter().enumerate() {
-        // SAFETY: panels are whole; `to` has room for a vector more than the columns.
-        unsafe {
-            let line = _mm512_loadu_ps(from.add(i / 2 * apart + i % 2 * 16));
-            _mm512_storeu_ps(to, _mm512_maskz_compress_ps(mask, line));
-            to = to.add(mask.count_ones() as usize);
+    /// Sixteen numbers at a time, those that are wanted moved together.
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn run512(&self, masks: &[u16], from: *const f32, to: *mut f32) {
+        use std::arch::x86_64::{_mm512_loadu_ps, _mm512_maskz_compress_ps, _mm512_storeu_ps};
+        let (apart, new) = (self.taps * self.channels * self.wide, self.taps * self.inputs.len() * self.wide);
+        let panels = self.columns.len().div_ceil(self.wide);
+        let row_start = to.wrapping_add(self.start_of_row());
+        for (row, source) in self.rows() {
+            let source = from.wrapping_add(source);
+            // One panel is written where it belongs; the next row overwrites what a vector is too long.
+            let mut line = if panels == 1 { to.wrapping_add(row * self.wide) } else { row_start };
+            let first = line;
+            for (i, &mask) in masks.iter().enumerate() {
+                // SAFETY: panels are whole; behind the result there is room for a vector.
+                unsafe {
+                    let numbers = _mm512_loadu_ps(source.add(i / 2 * apart + i % 2 * 16));
+                    _mm512_storeu_ps(line, _mm512_maskz_compress_ps(mask, numbers));
+                    line = line.add(mask.count_ones() as usize);
+                }
+            }
+            if panels > 1 {
+                for half in 0..2 * panels {
+                    // SAFETY: the row has all panels.
+                    unsafe {
+                        let numbers = _mm512_loadu_ps(first.add(half * 16));
+                        _mm512_storeu_ps(to.add(half / 2 * new + row * self.wide + half % 2 * 16), numbers);
+                    }
+                }
+            }
         }
     }
 }

@@ -89,7 +89,7 @@ impl Links {
     fn change(&mut self, at: usize, gate: &Matrix, set: impl FnOnce(&mut Skip)) {
         let planned = &mut self.steps[at];
         if let Step::Contract(contract) = &mut planned.step {
-            set(contract.skip.get_or_insert(Skip { example: None, columns: None, inputs: None }));
+            set(contract.skip.get_or_insert_default());
             planned.reads.push(gate.buf);
             planned.reads.sort_unstable();
             planned.reads.dedup();
