@@ -32,8 +32,7 @@ use crate::{Changed, Pass, training};
 use branch::Branch;
 use sartor_ir::ops::Emit;
 use sartor_ir::{
-    Attributes, DType, Dim, Graph, Model, NodeId, Operator, OutputSlot, Result, Tensor, Type, Value, bail, ensure,
-    infer,
+    Attributes, DType, Dim, Graph, Model, NodeId, Operator, OutputSlot, Result, Type, Value, bail, ensure, infer,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -93,7 +92,7 @@ fn skip(graph: &mut Graph, opset: i64, block: &BlockRecord) -> Result<()> {
     };
     match &block.layer {
         Some(layer) => skip_body(graph, opset, block, find(&block.add)?, find(layer)?),
-        None => channels::narrow(graph, opset, block, &mut |_| {}),
+        None => channels::narrow(graph, opset, block),
     }
 }
 
@@ -116,7 +115,7 @@ fn skip_body(graph: &mut Graph, opset: i64, block: &BlockRecord, add: NodeId, la
     for &id in &nodes {
         then.copy(id)?;
     }
-    channels::narrow(&mut then.inner, opset, block, &mut |_| {})?;
+    channels::narrow(&mut then.inner, opset, block)?;
     let sum = then.add(add, block.slot, body, shortcut, opset)?;
     then.finish(sum, graph.ty(Value { node: add, slot: 0 }).cloned());
     let (then, mut captures) = then.into_parts();
@@ -169,9 +168,4 @@ fn reads_shapes(graph: &Graph, nodes: &[NodeId]) -> bool {
     let integer = |value: &Value| graph.ty(*value).and_then(Type::dtype) == Some(DType::I64);
     let read = |id: &NodeId| graph.node_inputs(*id).iter().flatten().any(|v| outside(v) && integer(v));
     nodes.iter().any(read)
-}
-
-/// A constant of small integers.
-fn ints(emit: &mut Emit, numbers: &[i64]) -> Value {
-    emit.constant(Tensor::from_i64s(numbers))
 }

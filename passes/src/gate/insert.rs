@@ -175,13 +175,13 @@ impl Plan<'_> {
         if let Some(name) = &record.layer {
             let Some(gate) = gates.next() else { bail!("block \"{}\" has no gate", block.name) };
             let Some(body) = emit.graph.input(block.add, block.slot) else { bail!("its addition has no input") };
-            let scaled = scale(emit, body, gate, usize::MAX, name)?;
+            let scaled = scale(emit, body, gate, None, name)?;
             emit.graph.set_input(block.add, block.slot, Some(scaled));
         }
         for (group, record) in block.groups.iter().zip(&record.groups) {
             let Some(gate) = gates.next() else { bail!("block \"{}\" lacks a gate", block.name) };
             let Some(value) = emit.graph.input(group.consumer, 0) else { bail!("its consumer has no input") };
-            let scaled = scale(emit, value, gate, group.axis, &record.mul)?;
+            let scaled = scale(emit, value, gate, Some(group.axis), &record.mul)?;
             emit.graph.set_input(group.consumer, 0, Some(scaled));
         }
         Ok(())
@@ -189,56 +189,49 @@ impl Plan<'_> {
 
     /// What each example costs, as a share of the model's cost: `[N]`.
     fn cost(&self, emit: &mut Emit, open: &[Option<Vec<Value>>]) -> Result<Value> {
-        let whole = self.record.flops as f64;
         let gated: u64 = self.terms.iter().flatten().map(|term| term.flops).sum();
         let mut fixed = self.record.flops.saturating_sub(gated) + self.record.gate_flops;
         let mut sum: Option<Value> = None;
         for (terms, open) in self.terms.iter().zip(open) {
-            let Some(open) = open else {
-                // A block that this graph does not have costs nothing here; the share is of the whole model all the same.
-                fixed += terms.iter().map(|t| t.flops).sum::<u64>();
-                continue;
-            };
-            let (layer, groups) =
-                if self.options.layers { (open.first().copied(), &open[1..]) } else { (None, &open[..]) };
-            let shares: Vec<Value> = groups.iter().map(|&g| emit.reduce_mean(g, &[1], false)).collect::<Result<_>>()?;
-            let mut body: Option<Value> = None;
-            let mut always = 0.0;
-            for term in terms {
-                let part = term.flops as f64 / whole;
-                let mut product: Option<Value> = None;
-                for &group in &term.groups {
-                    product = Some(match product {
-                        Some(product) => emit.mul(product, shares[group])?,
-                        None => shares[group],
-                    });
+            match open {
+                Some(open) => {
+                    let body = self.body_cost(emit, terms, open)?;
+                    sum = Some(plus(emit, sum, body)?);
                 }
-                match product {
-                    None => always += part,
-                    Some(product) => {
-                        let scaled = emit.mul_scalar(product, part)?;
-                        body = Some(plus(emit, body, scaled)?);
-                    }
-                }
+                // A block that this graph does not have has no gates here; the share is of the whole model all the same.
+                None => fixed += terms.iter().map(|term| term.flops).sum::<u64>(),
             }
-            let body = match (layer, body) {
-                (Some(layer), body) => {
-                    let layer = emit.reduce_sum(layer, &[1], false)?;
-                    match body {
-                        Some(body) => {
-                            let inner = emit.add_scalar(body, always)?;
-                            emit.mul(layer, inner)?
-                        }
-                        None => emit.mul_scalar(layer, always)?,
-                    }
-                }
-                (None, Some(body)) => emit.add_scalar(body, always)?,
-                (None, None) => continue,
-            };
-            sum = Some(plus(emit, sum, body)?);
         }
         let Some(sum) = sum else { bail!("no gate was inserted") };
-        emit.add_scalar(sum, fixed as f64 / whole)
+        emit.add_scalar(sum, fixed as f64 / self.record.flops as f64)
+    }
+
+    /// What a body costs each example, as a share of the model's cost: `layer · Σ flops · Π shares`.
+    fn body_cost(&self, emit: &mut Emit, terms: &[Term], open: &[Value]) -> Result<Value> {
+        let (layer, groups) = open.split_at(usize::from(self.options.layers));
+        let shares = groups.iter().map(|&g| emit.reduce_mean(g, &[1], false)).collect::<Result<Vec<_>>>()?;
+        let (mut always, mut body) = (0.0, None);
+        for term in terms {
+            let part = term.flops as f64 / self.record.flops as f64;
+            let mut factors = term.groups.iter().map(|&group| shares[group]);
+            let Some(first) = factors.next() else {
+                always += part;
+                continue;
+            };
+            let product = factors.try_fold(first, |product, share| emit.mul(product, share))?;
+            let scaled = emit.mul_scalar(product, part)?;
+            body = Some(plus(emit, body, scaled)?);
+        }
+        match (layer.first(), body) {
+            (Some(&layer), body) => {
+                let layer = emit.reduce_sum(layer, &[1], false)?;
+                let Some(body) = body else { return emit.mul_scalar(layer, always) };
+                let inner = emit.add_scalar(body, always)?;
+                emit.mul(layer, inner)
+            }
+            (None, Some(body)) => emit.add_scalar(body, always),
+            (None, None) => bail!("a block has no gate"),
+        }
     }
 
     /// `loss + λ · max(0, mean cost − target)²`, with a target that falls over the run.
@@ -325,10 +318,9 @@ fn split(emit: &mut Emit, gates: Value, sizes: &[i64]) -> Result<Vec<Value>> {
     emit.node(Operator::onnx("Split", Attributes::new().with("axis", 1i64)), &[Some(gates), Some(lengths)], sizes.len())
 }
 
-/// A value times gates `[N, channels]` (or `[N, 1]`) whose channels lie on an axis.
-fn scale(emit: &mut Emit, value: Value, gate: Value, axis: usize, name: &str) -> Result<Value> {
-    let rank = emit.rank(value)?;
-    let axis = if axis == usize::MAX { 1 } else { axis };
+/// A value times gates: `[N, channels]` of channels that lie on an axis, or `[N, 1]`.
+fn scale(emit: &mut Emit, value: Value, gate: Value, axis: Option<usize>, name: &str) -> Result<Value> {
+    let (rank, axis) = (emit.rank(value)?, axis.unwrap_or(1));
     let axes: Vec<usize> = (1..rank).filter(|&a| a != axis).collect();
     let gate = if axes.is_empty() { gate } else { emit.unsqueeze(gate, &axes)? };
     let scaled = emit.mul(value, gate)?;

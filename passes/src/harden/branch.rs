@@ -1,6 +1,5 @@
 //! A branch of an `If` in the making: copies of nodes of the graph around it, and what they read from there.
 
-use super::ints;
 use crate::walk::add_copy;
 use sartor_ir::ops::Emit;
 use sartor_ir::{Attributes, Dim, Graph, GraphOutput, NodeId, NodeKind, Operator, Result, Type, Value, bail};
@@ -46,7 +45,7 @@ impl<'a> Branch<'a> {
         let line = emit.reshape(gate, &[-1])?;
         let open = emit.compare_scalar("Greater", line, 0.0)?;
         let numbers = emit.op("NonZero", &[open], Attributes::new())?;
-        let axes = ints(&mut emit, &[0]);
+        let axes = emit.ints(&[0]);
         let flat = emit.op("Squeeze", &[numbers, axes], Attributes::new())?;
         let column = emit.transpose(numbers, &[1, 0])?;
         self.chosen = Some(Chosen { flat, column, batch: batch.clone() });

@@ -4,19 +4,13 @@
 //! k = channels with max c > 0 (and the first);  producers' weights and biases, channel-wise constants, the consumer's weights: [k]
 //! ```
 
-use super::ints;
 use crate::gate::{BlockRecord, GroupRecord};
 use sartor_ir::ops::Emit;
 use sartor_ir::{Attributes, Dim, Graph, NodeId, NodeKind, Result, Tensor, Type, Value, bail};
 use std::collections::HashMap;
 
-/// Leaves out the channels that all examples of this graph shut, in every group of a block that allows it. `refused` hears of the others.
-pub(super) fn narrow(
-    graph: &mut Graph,
-    opset: i64,
-    block: &BlockRecord,
-    refused: &mut impl FnMut(&GroupRecord),
-) -> Result<()> {
+/// Leaves out the channels that all examples of this graph shut, in every group of a block that allows it.
+pub(super) fn narrow(graph: &mut Graph, opset: i64, block: &BlockRecord) -> Result<()> {
     let by_name: HashMap<String, NodeId> =
         graph.topo_ops().into_iter().map(|id| (graph.node(id).name.clone(), id)).collect();
     for group in &block.groups {
@@ -25,8 +19,8 @@ pub(super) fn narrow(
         let (Some(&consumer), Some(&mul)) = (by_name.get(&group.consumer), by_name.get(&group.mul)) else {
             bail!("the graph has no node \"{}\" or \"{}\" any more", group.consumer, group.mul)
         };
+        // The number of groups of a depthwise convolution is an attribute.
         if members.iter().any(|&id| graph.node(id).is("Conv")) {
-            refused(group);
             continue;
         }
         let here = Here { producers, members, consumer, mul };
@@ -55,7 +49,7 @@ fn kept(graph: &mut Graph, opset: i64, group: &GroupRecord, here: &Here) -> Resu
     let first = emit.constant(Tensor::from_vec([group.channels], first));
     let wanted = emit.op("Or", &[open, first], Attributes::new())?;
     let numbers = emit.op("NonZero", &[wanted], Attributes::new())?;
-    let axes = ints(&mut emit, &[0]);
+    let axes = emit.ints(&[0]);
     emit.op("Squeeze", &[numbers, axes], Attributes::new())
 }
 
