@@ -3,7 +3,7 @@
 //! A ResNet is trained on CIFAR-10 from random weights; then gates are attached and trained for each target, from the same backbone, and beside
 //! them the backbone goes on alone for as long, which is what the gated ones are compared with. Data: `tests/assets/fetch.sh --samuel`. Every run is a folder
 //! in RUNS with its recipe; what is finished is not repeated, and what was interrupted goes on from its last checkpoint. The table goes to
-//! `docs/results/gates.md`.
+//! `docs/results/gates.md`; what stands there under "Notes" is kept.
 
 use clap::Parser;
 use sartor_bench::{beside, cache, number, table};
@@ -171,5 +171,9 @@ fn report(args: &Args, folder: &Path, runs: &[Run]) -> Result<()> {
         table(&head, &rows)
     );
     println!("\n{text}");
-    std::fs::write("docs/results/gates.md", text).map_err(|e| Error::msg(e.to_string()))
+    // What people wrote below the tables stays.
+    let path = "docs/results/gates.md";
+    let before = std::fs::read_to_string(path).unwrap_or_default();
+    let notes = before.find("\n## Notes").map_or("", |at| &before[at..]);
+    std::fs::write(path, format!("{text}{notes}")).map_err(|e| Error::msg(e.to_string()))
 }
