@@ -26,8 +26,8 @@
 mod branch;
 mod channels;
 
-use crate::gate::{BlockRecord, Record};
-use crate::walk::ancestors;
+use crate::gate::{BlockRecord, Record, blocks};
+use crate::walk::{ancestors, nodes_by_name};
 use crate::{Changed, Pass, training};
 use branch::Branch;
 use sartor_ir::ops::Emit;
@@ -36,7 +36,7 @@ use sartor_ir::{
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
 /// The options, and the pass.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
@@ -84,8 +84,7 @@ impl Pass for Harden {
 
 /// Makes one block skip.
 fn skip(graph: &mut Graph, opset: i64, block: &BlockRecord) -> Result<()> {
-    let by_name: HashMap<String, NodeId> =
-        graph.topo_ops().into_iter().map(|id| (graph.node(id).name.clone(), id)).collect();
+    let by_name = nodes_by_name(graph);
     let find = |name: &String| match by_name.get(name) {
         Some(&id) => Ok(id),
         None => bail!("the graph has no node \"{name}\" any more: harden before other passes change the model"),
@@ -108,19 +107,19 @@ fn skip_body(graph: &mut Graph, opset: i64, block: &BlockRecord, add: NodeId, la
     let batch = graph.ty(input).and_then(Type::shape).and_then(<[Dim]>::first).cloned().unwrap_or(Dim::Unknown);
     let by_example = batch.known().is_none() && !reads_shapes(graph, &nodes);
 
-    let mut then = Branch::new(graph, &format!("{}.then", block.name));
+    let mut then = Branch::new(graph, opset, &format!("{}.then", block.name), Vec::new());
     if by_example {
-        then.choose(gate, &batch, opset)?;
+        then.choose(gate, &batch)?;
     }
     for &id in &nodes {
         then.copy(id)?;
     }
     channels::narrow(&mut then.inner, opset, block)?;
-    let sum = then.add(add, block.slot, body, shortcut, opset)?;
+    let sum = then.add(add, block.slot, body, shortcut)?;
     then.finish(sum, graph.ty(Value { node: add, slot: 0 }).cloned());
     let (then, mut captures) = then.into_parts();
-    let mut other = Branch::with(graph, &format!("{}.else", block.name), captures);
-    let kept = other.keep(shortcut, opset)?;
+    let mut other = Branch::new(graph, opset, &format!("{}.else", block.name), captures);
+    let kept = other.keep(shortcut)?;
     other.finish(kept, graph.ty(Value { node: add, slot: 0 }).cloned());
     let (other, all) = other.into_parts();
     captures = all;
@@ -149,16 +148,9 @@ fn body_nodes(graph: &Graph, block: &BlockRecord, input: Value, body: Value) -> 
     let above = ancestors(graph, [body], |value| *value == input);
     let ours = format!("/gate/{}/", block.name);
     let mul = |name: &str| block.layer.as_deref() == Some(name) || block.groups.iter().any(|g| g.mul == name);
-    let mut inside: HashSet<NodeId> = HashSet::new();
-    let wanted = |id: &NodeId| {
-        let node = graph.node(*id);
-        let network = node.name.starts_with(&ours) && !mul(&node.name);
-        let shape = node.is("Shape") && graph.input(*id, 0) == Some(input);
-        let depends = graph.node_inputs(*id).iter().flatten().any(|v| *v == input || inside.contains(&v.node));
-        let kept = above.contains(id) && depends && !network && !shape;
-        kept && inside.insert(*id)
-    };
-    graph.topo_ops().into_iter().filter(wanted).collect()
+    let mut nodes = blocks::region(graph, &blocks::order(graph), &above, input);
+    nodes.retain(|&id| !graph.node(id).name.starts_with(&ours) || mul(&graph.node(id).name));
+    nodes
 }
 
 /// Whether nodes read integers from outside that are no constants: shapes, as a rule.

@@ -23,6 +23,7 @@ pub mod inline;
 pub mod lift;
 pub mod loss;
 pub mod merge;
+pub mod metadata;
 pub mod narrow;
 pub mod near;
 pub mod optimizer;

@@ -1,7 +1,7 @@
 //! Walks over all graphs of a model: the inference graph, the programs, and every subgraph, innermost first.
 
 use sartor_ir::{Graph, Model, Node, NodeId, OPSET, Operator, Result, Value, ensure, infer};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 /// Runs `edit` on every graph; returns whether any call said that it changed something.
 pub fn edit_graphs(model: &mut Model, mut edit: impl FnMut(&mut Graph) -> Result<bool>) -> Result<bool> {
@@ -106,6 +106,11 @@ pub fn name_anonymous_nodes(model: &mut Model) {
             graph.node_mut(id).name = name;
         }
     }
+}
+
+/// The operators of a graph by the names of their nodes.
+pub fn nodes_by_name(graph: &Graph) -> HashMap<String, NodeId> {
+    graph.topo_ops().into_iter().map(|id| (graph.node(id).name.clone(), id)).collect()
 }
 
 /// The nodes that hold subgraphs.

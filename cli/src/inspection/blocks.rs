@@ -15,7 +15,7 @@ pub struct Blocks {
     /// The blocks.
     pub blocks: Vec<Row>,
     /// What was not taken.
-    pub refused: Vec<Refusal>,
+    pub refused: Vec<gate::Refusal>,
 }
 
 /// A block.
@@ -42,15 +42,6 @@ pub struct Channels {
     pub consumer: String,
 }
 
-/// What was not taken, and why.
-#[derive(Debug, Serialize)]
-pub struct Refusal {
-    /// The node.
-    pub node: String,
-    /// Why.
-    pub reason: String,
-}
-
 impl fmt::Display for Channels {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         write!(f, "{} ({} → {})", self.channels, self.producers.join(", "), self.consumer)
@@ -65,8 +56,7 @@ pub fn find(model: &Model, registry: &Registry) -> Result<Blocks> {
     let graph = &model.graph;
     let (found, costs) = (gate::find(graph)?, Costs::of(graph, model.opset())?);
     let rows = found.blocks.iter().map(|block| row(graph, block, &costs)).collect();
-    let refused = found.refused.into_iter().map(|r| Refusal { node: r.node, reason: r.reason }).collect();
-    Ok(Blocks { flops: costs.total, blocks: rows, refused })
+    Ok(Blocks { flops: costs.total, blocks: rows, refused: found.refused })
 }
 
 fn row(graph: &Graph, block: &gate::Block, costs: &Costs) -> Row {

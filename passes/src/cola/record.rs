@@ -1,7 +1,8 @@
 //! What `cola` did, as JSON in the model's metadata: `merge`, `extract-adapter` and tools read it.
 
 use super::SiteKind;
-use sartor_ir::{Error, Model, Result, bail};
+use crate::metadata;
+use sartor_ir::{Model, Result, bail};
 use serde::{Deserialize, Serialize};
 
 /// The key of the metadata.
@@ -49,9 +50,7 @@ pub struct LinkRecord {
 impl Record {
     /// Reads it from a model. `None` if the model has no adapters.
     pub fn load(model: &Model) -> Result<Option<Record>> {
-        let Some(text) = model.meta_value(KEY) else { return Ok(None) };
-        let record: Record = serde_json::from_str(text)
-            .map_err(|e| Error::msg(format!("the model's metadata \"{KEY}\" is not what `cola` writes: {e}")))?;
+        let Some(record) = metadata::load::<Record>(model, KEY, "cola")? else { return Ok(None) };
         for link in record.sites.iter().flat_map(|s| &s.links) {
             for param in [&link.a, &link.b] {
                 if !model.params.contains_key(param) {
@@ -65,12 +64,10 @@ impl Record {
     }
     /// Writes it to a model.
     pub fn store(&self, model: &mut Model) -> Result<()> {
-        let text = serde_json::to_string(self).map_err(|e| Error::msg(e.to_string()))?;
-        model.set_meta(KEY, text);
-        Ok(())
+        metadata::store(model, KEY, self)
     }
     /// Removes it from a model.
     pub fn remove(model: &mut Model) {
-        model.meta.retain(|(key, _)| key != KEY);
+        metadata::remove(model, KEY);
     }
 }

@@ -15,6 +15,7 @@
 use crate::pattern::{self, candidate_names};
 use crate::walk::ancestors;
 use sartor_ir::{Dim, Graph, Node, NodeId, NodeKind, Result, Type, Value};
+use serde::Serialize;
 use std::collections::{HashMap, HashSet};
 
 /// A residual block.
@@ -54,7 +55,7 @@ pub struct Group {
 }
 
 /// What was not taken.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Refusal {
     /// The node at which it was decided.
     pub node: String,
@@ -73,7 +74,7 @@ pub struct Found {
 
 /// Finds the blocks of a graph whose types are inferred.
 pub fn find(graph: &Graph) -> Result<Found> {
-    let order: HashMap<NodeId, usize> = graph.topo().into_iter().enumerate().map(|(i, id)| (id, i)).collect();
+    let order = order(graph);
     let mut found = Found::default();
     for add in graph.topo_ops() {
         let Some(operands) = operands(graph, add) else { continue };
@@ -164,8 +165,18 @@ fn block_at(
     Ok(Some(Block { name: name_of(graph, add), add, slot, input, axis: 1, nodes, groups: Vec::new() }))
 }
 
+/// The place of every node in the graph's order.
+pub(crate) fn order(graph: &Graph) -> HashMap<NodeId, usize> {
+    graph.topo().into_iter().enumerate().map(|(i, id)| (id, i)).collect()
+}
+
 /// The nodes between a value and those that need it, in order. Who asks for the value's shape does not need the value.
-fn region(graph: &Graph, order: &HashMap<NodeId, usize>, above: &HashSet<NodeId>, input: Value) -> Vec<NodeId> {
+pub(crate) fn region(
+    graph: &Graph,
+    order: &HashMap<NodeId, usize>,
+    above: &HashSet<NodeId>,
+    input: Value,
+) -> Vec<NodeId> {
     let mut nodes: Vec<NodeId> = above.iter().copied().filter(|id| graph.node(*id).op().is_some()).collect();
     nodes.sort_by_key(|id| order[id]);
     let mut inside: HashSet<NodeId> = HashSet::new();

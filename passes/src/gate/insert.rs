@@ -3,6 +3,7 @@
 use super::cost::{Costs, Term};
 use super::{Block, BlockRecord, Gate, GroupRecord, Record};
 use crate::training;
+use crate::walk::nodes_by_name;
 use indexmap::IndexMap;
 use sartor_ir::ops::Emit;
 use sartor_ir::{
@@ -96,8 +97,7 @@ impl Plan<'_> {
         opset: i64,
         purpose: Use,
     ) -> Result<()> {
-        let by_name: HashMap<String, NodeId> =
-            graph.topo_ops().into_iter().map(|id| (graph.node(id).name.clone(), id)).collect();
+        let by_name = nodes_by_name(graph);
         let mask = attention_mask(graph);
         let mut emit = Emit::new(graph, opset);
         let mut open: Vec<Option<Vec<Value>>> = Vec::new();

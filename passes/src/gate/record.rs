@@ -1,7 +1,8 @@
 //! What `gate` did, as JSON in the model's metadata: `harden` and tools read it. Nodes are named, for passes in between may have renumbered or
 //! removed some.
 
-use sartor_ir::{Error, Model, Result};
+use crate::metadata;
+use sartor_ir::{Model, Result};
 use serde::{Deserialize, Serialize};
 
 /// The key of the metadata.
@@ -63,18 +64,14 @@ pub struct GroupRecord {
 impl Record {
     /// Reads it from a model. `None` if the model has no gates.
     pub fn load(model: &Model) -> Result<Option<Record>> {
-        let Some(text) = model.meta_value(KEY) else { return Ok(None) };
-        let wrong = |e| Error::msg(format!("the model's metadata \"{KEY}\" is not what `gate` writes: {e}"));
-        serde_json::from_str(text).map(Some).map_err(wrong)
+        metadata::load(model, KEY, "gate")
     }
     /// Writes it to a model.
     pub fn store(&self, model: &mut Model) -> Result<()> {
-        let text = serde_json::to_string(self).map_err(|e| Error::msg(e.to_string()))?;
-        model.set_meta(KEY, text);
-        Ok(())
+        metadata::store(model, KEY, self)
     }
     /// Removes it from a model.
     pub fn remove(model: &mut Model) {
-        model.meta.retain(|(key, _)| key != KEY);
+        metadata::remove(model, KEY);
     }
 }

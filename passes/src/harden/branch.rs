@@ -17,6 +17,7 @@ struct Chosen {
 /// See the [module](self).
 pub(super) struct Branch<'a> {
     outer: &'a Graph,
+    opset: i64,
     pub(super) inner: Graph,
     here: HashMap<Value, Value>,
     /// The values as they stand outside, for those of which `here` has the chosen examples.
@@ -26,22 +27,23 @@ pub(super) struct Branch<'a> {
 }
 
 impl<'a> Branch<'a> {
-    pub(super) fn new(outer: &'a Graph, name: &str) -> Branch<'a> {
-        Branch::with(outer, name, Vec::new())
-    }
     /// A branch of a node that captures these values already.
-    pub(super) fn with(outer: &'a Graph, name: &str, captures: Vec<Value>) -> Branch<'a> {
+    pub(super) fn new(outer: &'a Graph, opset: i64, name: &str, captures: Vec<Value>) -> Branch<'a> {
         let (here, whole) = Default::default();
-        Branch { outer, inner: Graph::new(name), here, whole, captures, chosen: None }
+        Branch { outer, opset, inner: Graph::new(name), here, whole, captures, chosen: None }
+    }
+    fn emit(&mut self, prefix: &str) -> Emit<'_> {
+        let mut emit = Emit::new(&mut self.inner, self.opset);
+        emit.prefix = prefix.to_string();
+        emit
     }
     pub(super) fn into_parts(self) -> (Graph, Vec<Value>) {
         (self.inner, self.captures)
     }
     /// Lets everything that is copied from now on run for the examples whose gate is open.
-    pub(super) fn choose(&mut self, gate: Value, batch: &Dim, opset: i64) -> Result<()> {
+    pub(super) fn choose(&mut self, gate: Value, batch: &Dim) -> Result<()> {
         let gate = self.capture(gate);
-        let mut emit = Emit::new(&mut self.inner, opset);
-        emit.prefix = "chosen/".to_string();
+        let mut emit = self.emit("chosen/");
         let line = emit.reshape(gate, &[-1])?;
         let open = emit.compare_scalar("Greater", line, 0.0)?;
         let numbers = emit.op("NonZero", &[open], Attributes::new())?;
@@ -72,7 +74,7 @@ impl<'a> Branch<'a> {
         inner
     }
     /// A value of the outer graph, of the chosen examples.
-    fn get(&mut self, value: Value, opset: i64) -> Result<Value> {
+    fn get(&mut self, value: Value) -> Result<Value> {
         if let Some(&known) = self.here.get(&value) {
             return Ok(known);
         }
@@ -82,8 +84,7 @@ impl<'a> Branch<'a> {
         let here = match &self.chosen {
             Some(chosen) if first == Some(&chosen.batch) && chosen.batch.known().is_none() => {
                 let flat = chosen.flat;
-                let mut emit = Emit::new(&mut self.inner, opset);
-                emit.prefix = "chosen/".to_string();
+                let mut emit = self.emit("chosen/");
                 emit.op("Gather", &[whole, flat], Attributes::new().with("axis", 0i64))?
             }
             _ => whole,
@@ -97,7 +98,7 @@ impl<'a> Branch<'a> {
         let Some(op) = source.op().cloned() else { return Ok(()) };
         let mut inputs = Vec::new();
         for value in self.outer.node_inputs(id) {
-            inputs.push(value.map(|v| self.get(v, sartor_ir::OPSET)).transpose()?);
+            inputs.push(value.map(|v| self.get(v)).transpose()?);
         }
         let prefix = self.inner.name.clone();
         let copy = add_copy(&mut self.inner, &source, (&source.name, op), &inputs, |name| format!("{prefix}/{name}"));
@@ -122,14 +123,13 @@ impl<'a> Branch<'a> {
         }
     }
     /// The block's addition: of all examples, or of the chosen ones, put back among the others.
-    pub(super) fn add(&mut self, add: NodeId, slot: usize, body: Value, shortcut: Value, opset: i64) -> Result<Value> {
+    pub(super) fn add(&mut self, add: NodeId, slot: usize, body: Value, shortcut: Value) -> Result<Value> {
         let Some(op) = self.outer.node(add).op().cloned() else { bail!("the block has no addition") };
-        let (body, some) = (self.get(body, opset)?, self.get(shortcut, opset)?);
+        let (body, some) = (self.get(body)?, self.get(shortcut)?);
         let operands = if slot == 0 { [body, some] } else { [some, body] };
         let all = self.capture(shortcut);
         let column = self.chosen.as_ref().map(|chosen| chosen.column);
-        let mut emit = Emit::new(&mut self.inner, opset);
-        emit.prefix = "chosen/".to_string();
+        let mut emit = self.emit("chosen/");
         let sum = emit.node(Operator::onnx(&op.name, op.attrs), &operands.map(Some), 1)?[0];
         match column {
             Some(column) => emit.op("ScatterND", &[all, column, sum], Attributes::new()),
@@ -137,10 +137,9 @@ impl<'a> Branch<'a> {
         }
     }
     /// The value itself.
-    pub(super) fn keep(&mut self, value: Value, opset: i64) -> Result<Value> {
+    pub(super) fn keep(&mut self, value: Value) -> Result<Value> {
         let value = self.capture(value);
-        let mut emit = Emit::new(&mut self.inner, opset);
-        emit.prefix = "kept/".to_string();
+        let mut emit = self.emit("kept/");
         emit.op("Identity", &[value], Attributes::new())
     }
     /// Makes a value the branch's output, of this type.

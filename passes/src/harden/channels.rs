@@ -5,14 +5,13 @@
 //! ```
 
 use crate::gate::{BlockRecord, GroupRecord};
+use crate::walk::nodes_by_name;
 use sartor_ir::ops::Emit;
 use sartor_ir::{Attributes, Dim, Graph, NodeId, NodeKind, Result, Tensor, Type, Value, bail};
-use std::collections::HashMap;
 
 /// Leaves out the channels that all examples of this graph shut, in every group of a block that allows it.
 pub(super) fn narrow(graph: &mut Graph, opset: i64, block: &BlockRecord) -> Result<()> {
-    let by_name: HashMap<String, NodeId> =
-        graph.topo_ops().into_iter().map(|id| (graph.node(id).name.clone(), id)).collect();
+    let by_name = nodes_by_name(graph);
     for group in &block.groups {
         let all = |names: &[String]| names.iter().filter_map(|n| by_name.get(n).copied()).collect::<Vec<_>>();
         let (producers, members) = (all(&group.producers), all(&group.members));

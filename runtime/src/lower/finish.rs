@@ -10,6 +10,34 @@ use sartor_ir::{DType, Result, bail, ensure};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet};
 
+/// Numbers below `count`, each after its producers; among those that are ready the one with the least key first. What waits in a circle is left out.
+pub(super) fn by_producers<K: Ord>(
+    count: usize,
+    producers: impl Fn(usize) -> HashSet<usize>,
+    key: impl Fn(usize) -> K,
+) -> Vec<usize> {
+    let mut missing = vec![0; count];
+    let mut readers: Vec<Vec<usize>> = vec![Vec::new(); count];
+    for at in 0..count {
+        let producers = producers(at);
+        missing[at] = producers.len();
+        producers.into_iter().for_each(|p| readers[p].push(at));
+    }
+    let waiting = |at: usize| Reverse((key(at), at));
+    let mut ready: BinaryHeap<_> = (0..count).filter(|&at| missing[at] == 0).map(waiting).collect();
+    let mut order = Vec::with_capacity(count);
+    while let Some(Reverse((_, at))) = ready.pop() {
+        order.push(at);
+        for &reader in &readers[at] {
+            missing[reader] -= 1;
+            if missing[reader] == 0 {
+                ready.push(waiting(reader));
+            }
+        }
+    }
+    order
+}
+
 impl Lowering<'_> {
     /// Turns the drafts into steps.
     pub(crate) fn finish(mut self) -> Result<Lowered> {
@@ -78,27 +106,12 @@ impl Lowering<'_> {
     }
     /// Topological order; among the ready ones the draft whose last node is earliest.
     fn order(&self, alive: &[bool]) -> Vec<usize> {
-        let mut missing = vec![0; self.drafts.len()];
-        let mut readers: Vec<Vec<usize>> = vec![Vec::new(); self.drafts.len()];
-        for draft in (0..self.drafts.len()).filter(|&d| alive[d]) {
-            let producers: HashSet<usize> =
-                self.drafts[draft].reads.iter().filter_map(|&b| self.writer(b)).filter(|&p| p != draft).collect();
-            missing[draft] = producers.len();
-            producers.into_iter().for_each(|p| readers[p].push(draft));
-        }
-        let key = |d: usize| Reverse((self.drafts[d].last, d));
-        let mut ready: BinaryHeap<_> = (0..missing.len()).filter(|&d| alive[d] && missing[d] == 0).map(key).collect();
-        let mut order = Vec::new();
-        while let Some(Reverse((_, draft))) = ready.pop() {
-            order.push(draft);
-            for &reader in &readers[draft] {
-                missing[reader] -= 1;
-                if missing[reader] == 0 {
-                    ready.push(key(reader));
-                }
-            }
-        }
-        order
+        let producers = |draft: usize| {
+            let reads = self.drafts[draft].reads.iter().filter(|_| alive[draft]);
+            reads.filter_map(|&b| self.writer(b)).filter(|&p| p != draft).collect()
+        };
+        let order = by_producers(self.drafts.len(), producers, |d| self.drafts[d].last);
+        order.into_iter().filter(|&d| alive[d]).collect()
     }
     /// The buffers that somebody other than their writer reads.
     fn read_outside(&self, alive: &[bool], outputs: &[Output]) -> HashSet<BufId> {

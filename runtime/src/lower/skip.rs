@@ -11,11 +11,11 @@
 //! The results are those without gates that skip, but for the order of additions and for infinities (0 · ∞ is 0 here). What is computed depends on the
 //! data, the shapes and the plan do not: an example that is skipped costs nothing in any batch.
 
+use super::finish::by_producers;
 use super::view::BufId;
 use super::{Buffer, Home, Planned, Step};
 use crate::cpu::contract::{Contract, Matrix, Skip};
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::HashMap;
 
 /// Lets convolutions skip what gates shut.
 pub fn link(steps: Vec<Planned>, buffers: &[Buffer]) -> Vec<Planned> {
@@ -125,27 +125,10 @@ impl Links {
         if !self.changed {
             return self.steps;
         }
-        let mut missing = vec![0; self.steps.len()];
-        let mut waiting: Vec<Vec<usize>> = vec![Vec::new(); self.steps.len()];
-        for (at, step) in self.steps.iter().enumerate() {
-            let mut writers: Vec<usize> =
-                step.reads.iter().filter_map(|b| self.writer.get(b).copied()).filter(|&w| w != at).collect();
-            writers.sort_unstable();
-            writers.dedup();
-            missing[at] = writers.len();
-            writers.into_iter().for_each(|w| waiting[w].push(at));
-        }
-        let mut ready: BinaryHeap<_> = (0..missing.len()).filter(|&at| missing[at] == 0).map(Reverse).collect();
-        let mut order = Vec::with_capacity(missing.len());
-        while let Some(Reverse(at)) = ready.pop() {
-            order.push(at);
-            for &next in &waiting[at] {
-                missing[next] -= 1;
-                if missing[next] == 0 {
-                    ready.push(Reverse(next));
-                }
-            }
-        }
+        let writers = |at: usize| {
+            self.steps[at].reads.iter().filter_map(|b| self.writer.get(b).copied()).filter(|&w| w != at).collect()
+        };
+        let order = by_producers(self.steps.len(), writers, |at| at);
         let mut steps: Vec<Option<Planned>> = self.steps.into_iter().map(Some).collect();
         order.into_iter().filter_map(|at| steps[at].take()).collect()
     }
