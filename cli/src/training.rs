@@ -2,8 +2,8 @@
 //! result written.
 //!
 //! ```text
-//! inline → upgrade → lift → infer → freeze → head → loss → cola → gate → train-mode → autodiff → accumulate → clip → optimizer (or
-//! samuel around it) → train
+//! inline → upgrade → lift → infer → freeze → head → loss → cola → gate → train-mode → calibrate → autodiff → accumulate → clip →
+//! optimizer (or samuel around it) → average → train
 //!        → chain.onnx (with the adapters), merged.onnx (without), adapter/ (for PEFT)
 //! ```
 
@@ -14,6 +14,7 @@ use crate::{files, say};
 use sartor_ir::onnx::{self, ExternalData, SaveOptions};
 use sartor_ir::{Dim, Error, Graph, Model, Result, Role, ops};
 use sartor_passes::autodiff::Autodiff;
+use sartor_passes::calibrate::Calibrate;
 use sartor_passes::cola::Record;
 use sartor_passes::extract_adapter::Adapter;
 use sartor_passes::loss::{Loss, LossKind};
@@ -61,11 +62,13 @@ fn passes(recipe: &Recipe) -> Vec<Box<dyn Pass>> {
         boxed(&tables.cola.as_ref().map(|cola| cola.first.clone())),
         boxed(&tables.gate),
         boxed(&tables.train_mode),
+        boxed(&(tables.train_mode.is_some() && tables.train.calibrate > 0).then(Calibrate::default)),
         boxed(&Some(Autodiff::default())),
         boxed(&tables.accumulate),
         boxed(&tables.clip),
         boxed(&tables.samuel.is_none().then(|| tables.optimizer.first.clone())),
         boxed(&tables.samuel.as_ref().map(|samuel| based(&samuel.first, &tables.optimizer.first))),
+        boxed(&tables.average),
     ];
     all.into_iter().flatten().collect()
 }

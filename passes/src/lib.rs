@@ -5,6 +5,8 @@
 
 pub mod accumulate;
 pub mod autodiff;
+pub mod average;
+pub mod calibrate;
 pub mod clip;
 pub mod cola;
 pub mod cse;
@@ -103,6 +105,13 @@ const BUILTIN: &[fn() -> PassInfo] = &[
             "train with several learning rates at once and weigh them on the way",
         )
     },
+    || {
+        PassInfo::of::<average::Average>(
+            "average",
+            "training",
+            "let the parameters hold the mean of the points that training goes through",
+        )
+    },
     || PassInfo::of::<merge::Merge>("merge", "interchange", "fold all adapters into the weights"),
     || {
         PassInfo::of::<extract_adapter::ExtractAdapter>(
@@ -134,6 +143,13 @@ const BUILTIN: &[fn() -> PassInfo] = &[
             "train-mode",
             "training",
             "normalise by the statistics of the batch while training",
+        )
+    },
+    || {
+        PassInfo::of::<calibrate::Calibrate>(
+            "calibrate",
+            "training",
+            "make a program that gathers the statistics of batch normalisation anew",
         )
     },
 ];

@@ -1,6 +1,7 @@
 //! What the training passes share: which programs are steps, which outputs are gradients, and the opset they need.
 
 use sartor_ir::{Binding, Graph, GraphOutput, Model, OPSET, Program, Result, Role, Tensor, Value, bail, ensure};
+use std::collections::HashSet;
 
 /// What the name of a gradient's output begins with; the parameter's name follows.
 pub const GRAD: &str = "grad:";
@@ -73,6 +74,16 @@ pub fn trainables(graph: &Graph, model: &Model) -> Vec<String> {
         .node_ids()
         .filter_map(|node| graph.param_name(Value { node, slot: 0 }))
         .filter(trainable)
+        .map(str::to_string)
+        .collect()
+}
+
+/// The parameters that the inference graph and the programs that are no steps read: what a step leaves for others.
+pub fn shown(model: &Model) -> HashSet<String> {
+    let others = model.programs.iter().filter(|(name, _)| !is_step(name)).map(|(_, p)| &p.graph);
+    let graphs = std::iter::once(&model.graph).chain(others);
+    graphs
+        .flat_map(|g| g.node_ids().filter_map(|node| g.param_name(Value { node, slot: 0 })))
         .map(str::to_string)
         .collect()
 }

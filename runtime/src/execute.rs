@@ -246,11 +246,18 @@ impl Run<'_> {
         self.host[slot] = Some(tensor);
         Ok(())
     }
+    /// Whether a step's condition holds.
+    fn is_wanted(&self, planned: &Planned) -> bool {
+        // SAFETY: a condition lies in its buffer, and the step that fills that comes before those that wait for it.
+        planned.only_if.is_none_or(|c| unsafe { *self.bases[c.buf.index()].add(c.offset) } != 0.0)
+    }
     fn steps(&mut self, mut times: Option<&mut Vec<f64>>) -> Result<()> {
         let plan = self.plan;
         for (planned, drops) in plan.lowered.steps.iter().zip(&plan.drops) {
             let start = std::time::Instant::now();
-            self.step(planned)?;
+            if self.is_wanted(planned) {
+                self.step(planned)?;
+            }
             if let Some(times) = &mut times {
                 times.push(start.elapsed().as_secs_f64());
             }

@@ -51,6 +51,8 @@ pub struct Report {
     pub bytes: usize,
     /// Floating-point operations of the products and convolutions of a run.
     pub flops: u64,
+    /// Steps that run only where a condition holds that some `Where` reads.
+    pub conditional: usize,
     /// Why the whole graph runs by the reference evaluator, if it does.
     pub unplanned: Option<String>,
 }
@@ -123,7 +125,8 @@ impl Session {
                     }
                 }
                 let flops = plan.lowered.steps.iter().map(|planned| crate::profile::flops(&planned.step)).sum();
-                Report { kernels: plan.kinds(), reference, bytes: plan.bytes(), flops, unplanned: None }
+                let conditional = plan.lowered.steps.iter().filter(|planned| planned.only_if.is_some()).count();
+                Report { kernels: plan.kinds(), reference, bytes: plan.bytes(), flops, conditional, unplanned: None }
             }
         }
     }

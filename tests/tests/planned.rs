@@ -164,3 +164,56 @@ fn threads_do_not_change_a_bit() {
         }
     }
 }
+
+/// What only one side of a choice reads is left out where the condition picks the other, whatever lies in its memory; the results are the
+/// reference's.
+#[test]
+fn what_a_choice_does_not_read_is_not_computed() {
+    let source = "<ir_version: 10, opset_import: [\"\": 20]>\n\
+        parameters <frozen float[24, 24] w = NUMBERS>\n\
+        g (bool[2] which, float[batch, 24] x) => (float[batch, 24] y, float[] z, bool[2] flipped) <\n\
+          float[24, 24] w = param, int64[] zero = {0}, int64[] one = {1}, float[] nothing = {-1.0}\n\
+        > {\n\
+          a = Gather <axis = 0> (which, zero)\n\
+          b = Gather <axis = 0> (which, one)\n\
+          h = MatMul (x, w)\n\
+          t = Tanh (h)\n\
+          u = MatMul (t, w)\n\
+          y = Where (a, u, x)\n\
+          v = MatMul (u, w)\n\
+          s = ReduceSum <keepdims = 0> (v)\n\
+          z = Where (b, s, nothing)\n\
+          flipped = Not (which)\n\
+        }\n";
+    let model = sartor_ir::text::parse(&source.replace("NUMBERS", &numbers(24 * 24))).unwrap();
+    let mut session = Session::new(&model, SessionOptions { threads: 2 }).unwrap();
+    let mut params = Params::of(&model);
+    let x = Tensor::from_vec([3, 24], (0..72).map(|i| (i as f32 * 0.7).sin()).collect::<Vec<f32>>());
+    for which in [[true, true], [false, true], [false, false], [true, false], [true, true]] {
+        let inputs =
+            Named::from([("which".to_string(), Tensor::from_vec([2], which.to_vec())), ("x".to_string(), x.clone())]);
+        let found = session.run(&mut params, &inputs, Key::default()).unwrap();
+        let wanted = eval::run(&model, &inputs).unwrap();
+        for (output, wanted) in model.graph.outputs.iter().zip(wanted) {
+            let found = &found[&output.name];
+            let same = found
+                .to_f64s()
+                .unwrap()
+                .iter()
+                .zip(wanted.to_f64s().unwrap())
+                .all(|(a, b)| a.is_nan() && b.is_nan() || (a - b).abs() < 1e-4);
+            assert!(same, "{which:?}: output {} is {found:?}, expected {wanted:?}", output.name);
+        }
+        let report = session.report();
+        assert_eq!(report.unplanned, None);
+        // The first two products and their function are read by both choices; the third and its sum by one.
+        assert!(report.conditional >= 1, "{report:?}");
+    }
+}
+
+/// Numbers of a tensor as the text form writes them.
+fn numbers(count: usize) -> String {
+    let all: Vec<String> =
+        (0..count).map(|i| format!("{:?}", ((i * 7919 % 1013) as f32 / 1013.0 - 0.5) * 0.4)).collect();
+    format!("{{{}}}", all.join(", "))
+}

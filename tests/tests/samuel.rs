@@ -120,6 +120,8 @@ struct Plain {
     weights: Vec<Vec<f64>>,
     played: Vec<f64>,
     scale: f64,
+    /// `independent`: the least probability.
+    retire: f64,
 }
 
 /// The logarithm of no weight.
@@ -139,6 +141,7 @@ impl Plain {
             weights: Vec::new(),
             played: start,
             scale: 0.0,
+            retire: 0.0,
         };
         plain.restart();
         plain
@@ -196,6 +199,11 @@ impl Plain {
         };
         for (q, row) in self.weights.iter_mut().enumerate() {
             row.iter_mut().zip(&losses).for_each(|(w, l)| *w += eta(q) * (loss - l));
+        }
+        for (i, p) in self.probabilities().iter().enumerate() {
+            if *p < self.retire {
+                self.weights.iter_mut().for_each(|row| row[i] = NONE);
+            }
         }
         (losses, p)
     }
@@ -288,14 +296,18 @@ fn pass(options: &str) -> String {
 #[test]
 fn independent_is_the_published_algorithm() {
     for problem in [Problem::Quadratic, Problem::Logistic] {
-        for play in ["sample", "average", "likeliest"] {
-            let mut run = Run::new(wrapped(problem, &[&pass(&format!("play={play}"))]));
-            let mut plain = Plain::new(problem, RATES.len());
+        for (play, retire) in
+            [("sample", 0.0), ("average", 0.0), ("likeliest", 0.0), ("average", 0.02), ("likeliest", 0.02)]
+        {
+            let mut run = Run::new(wrapped(problem, &[&pass(&format!("play={play}, retire={retire:?}"))]));
+            let mut plain = Plain { retire, ..Plain::new(problem, RATES.len()) };
+            let mut retired = false;
             let mut seen = std::collections::HashSet::new();
             for step in 0..STEPS {
                 restart_if_due(step, &mut run, &mut plain);
                 let batch = problem.batch(step);
                 run.step(step, &batch);
+                let before = plain.weights[0].clone();
                 let drawn = run.outputs.get("samuel/played").map(|t| t.to_f64s().unwrap()[0] as usize);
                 seen.extend(drawn);
                 let (losses, p) = plain.independent(&batch, |p| match play {
@@ -303,7 +315,13 @@ fn independent_is_the_published_algorithm() {
                     "likeliest" => Some(Plain::likeliest(p)),
                     _ => drawn,
                 });
-                close("loss", step, &run.output("samuel/loss"), &losses);
+                // Who is out computes nothing, and has no loss.
+                for (loss, shown) in losses.iter().zip(run.output("samuel/loss")).filter(|(_, shown)| !shown.is_nan()) {
+                    close("loss", step, &[shown], &[*loss]);
+                }
+                let out = run.output("samuel/loss").iter().map(|l| l.is_nan()).collect::<Vec<bool>>();
+                assert_eq!(out, before.iter().map(|w| *w < NONE / 10.0).collect::<Vec<bool>>(), "step {step}");
+                retired |= out.contains(&true);
                 close("probability", step, &run.output("samuel/probability"), &p);
                 close("played", step, &run.param("w"), &plain.played);
                 let own: Vec<f64> = (0..RATES.len()).flat_map(|i| run.param(&format!("step/expert.{i}/w"))).collect();
@@ -313,6 +331,7 @@ fn independent_is_the_published_algorithm() {
                 let sum: f64 = run.output("samuel/probability").iter().sum();
                 assert!((sum - 1.0).abs() < 1e-12, "the probabilities sum to {sum}");
             }
+            assert_eq!(retired, retire > 0.0, "{play}");
             assert!(play != "sample" || seen.len() == RATES.len(), "only {seen:?} were drawn");
         }
     }

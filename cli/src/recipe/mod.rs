@@ -13,6 +13,7 @@ pub use set::value;
 
 use sartor_ir::{Context, Error, Result, bail};
 use sartor_passes::accumulate::Accumulate;
+use sartor_passes::average::Average;
 use sartor_passes::clip::Clip;
 use sartor_passes::cola::Cola;
 use sartor_passes::freeze::Freeze;
@@ -60,6 +61,8 @@ pub struct Tables {
     /// Several learning rates at once, weighed while training: no search. The optimizer's own `learning_rate` is then a
     /// factor on all of them (default 1), and its schedule constant unless it is given.
     pub samuel: Option<Both<Samuel, Restarting>>,
+    /// Keeps the mean of the points that training goes through, instead of the last one.
+    pub average: Option<Average>,
     /// A limit on the gradient's norm.
     pub clip: Option<Clip>,
     /// Several batches per update.
@@ -135,6 +138,7 @@ impl Recipe {
         keys::check(&table)?;
         hand_down_seed(&mut table);
         complete_schedule(&mut table);
+        complete_calibration(&mut table);
         let identity = identity(&table)?;
         set::resolve_paths(&mut table, folder)?;
         let effective = to_text(&table)?;
@@ -215,6 +219,23 @@ fn complete_schedule(table: &mut toml::Table) {
     let Some((rate, schedule)) = own else { return };
     section.entry("learning_rate").or_insert_with(|| rate.into());
     section.entry("schedule").or_insert_with(|| schedule.into());
+}
+
+/// Writes down that statistics are gathered anew where parameters hold an average, unless the recipe says how.
+fn complete_calibration(table: &mut toml::Table) {
+    let schedule_free = |section: Option<&toml::Value>| {
+        let kind = section.and_then(|s| s.get("kind")).cloned().and_then(|kind| kind.try_into::<OptimizerKind>().ok());
+        kind == Some(OptimizerKind::ScheduleFreeAdamw)
+    };
+    let base = table.get("samuel").and_then(|samuel| samuel.get("base"));
+    let averages = table.contains_key("average") || schedule_free(table.get("optimizer")) || schedule_free(base);
+    if !averages || !table.contains_key("train-mode") {
+        return;
+    }
+    let section = table.entry("train").or_insert_with(|| toml::Table::new().into());
+    if let Some(section) = section.as_table_mut() {
+        section.entry("calibrate").or_insert(50.into());
+    }
 }
 
 /// The learning rate and the schedule of a kind, where they are not the trainer's defaults: those that its authors recommend.

@@ -54,7 +54,7 @@ impl Split {
         let graph = &program.graph;
         let cut: HashSet<Value> = cut.iter().map(|(_, grad)| *grad).collect();
         let trained = |b: &&Binding| model.params.get(&b.param).is_some_and(|p| p.role == Role::Trainable);
-        let read = read_by_others(model);
+        let read = training::shown(model);
         let private = |b: &&Binding| {
             let state = model.params.get(&b.param).is_some_and(|p| p.role == Role::State);
             state && !read.contains(&b.param)
@@ -166,6 +166,36 @@ impl Split {
         self.nodes.iter().for_each(|id| copy_node(&mut program.graph, *id, &mut copy, &prefix));
         Ok(copy)
     }
+
+    /// Puts a choice behind everything that others read of an expert's copy: its own values where `alive`, else what it
+    /// started with, and for outputs no number. Nobody uses the values of an expert without weight; now nobody needs them.
+    pub fn spare(
+        &self,
+        wrap: &Wrap,
+        program: &mut Program,
+        copy: &mut Copy,
+        (alive, starts): (Value, &[Value]),
+    ) -> Result<()> {
+        let outputs: Vec<Value> = program.graph.outputs.iter().map(|o| o.value).collect();
+        for (state, start) in self.states.iter().zip(starts) {
+            let own = copy.value(state.next);
+            if own != *start && own != state.next {
+                let next = wrap.emit(program).select(alive, own, *start)?;
+                copy.values.insert(state.next, next);
+            }
+        }
+        let states: HashSet<Value> = self.states.iter().map(|s| s.next).collect();
+        for value in outputs.into_iter().filter(|v| !states.contains(v)) {
+            let own = copy.value(value);
+            if own != value {
+                let mut emit = wrap.emit(program);
+                let nothing = emit.scalar(if emit.dtype(own)?.is_float() { f64::NAN } else { 0.0 }, own)?;
+                let shown = emit.select(alive, own, nothing)?;
+                copy.values.insert(value, shown);
+            }
+        }
+        Ok(())
+    }
 }
 
 fn copy_node(graph: &mut Graph, id: NodeId, copy: &mut Copy, prefix: &str) {
@@ -195,16 +225,6 @@ fn descendants(
         }
     }
     found
-}
-
-/// The parameters that the inference graph and the programs that are no steps read: they show the played point.
-fn read_by_others(model: &Model) -> HashSet<String> {
-    let others = model.programs.iter().filter(|(name, _)| !training::is_step(name)).map(|(_, p)| &p.graph);
-    let graphs = std::iter::once(&model.graph).chain(others);
-    graphs
-        .flat_map(|g| g.node_ids().filter_map(|node| g.param_name(Value { node, slot: 0 })))
-        .map(str::to_string)
-        .collect()
 }
 
 /// What is computed at the played point: the loss in `intervals`, all but the experts' own in `shared`.

@@ -23,7 +23,9 @@
 //!
 //! `play`: `sample` draws `cur` from `p` in every step, `likeliest` takes the largest `p`, `average` plays `Σ p_i x_i` (and
 //! `ℓ_cur` is then `Σ p_i ℓ_i`). An expert whose loss or gradient is not finite, in `shared` also one whose update ends
-//! farther than `trust · max(1, ‖x‖)` from `x` (the nearest excepted), has no weight, and stands still, until the next restart. `intervals` counts steps from 0 and starts every length at once; it bounds `1 + η·r` below by 1/1000.
+//! farther than `trust · max(1, ‖x‖)` from `x` (the nearest excepted), in `independent` also one whose probability falls below `retire`, has no
+//! weight, and stands still, until the next restart. What it would compute is read only through a choice
+//! (`Where(alive, …)`), so that a runtime that computes what is read spends nothing on it. `intervals` counts steps from 0 and starts every length at once; it bounds `1 + η·r` below by 1/1000.
 //!
 //! With `accumulate`, losses are averaged over the runs that make one update, and weights and play change with it. Random masks (dropout) differ between experts.
 //!
@@ -72,6 +74,8 @@ pub struct Samuel {
     /// `shared`: experts farther from the played point than this times its norm (or than this, if that is below 1) are dropped until
     /// the next restart.
     pub trust: f64,
+    /// `independent`: an expert whose probability falls below this is out until the next restart. 0: never.
+    pub retire: f64,
     /// `intervals`: the lengths of the intervals in steps.
     pub lengths: Vec<u32>,
     /// The optimizer that every expert has a copy of. In a recipe: the table `[optimizer]`.
@@ -144,6 +148,7 @@ impl Default for Samuel {
             q: 4,
             play: None,
             trust: 0.2,
+            retire: 1e-6,
             lengths: vec![16, 64, 256, 1024],
             base: None,
         }
@@ -198,6 +203,7 @@ impl Samuel {
             bail!("rates holds {wrong}, expected positive numbers");
         }
         ensure!((1..=32).contains(&self.q), "q is {}, expected 1 to 32", self.q);
+        ensure!((0.0..1.0).contains(&self.retire), "retire is {}, expected a number in [0, 1)", self.retire);
         ensure!(self.trust > 0.0, "trust is {}, expected a positive number", self.trust);
         let mut experts = rates.len();
         if self.mode == Mode::Intervals {
@@ -271,6 +277,13 @@ impl Wrap<'_> {
         let mut copies = Vec::new();
         for (expert, start) in starts.iter().enumerate() {
             copies.push(split.copy(self, program, expert, start, rates)?);
+        }
+        if self.options.mode != Mode::Shared {
+            let alive = begun.alive(self, program)?;
+            for (expert, (copy, start)) in copies.iter_mut().zip(&starts).enumerate() {
+                let alive = entry(&mut self.emit(program), alive, expert)?;
+                split.spare(self, program, copy, (alive, start))?;
+            }
         }
         let judged = match self.options.mode {
             Mode::Shared => begun.judge_shared(self, program, &split, (&starts, &cut))?,

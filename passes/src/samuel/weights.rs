@@ -139,6 +139,11 @@ impl Begun<'_> {
         self.fresh.map(|fresh| entry(&mut emit, fresh, expert)).transpose()
     }
 
+    /// Which experts have a weight when the step begins, `bool[N]`.
+    pub fn alive(&self, wrap: &Wrap, program: &mut Program) -> Result<Value> {
+        moving(wrap, program, self.log)
+    }
+
     /// By the experts' own losses.
     pub fn judge_losses(
         &self,
@@ -311,6 +316,12 @@ impl Begun<'_> {
             let some = emit.scalar(SOME, most)?;
             let most = emit.op("Max", &[most, some], Attributes::new())?;
             next = emit.sub(next, most)?;
+        }
+        if wrap.options.mode == Mode::Independent && wrap.options.retire > 0.0 {
+            let probability = probabilities(&mut emit, next)?;
+            let (least, none) = (emit.scalar(wrap.options.retire, probability)?, emit.scalar(NONE, next)?);
+            let kept = emit.op("GreaterOrEqual", &[probability, least], Attributes::new())?;
+            next = emit.select(kept, next, none)?;
         }
         if let Some(apply) = apply {
             next = emit.select(apply, next, self.log)?;

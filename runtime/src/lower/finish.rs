@@ -53,6 +53,7 @@ impl Lowering<'_> {
         }
         let steps = super::skip::link(steps, &self.buffers);
         let steps = super::chain::chain(steps, &self.buffers);
+        let steps = super::lazy::link(steps, self.buffers.len(), &self.output_bufs(&outputs));
         let lowered = Lowered { buffers: self.buffers, slots: self.slots, steps, outputs };
         lowered.check()?;
         Ok(lowered)
@@ -137,7 +138,7 @@ impl Lowering<'_> {
         };
         reads.sort_unstable();
         reads.dedup();
-        Ok(Planned { step, reads, writes })
+        Ok(Planned { step, reads, writes, only_if: None })
     }
     fn group_step(&self, group: &Group, stored: &[BufId]) -> Result<Step> {
         let Some(core) = &group.core else {

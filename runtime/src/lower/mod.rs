@@ -15,6 +15,7 @@ pub mod finish;
 pub mod fuse;
 pub mod group;
 pub mod layout;
+pub mod lazy;
 pub mod losses;
 pub mod nodes;
 pub mod program;
@@ -151,6 +152,8 @@ pub struct Planned {
     pub reads: Vec<BufId>,
     /// The buffers it writes.
     pub writes: Vec<BufId>,
+    /// It runs only where this number is not 0.
+    pub only_if: Option<lazy::Condition>,
 }
 
 /// A graph, lowered.

@@ -43,6 +43,10 @@ pub struct TrainConfig {
     pub drop_last: bool,
     /// Whether each epoch has an order of its own; `false` keeps that of the file.
     pub shuffle: bool,
+    /// Before every evaluation and at the end, the statistics of batch normalisation are gathered anew from so many training batches
+    /// (0: they stay as training left them). For parameters that are averages, which were never trained at: by default 50
+    /// with `[train-mode]` and `[average]` or a schedule-free optimizer.
+    pub calibrate: usize,
 }
 
 impl Default for TrainConfig {
@@ -62,6 +66,7 @@ impl Default for TrainConfig {
             on_nonfinite: OnNonFinite::Stop,
             drop_last: false,
             shuffle: true,
+            calibrate: 0,
         }
     }
 }

@@ -12,7 +12,7 @@ use super::summary::{Summary, peak_rss_mib};
 use crate::checkpoint::state::VERSION;
 use crate::checkpoint::{Best, Checkpoint, Disk, Exact, RealDisk, State, Store};
 use crate::data::schema::SCALARS;
-use crate::data::{Batch, Cursor, Dataset, Loader, LoaderOptions, Splits};
+use crate::data::{Augment, Batch, Cursor, Dataset, Loader, LoaderOptions, Splits};
 use crate::params::Params;
 use crate::session::{Key, Session, SessionOptions};
 use sartor_ir::{Context, Error, Graph, Model, Result, Tensor, bail, ensure};
@@ -343,6 +343,7 @@ impl<'a> Trainer<'a> {
     fn after_step(&mut self, epoch_ends: bool) -> Result<()> {
         let (step, config, splits) = (self.state.step, &self.run.train, self.splits);
         if let Some(dataset) = splits.eval.as_ref().filter(|_| config.eval_every.due(step, epoch_ends)) {
+            self.calibrate()?;
             let metrics = self.evaluate("eval", dataset)?;
             self.state.last_eval = metrics.iter().map(|(n, v)| (n.clone(), Exact(*v))).collect();
             self.judge(&metrics)?;
@@ -351,6 +352,26 @@ impl<'a> Trainer<'a> {
         let never = config.checkpoint_every.is_never();
         if config.checkpoint_every.due(step, epoch_ends) || (last && !never) {
             self.save()?;
+        }
+        Ok(())
+    }
+
+    /// Gathers the statistics of batch normalisation at the parameters as they are, from the same batches each time.
+    fn calibrate(&mut self) -> Result<()> {
+        let name = self.links.programs[self.state.link].replacen("step", "calibrate", 1);
+        let Some(program) = self.model.programs.get(&name).filter(|_| self.run.train.calibrate > 0) else {
+            return Ok(());
+        };
+        let mut session = Session::program(self.model, &name, self.options)?;
+        let options = LoaderOptions { augment: Augment::default(), ..loader_options(self.run) };
+        let batches = Loader::new(self.splits.train.clone(), options)?;
+        let key = Key { seed: self.run.train.seed, step: self.state.step };
+        for (index, item) in batches.stream(Cursor::default(), 1).take(self.run.train.calibrate).enumerate() {
+            let (_, batch) = item.context(|| "data.train")?;
+            let place = Place { rate: 0.0, step: self.state.step, total: self.state.total, seed: self.run.train.seed };
+            let mut inputs = step_inputs(&program.graph, batch.tensors, &place)?;
+            inputs.insert("share".to_string(), Tensor::scalar(1.0 / (index + 1) as f32));
+            session.run(&mut self.params, &inputs, key).context(|| format!("program \"{name}\""))?;
         }
         Ok(())
     }
@@ -433,6 +454,7 @@ impl<'a> Trainer<'a> {
             apply(checkpoint.variables, &mut self.params, &self.variables)?;
             self.observer.event(&Event::Notice(&format!("back to the best state, of step {}", best.step)));
         }
+        self.calibrate()?;
         let splits = self.splits;
         if let Some(dataset) = &splits.test {
             for (name, value) in self.evaluate("test", dataset)? {
