@@ -59,9 +59,9 @@ pub struct Tables {
     #[serde(default)]
     pub optimizer: Both<Optimizer, OptimizerSchedule>,
     /// Several learning rates at once, weighed while training: no search. The optimizer's own `learning_rate` is then a
-    /// factor on all of them (default 1), and its schedule constant unless it is given.
+    /// factor on all of them (default 1). Unless a schedule is given, they stay constant and `[average]` has `power = 8`.
     pub samuel: Option<Both<Samuel, Restarting>>,
-    /// Keeps the mean of the points that training goes through, instead of the last one.
+    /// Keeps the mean of the points that training goes through, instead of the last one (which `decay = 0` is).
     pub average: Option<Average>,
     /// A limit on the gradient's norm.
     pub clip: Option<Clip>,
@@ -90,7 +90,7 @@ pub struct Chain {
 #[serde(default, deny_unknown_fields)]
 pub struct Restarting {
     /// When all experts go back to the played point: every so many steps (0: never), or a list of fractions of the run (of each
-    /// link) or numbers of steps. Default: never, since all rates fall; with constant ones `[0.667, 0.889]` is a good choice.
+    /// link) or numbers of steps. Default: never.
     pub restart_every: Restarts,
 }
 
@@ -207,7 +207,8 @@ fn hand_down_seed(table: &mut toml::Table) {
 }
 
 /// Writes down the learning rate and the schedule of a kind of optimizer that wants others than the trainer's defaults, unless the recipe
-/// says them. With `[samuel]` the learning rate is a factor on those of all experts.
+/// says them. With `[samuel]` the learning rate is a factor on those of all experts; without a schedule of the recipe's they stay constant, and
+/// the result is their average.
 fn complete_schedule(table: &mut toml::Table) {
     let experts = table.contains_key("samuel");
     if experts {
@@ -215,10 +216,14 @@ fn complete_schedule(table: &mut toml::Table) {
     }
     let Some(section) = table.get_mut("optimizer").and_then(toml::Value::as_table_mut) else { return };
     let kind = section.get("kind").cloned().and_then(|kind| kind.try_into::<OptimizerKind>().ok());
-    let own = if experts { Some((1.0, "linear")) } else { kind.and_then(default_schedule) };
+    let own = if experts { Some((1.0, "constant")) } else { kind.and_then(default_schedule) };
     let Some((rate, schedule)) = own else { return };
+    let averaged = experts && !section.contains_key("schedule") && kind != Some(OptimizerKind::ScheduleFreeAdamw);
     section.entry("learning_rate").or_insert_with(|| rate.into());
     section.entry("schedule").or_insert_with(|| schedule.into());
+    if averaged {
+        table.entry("average").or_insert_with(|| toml::Table::from_iter([("power".to_string(), 8.0.into())]).into());
+    }
 }
 
 /// Writes down that statistics are gathered anew where parameters hold an average, unless the recipe says how.

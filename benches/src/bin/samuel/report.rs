@@ -28,9 +28,10 @@ pub fn write(runs: &Path, seeds: usize) -> Result<()> {
          as guessing. Compute is processor seconds of the whole command on one thread, evaluation included, on a shared machine; \
          the grid's is the sum of its cells, diverged ones up to their end. Written by `cargo run --release -p sartor-bench \
          --bin samuel`; {}.\n\n\
-         All rows of SAMUEL have `rates = [1, 0.1, 0.01, 0.001, 0.0001]` and no other key but those that their names say, on every task: \
-         all rates fall linearly over the run, experts are never restarted, `independent` plays the likeliest expert, the others the \
-         average.\n",
+         All rows of SAMUEL have `rates = [1, 0.1, 0.01, 0.001, 0.0001]` and no other key but those that their names say, on every task. \
+         The first two leave everything else to `sartor`: experts of AdamW, constant rates, averaged parameters. The other rows have experts \
+         of the task's own optimizer, whose rates fall linearly if their names say nothing else, and the last point; nobody is retired there. \
+         Experts are never restarted unless a row says so; `independent` plays the likeliest expert, the others the average.\n",
         seeds - 1,
         processor()
     );
@@ -92,7 +93,8 @@ impl<'a> View<'a> {
     /// A line of each mode: whether it reaches the goal.
     fn goals(&self) -> Vec<Vec<String>> {
         let rows = self.task.rows(self.best.rate());
-        let modes = rows.iter().filter(|row| ["shared", "independent"].contains(&row.name.as_str()));
+        let modes =
+            rows.iter().filter(|row| ["samuel", "samuel-shared", "independent", "shared"].contains(&row.name.as_str()));
         modes.map(|row| self.goal(row)).collect()
     }
     fn goal(&self, row: &Row) -> Vec<String> {

@@ -159,11 +159,20 @@ pub struct Samuel {
     /// Its keys besides `rates`; `{twelfth}` stands for a twelfth of the run in steps.
     pub keys: &'static str,
     pub rates: Rates,
-    /// Whether the rates stay constant; else they fall as a recipe with `[samuel]` lets them by default.
-    pub constant: bool,
+    /// What the experts are.
+    pub experts: Experts,
     /// The tasks that it is run on.
     pub tasks: &'static [&'static str],
     pub ablation: bool,
+}
+
+/// What the experts are copies of, and how their rates go.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Experts {
+    /// What `[samuel]` takes where a recipe says nothing: AdamW, constant rates, averaged.
+    Default,
+    /// The task's optimizer with this schedule, not averaged; nobody is retired.
+    Own(&'static str),
 }
 
 /// The experts' learning rates.
@@ -183,9 +192,16 @@ const ABLATED: &[&str] = &["fashion", "shift"];
 pub const DEFAULTS: &str = "independent";
 
 pub const SAMUEL: &[Samuel] = &[
-    samuel(DEFAULTS, "SAMUEL, independent experts", "mode = \"independent\"\n", ALL),
-    samuel("shared", "SAMUEL, shared gradient", "mode = \"shared\"\n", ALL),
-    samuel("intervals", "SAMUEL, geometric intervals", "mode = \"intervals\"\n", ABLATED),
+    plain("samuel", "`[samuel]` as it is: independent experts of AdamW, constant rates, averaged", "", ALL),
+    plain("samuel-shared", "the same with a shared gradient", "mode = \"shared\"\n", ALL),
+    samuel(DEFAULTS, "experts of the task's optimizer, falling rates, independent", "mode = \"independent\"\n", ALL),
+    samuel("shared", "experts of the task's optimizer, falling rates, shared gradient", "mode = \"shared\"\n", ALL),
+    samuel(
+        "intervals",
+        "experts of the task's optimizer, falling rates, geometric intervals",
+        "mode = \"intervals\"\n",
+        ABLATED,
+    ),
     ablation("play-sample", "plays a sampled expert", "play = \"sample\"\n"),
     ablation("play-average", "plays the average", "play = \"average\"\n"),
     ablation("restart-1", "restart at 2/3", "restart_every = [0.6666666667]\n"),
@@ -206,16 +222,20 @@ pub const SAMUEL: &[Samuel] = &[
     },
 ];
 
+const fn plain(row: &'static str, what: &'static str, keys: &'static str, tasks: &'static [&'static str]) -> Samuel {
+    Samuel { row, what, keys, rates: Rates::Grid, experts: Experts::Default, tasks, ablation: false }
+}
+
 const fn samuel(row: &'static str, what: &'static str, keys: &'static str, tasks: &'static [&'static str]) -> Samuel {
-    Samuel { row, what, keys, rates: Rates::Grid, constant: false, tasks, ablation: false }
+    Samuel { experts: Experts::Own("linear"), ..plain(row, what, keys, tasks) }
 }
 
 const fn ablation(row: &'static str, what: &'static str, keys: &'static str) -> Samuel {
-    Samuel { row, what, keys, rates: Rates::Grid, constant: false, tasks: ABLATED, ablation: true }
+    Samuel { ablation: true, ..samuel(row, what, keys, ABLATED) }
 }
 
 const fn constant(row: &'static str, what: &'static str, keys: &'static str) -> Samuel {
-    Samuel { constant: true, ..ablation(row, what, keys) }
+    Samuel { experts: Experts::Own("constant"), ..ablation(row, what, keys) }
 }
 
 /// A line of a task's tables.
@@ -271,19 +291,25 @@ impl Task {
     }
     fn samuel(&self, samuel: &Samuel, best: Option<f64>) -> Row {
         let rates = if samuel.rates == Rates::Grid { RATES.to_vec() } else { Vec::from_iter(best) };
-        let keys = samuel.keys.replace("{twelfth}", &(self.steps / 12).to_string());
+        let mut keys = samuel.keys.replace("{twelfth}", &(self.steps / 12).to_string());
+        if samuel.experts != Experts::Default {
+            keys += "retire = 0.0\n";
+        }
         Row {
             name: samuel.row.to_string(),
             what: samuel.what.to_string(),
             group: if samuel.ablation { Group::Ablation } else { Group::Main },
             ready: !rates.is_empty(),
-            optimizer: format!("{}[samuel]\nrates = {rates:?}\n{keys}", self.under_experts(samuel.constant)),
+            optimizer: format!("{}[samuel]\nrates = {rates:?}\n{keys}", self.under_experts(samuel.experts)),
         }
     }
     /// `[optimizer]` without a learning rate.
-    fn under_experts(&self, constant: bool) -> String {
-        let schedule = if constant { "schedule = \"constant\"\n" } else { "" };
-        format!("[optimizer]\n{}{schedule}weight_decay = {:?}\n", self.optimizer, self.weight_decay)
+    fn under_experts(&self, experts: Experts) -> String {
+        let own = match experts {
+            Experts::Default => String::new(),
+            Experts::Own(schedule) => format!("{}schedule = \"{schedule}\"\n", self.optimizer),
+        };
+        format!("[optimizer]\n{own}weight_decay = {:?}\n", self.weight_decay)
     }
     fn base(&self, rate: f64, schedule: &str) -> String {
         optimizer(self.optimizer, rate, schedule, self.weight_decay)
