@@ -95,12 +95,13 @@ fn a_file_with_experts_goes_on_to_train_alike() {
         "cola(rank=2, alpha=4, links=2, targets=[*/query/MatMul])",
         "autodiff",
         "samuel(rates=[0.1, 0.01], base={kind=adamw, weight_decay=0.01})",
+        "average(power=8)",
     ];
     let mut args = vec!["transform", "model.onnx", "-o", "step.onnx", "--quiet"];
     passes.iter().for_each(|pass| args.extend(["-p", pass]));
     folder.ok(&args);
     let printed = folder.ok(&["train", "step.onnx", "--recipe", "S.toml", "--set", "output=out2"]);
-    assert_eq!(folder.read("out2/merged.onnx"), folder.read("out/merged.onnx"));
+    assert!(folder.read("out2/merged.onnx") == folder.read("out/merged.onnx"), "the models differ");
     // The file has one mode; of others, and of a step without experts, nothing is known.
     assert!(printed.contains("restart.0") && !printed.contains("without experts"), "{printed}");
 }
@@ -256,7 +257,9 @@ fn rates_alone_are_enough_for_experts() {
             );
         }
         assert!(lines_with(&folder, "samuel/restart").is_empty());
-        assert!(steps[143]["learning_rate"].as_f64().unwrap() < 0.01, "the rates fall: {}", steps[143]);
+        assert_eq!(steps[143]["learning_rate"], 1.0, "the rates stay: {}", steps[143]);
+        let recipe = String::from_utf8(folder.read("out/recipe.toml")).unwrap();
+        assert!(recipe.contains("[average]\npower = 8"), "{recipe}");
         let merged = onnx::load(&folder.path("out/merged.onnx")).unwrap();
         assert!(merged.params.keys().all(|name| !name.contains("expert")), "{:?}", merged.params.keys());
     }
@@ -393,7 +396,9 @@ fn train_mode_keeps_running_statistics() {
     save(&model, &folder.path("normalised.onnx"));
     let recipe = "model = \"normalised.onnx\"\n[data]\ntrain = \"train.npz\"\ntest = \"test.npz\"\n\
         [freeze]\ntrainable = [\"scale\", \"bias\", \"weight\"]\n[optimizer]\nlearning_rate = 3e-2\n[train]\nepochs = 12\n";
-    for (output, table) in [("as-it-is", ""), ("by-batch", "[train-mode]\n")] {
+    for (output, table) in
+        [("as-it-is", ""), ("by-batch", "[train-mode]\n"), ("average", "[train-mode]\n[average]\ndecay = 0.95\n")]
+    {
         folder.write("BN.toml", &format!("output = \"{output}\"\n{recipe}{table}"));
         folder.ok(&["train", "--recipe", "BN.toml"]);
     }
@@ -405,4 +410,12 @@ fn train_mode_keeps_running_statistics() {
     // The data has mean 0.
     assert!(means("by-batch").iter().all(|mean| mean.abs() < 0.5), "{:?}", means("by-batch"));
     assert!(summary(&folder, "by-batch")["test.accuracy"].as_f64().unwrap() > 0.85);
+    // Parameters that are averages get statistics of their own: the mean over batches, so that of all examples.
+    assert!(summary(&folder, "average")["test.accuracy"].as_f64().unwrap() > 0.85);
+    let arrays = npz::read(&folder.path("train.npz")).unwrap();
+    let x = arrays["x"].to_vec::<f32>().unwrap();
+    for (channel, mean) in means("average").iter().enumerate() {
+        let all: f32 = x.iter().skip(channel).step_by(4).sum::<f32>() / (x.len() / 4) as f32;
+        assert!((mean - all).abs() < 1e-5, "channel {channel}: {mean}, of the data {all}");
+    }
 }

@@ -94,7 +94,9 @@ impl Averaged<'_> {
         };
         let bound: Vec<Binding> = program.bindings.iter().filter(|b| held(&b.param)).cloned().collect();
         ensure!(!bound.is_empty(), "it updates no trainable parameter: run `average` after `optimizer` or `samuel`");
-        let count = model.add_param(&format!("{}/average/runs", self.name), Tensor::scalar(0f64), Role::State);
+        let hint = format!("{}/average/runs", self.name);
+        ensure!(!model.params.contains_key(&hint), "its parameters are averaged already");
+        let count = model.add_param(&hint, Tensor::scalar(0f64), Role::State);
         let share = self.count(program, &count)?;
         let name = self.name.replacen("step", "restart", 1);
         let mut restart = model.programs.get(&name).cloned();

@@ -200,6 +200,7 @@ fn note_unused(recipe: &Recipe) {
         ("[train-mode]", tables.train_mode.is_some()),
         ("[gate]", tables.gate.is_some()),
         ("[samuel]", tables.samuel.is_some()),
+        ("[average]", tables.average.is_some()),
         ("[clip]", tables.clip.is_some()),
     ];
     if given.iter().any(|(_, given)| *given) {
