@@ -76,6 +76,7 @@ impl Gate {
             nodes: names(&block.nodes),
             layer: self.layers.then(|| format!("/gate/{}/layer", block.name)),
             groups: block.groups.iter().enumerate().map(group).collect(),
+            usage: None,
         }
     }
 }

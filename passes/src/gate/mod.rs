@@ -29,7 +29,7 @@ mod insert;
 mod record;
 
 pub use blocks::{Block, Found, Group, Refusal, find};
-pub use record::{BlockRecord, GroupRecord, KEY, Record};
+pub use record::{BlockRecord, GroupRecord, KEY, Record, Usage};
 
 use crate::pattern::{Patterns, candidate_names};
 use crate::{Changed, Pass, training};

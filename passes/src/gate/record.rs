@@ -42,6 +42,19 @@ pub struct BlockRecord {
     pub layer: Option<String>,
     /// Its gated groups of channels.
     pub groups: Vec<GroupRecord>,
+    /// How the gates were used when the model was last evaluated, if it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Usage>,
+}
+
+/// How the gates of a block were used, over all inputs of an evaluation: the layer's gate first, if there is one, then those of every group's
+/// channels.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Usage {
+    /// The share of inputs for which each gate was above 0.
+    pub open: Vec<f64>,
+    /// The mean of each gate over the inputs for which it was above 0; 0 if there were none.
+    pub value: Vec<f64>,
 }
 
 /// One gated group of channels.
