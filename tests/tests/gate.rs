@@ -102,6 +102,40 @@ fn the_runtime_skips_what_gates_shut() {
     }
 }
 
+/// Convolutions of single pixels skip too: expansion, depthwise convolution and projection of every inverted residual block.
+#[test]
+fn the_runtime_skips_what_gates_shut_in_inverted_residuals() {
+    for (i, gate) in ["", "channels = false\n", "layers = false\n"].iter().enumerate() {
+        let mut model = prepared(&asset("mobilenetv2-ts17.onnx"), &format!("{GATE}{gate}")).unwrap();
+        disturb(&mut model, 30 + i as u64);
+        pipelines::prepare_inference(&mut model, &Registry::builtin()).unwrap();
+        skips(&model, 30, &format!("mobilenetv2, {gate}"));
+    }
+}
+
+/// A block of attention or of an MLP that the only example shuts is not computed.
+#[test]
+fn the_runtime_leaves_out_blocks_of_transformers() {
+    let mut model = prepared(&asset("minilm-l6-ts17.onnx"), GATE).unwrap();
+    disturb(&mut model, 40);
+    pipelines::prepare_inference(&mut model, &Registry::builtin()).unwrap();
+    for batch in [1, 2] {
+        let inputs = small(&model, batch);
+        let wanted = eval::run(&model, &inputs).unwrap();
+        let mut session = Session::new(&model, SessionOptions { threads: 2 }).unwrap();
+        let mut params = Params::of(&model);
+        for _ in 0..2 {
+            let found = session.run(&mut params, &inputs, Key::default()).unwrap();
+            for (output, wanted) in model.graph.outputs.iter().zip(&wanted) {
+                let apart = distance(&found[&output.name], wanted);
+                assert!(apart < 2e-5, "batch {batch}: differs by {apart:e}");
+            }
+        }
+        let conditional = session.report().conditional;
+        assert!(if batch == 1 { conditional >= 12 } else { conditional == 0 }, "batch {batch}: {conditional}");
+    }
+}
+
 /// Odd numbers of channels, more than a panel of them, and a depthwise convolution between.
 #[test]
 fn the_runtime_skips_channels_of_depthwise_convolutions() {

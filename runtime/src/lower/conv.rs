@@ -128,12 +128,14 @@ impl Lowering<'_> {
     }
     pub(crate) fn conv(&mut self, id: NodeId, op: &Operator, y: Value) -> Result<bool> {
         let (Some(x), Some(w)) = (self.graph.input(id, 0), self.graph.input(id, 1)) else { return Ok(false) };
+        let gated = self.gates_follow(y) || self.reads_gated(x);
         let y_shape = self.shape(y)?;
         let Some(s) = shape(op, &self.shape(x)?, &self.shape(w)?, &y_shape)? else { return Ok(false) };
         let (x, w) = (self.view(x)?, self.view(w)?);
         let [row, col, channel] = steps(&w);
         let filter = w.strides[0];
-        let product = if s.is_pointwise() && !s.is_depthwise() && Self::rows_follow(&s, &x) {
+        let by_pixels = s.is_pointwise() && !s.is_depthwise() && Self::rows_follow(&s, &x);
+        let product = if by_pixels && !(s.groups == 1 && gated) {
             let a = self.pixels(&s, &x, s.inputs, s.patch.stride, s.patch.grid);
             let a = self.packed(a);
             let b = self.factor(&s, &a, &w, (s.inputs, channel), (s.outputs, filter), s.outputs * filter);

@@ -200,6 +200,10 @@ impl Lowering<'_> {
                 let scaled = b.with(Bin::Mul, arg(0), scale);
                 vec![b.select(arg(1), scaled, Src::Const(0.0))]
             }
+            What::Gated => {
+                let product = b.bin(Bin::Mul, arg(0), arg(1));
+                vec![b.select(arg(1), product, Src::Const(0.0))]
+            }
             What::AddScaled(beta) => {
                 let scaled = if beta == 1.0 { arg(1) } else { b.with(Bin::Mul, arg(1), beta) };
                 vec![b.bin(Bin::Add, arg(0), scaled)]

@@ -36,6 +36,8 @@ pub enum What {
     Truth,
     /// The first operand times a number where the second is not 0, else 0.
     Masked(f32),
+    /// The product of both operands where the second is not 0, else 0.
+    Gated,
     /// The first operand plus the second times a number.
     AddScaled(f32),
     /// All operands and a number multiplied.

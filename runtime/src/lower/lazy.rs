@@ -15,6 +15,7 @@ use super::finish::by_producers;
 use super::program::{Ins, Program, Src};
 use super::view::BufId;
 use super::{Planned, Step};
+use crate::cpu::contract::Contract;
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 /// A number in a buffer.
@@ -59,26 +60,19 @@ pub fn link(mut steps: Vec<Planned>, buffers: usize, outputs: &[BufId]) -> Vec<P
         planned.writes.iter().for_each(|&b| writer.entry(b).or_default().push(at));
     }
     let conditions: BTreeSet<Condition> = wanted.iter().flatten().copied().collect();
-    let mut needs: Vec<(Condition, HashSet<usize>)> =
-        conditions.into_iter().map(|c| (c, needed(c.buf, &steps, &writer))).collect();
-    needs.sort_by_key(|(condition, needed)| (needed.len(), *condition));
-    // What a condition that is used needs runs always, so that nothing waits for itself.
-    let mut pinned: HashSet<usize> = HashSet::new();
-    for (condition, needed) in &needs {
-        if needed.iter().any(|&at| steps[at].only_if.is_some()) {
-            continue;
-        }
-        let free = |at: &usize| !needed.contains(at) && !pinned.contains(at) && wanted[*at].contains(condition);
-        let waiting: Vec<usize> = (0..steps.len()).filter(free).collect();
-        if !waiting.is_empty() {
-            pinned.extend(needed);
-        }
-        for at in waiting {
-            if steps[at].only_if.is_none() {
-                steps[at].only_if = Some(*condition);
-                steps[at].reads.push(condition.buf);
-                steps[at].reads.sort_unstable();
-                steps[at].reads.dedup();
+    let mut conditions: Vec<(usize, Condition)> =
+        conditions.into_iter().map(|c| (needed(c.buf, &steps, &writer).len(), c)).collect();
+    conditions.sort_unstable();
+    for (_, condition) in &conditions {
+        // With what the conditions before this one have added.
+        let needed = needed(condition.buf, &steps, &writer);
+        for at in (0..steps.len()).filter(|&at| wanted[at].contains(condition) && !needed.contains(&at)) {
+            let planned = &mut steps[at];
+            if planned.only_if.is_none() {
+                planned.only_if = Some(*condition);
+                planned.reads.push(condition.buf);
+                planned.reads.sort_unstable();
+                planned.reads.dedup();
             }
         }
     }
@@ -127,6 +121,14 @@ impl Demands {
         let whole = if on_host || planned.writes.is_empty() { ALWAYS } else { whole };
         match &planned.step {
             Step::Program(program) => _ = self.program(program),
+            // A convolution whose gate is 0 sums nothing.
+            Step::Contract(contract) if let Some(condition) = example(contract) => {
+                let under = under(&whole, condition);
+                for &buf in &planned.reads {
+                    let summed = contract.products.iter().any(|p| [p.a.buf, p.b.buf].contains(&buf));
+                    self.read(buf, if summed { &under } else { &whole });
+                }
+            }
             Step::Contract(contract) if contract.epilogue.is_some() => {
                 let tile = contract.epilogue.as_ref().map_or(ALWAYS, |program| self.program(program));
                 let factors: Vec<BufId> = contract.products.iter().flat_map(|p| [p.a.buf, p.b.buf]).collect();
@@ -179,6 +181,12 @@ fn single(program: &Program, src: &Src) -> Option<Condition> {
         }
         _ => None,
     })
+}
+
+/// The gate of the only example of a batch.
+fn example(contract: &Contract) -> Option<Condition> {
+    let gate = contract.skip.as_ref()?.example.as_ref()?;
+    contract.batch.iter().all(|&dim| dim == 1).then_some(Condition { buf: gate.buf, offset: gate.offset })
 }
 
 fn loads(ins: &Ins) -> Option<BufId> {

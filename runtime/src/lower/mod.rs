@@ -13,6 +13,7 @@ pub mod dropout;
 pub mod expr;
 pub mod finish;
 pub mod fuse;
+pub mod gates;
 pub mod group;
 pub mod layout;
 pub mod lazy;

@@ -390,6 +390,11 @@ impl Lowering<'_> {
         {
             return Ok(true);
         }
+        if let ("Mul", &[a, b]) = (name, inputs.as_slice())
+            && self.gated_product((a, b), y)?
+        {
+            return Ok(true);
+        }
         if let ("Add", &[a, b]) = (name, inputs.as_slice())
             && (self.add_products(a, b, y)
                 || self.add_to_products(a, b, 1.0, y)?

@@ -1,0 +1,101 @@
+//! What a gate is, seen from the graph: a number that is cut at 0 and multiplies what a block or a channel computes.
+//!
+//! Two things depend on it, where nothing is trained. A convolution of single pixels that gates follow is run by [windows](crate::cpu::patch) of one
+//! tap instead of as a product over all pixels of a batch, so that it can [skip](super::skip) examples and channels. And a product with a single
+//! number that is a gate is a [choice](super::lazy): where the gate is 0 the result is 0, whatever the other
+//! factor is (0 · ∞ too), and what only it reads is not computed.
+
+use super::Lowering;
+use super::group::{Arg, What};
+use sartor_ir::{Operator, Result, Value};
+
+/// A chain from a convolution to its gate is not longer than this.
+const FAR: usize = 12;
+
+impl Lowering<'_> {
+    /// Whether a value was cut at 0 and only put into other shapes since.
+    fn is_gate(&self, mut value: Value) -> bool {
+        for _ in 0..FAR {
+            if self.constant(value).is_some() {
+                return false;
+            }
+            let Some(op) = self.graph.node(value.node).op() else { return false };
+            match op.name.as_str() {
+                "Clip" => return self.graph.input(value.node, 1).and_then(|low| self.number(low)) == Some(0.0),
+                "Reshape" | "Unsqueeze" | "Squeeze" | "Split" | "Slice" | "Identity" | "Flatten" => {}
+                _ => return false,
+            }
+            let Some(input) = self.graph.input(value.node, 0) else { return false };
+            value = input;
+        }
+        false
+    }
+
+    /// Whether the result of a convolution reaches a product with a gate per example or per channel, through what treats every channel by
+    /// itself.
+    pub(crate) fn gates_follow(&self, conv: Value) -> bool {
+        if !self.updated.is_empty() {
+            return false;
+        }
+        let mut value = conv;
+        // Behind another convolution only a gate of the whole block matters.
+        let mut whole = false;
+        let suits = |v: Value, whole: bool| {
+            let shape = self.shape(v).unwrap_or_default();
+            self.is_gate(v) && (!whole || shape.iter().skip(1).all(|&dim| dim == 1))
+        };
+        for _ in 0..FAR {
+            let Some(&[reader]) = self.uses.get(&value).map(Vec::as_slice) else { return false };
+            let Some(op) = self.graph.node(reader).op() else { return false };
+            let others = self.graph.node_inputs(reader).into_iter().flatten().filter(|v| *v != value);
+            let others: Vec<Value> = others.collect();
+            match op.name.as_str() {
+                "Mul" if others.iter().any(|&v| suits(v, whole)) => return true,
+                "Mul" if others.iter().any(|&v| self.is_gate(v)) => {}
+                "Relu" | "Clip" | "HardSwish" | "BatchNormalization" => {}
+                "Add" | "Mul" if others.iter().all(|&v| self.constant(v).is_some() || self.is_param(v)) => {}
+                "Conv" if self.graph.input(reader, 0) == Some(value) => whole |= !self.is_depthwise(op, reader),
+                _ => return false,
+            }
+            value = Value { node: reader, slot: 0 };
+        }
+        false
+    }
+
+    /// Whether a convolution reads a product with gates.
+    pub(crate) fn reads_gated(&self, image: Value) -> bool {
+        let is_product = self.graph.node(image.node).op().is_some_and(|op| op.is("Mul"));
+        let mut factors = self.graph.node_inputs(image.node).into_iter().flatten();
+        self.updated.is_empty() && is_product && factors.any(|v| self.is_gate(v))
+    }
+
+    fn is_param(&self, value: Value) -> bool {
+        self.graph.param_name(value).is_some()
+    }
+
+    fn is_depthwise(&self, op: &Operator, conv: sartor_ir::NodeId) -> bool {
+        let groups = op.attrs.int("group", 1).unwrap_or(1);
+        let weights = self.graph.input(conv, 1).and_then(|w| self.shape(w).ok());
+        groups > 1 && weights.is_some_and(|w| w[0] as i64 == groups && w[1] == 1)
+    }
+
+    /// A product with a single number that is a gate, but for images, whose convolutions know gates.
+    pub(crate) fn gated_product(&mut self, (a, b): (Value, Value), y: Value) -> Result<bool> {
+        let shape = self.shape(y)?;
+        let single = |v: Value| self.shape(v).is_ok_and(|s| s.iter().all(|&dim| dim == 1));
+        if !self.updated.is_empty() || shape.len() == 4 || shape.iter().all(|&dim| dim == 1) {
+            return Ok(false);
+        }
+        let (x, gate) = match (single(a) && self.is_gate(a), single(b) && self.is_gate(b)) {
+            (_, true) => (a, b),
+            (true, _) => (b, a),
+            _ => return Ok(false),
+        };
+        if self.shape(x)? != shape {
+            return Ok(false);
+        }
+        let args: Vec<Arg> = vec![self.arg(x, &shape)?, self.arg(gate, &shape)?];
+        self.map(What::Gated, args, y)?;
+        Ok(true)
+    }
+}
