@@ -389,6 +389,7 @@ impl Patch {
     pub fn memory(&self, rows: &Range<usize>) -> usize {
         match self.in_place() {
             true => 0,
+            false if self.is_product() => 0,
             false if self.winograd => winograd::memory(self, rows),
             false => self.area(rows).size(),
         }
@@ -431,6 +432,42 @@ impl Patch {
             }
         });
     }
+    /// Whether places are the pixels of the image, one after the other.
+    fn is_product(&self) -> bool {
+        let plain = self.taps() == 1 && self.stride == (1, 1) && self.pad == (0, 0) && self.grid == self.image;
+        let follow = self.steps[0] == self.image.1 * self.steps[1] && self.steps[2] == 1;
+        plain && follow && !self.depthwise && !self.winograd && !self.transposed
+    }
+    /// The same for such places: nothing is copied.
+    unsafe fn multiply(
+        &self,
+        image: *const f32,
+        weights: *const f32,
+        n: usize,
+        rows: Range<usize>,
+        (out, pitch): (*mut f32, usize),
+        finish: &Finish,
+    ) {
+        /// Places whose pixels stay in the cache while all columns are computed.
+        const PLACES: usize = 64;
+        let (kernels, pixel) = (kernels(), self.steps[1]);
+        let (wide, all) = (kernels.panel, rows.len() * self.grid.1);
+        for place in (0..all).step_by(PLACES) {
+            let count = PLACES.min(all - place);
+            for panel in 0..self.panels(n) {
+                // SAFETY: every place is a pixel of the image; the rest is the caller's contract.
+                unsafe {
+                    let start = image.add((rows.start * self.grid.1 + place) * pixel);
+                    let left = Left { start, pitch: pixel, by_column: false };
+                    let span = Span { stretches: &[(0, 0)], depth: self.channels, right: wide };
+                    let start = out.add(place * pitch + panel * wide);
+                    let corner = Corner { start, pitch, cols: wide.min(n - panel * wide) };
+                    let weights = weights.add(panel * self.channels * wide);
+                    kernels.panel(count, span, left, weights, corner, &finish.at(place, panel * wide));
+                }
+            }
+        }
+    }
     /// Some rows of places, all columns, from packed weights. `out`: where the first place's result begins, and the distance of places.
     ///
     /// # Safety
@@ -452,6 +489,10 @@ impl Patch {
         if self.winograd {
             // SAFETY: the caller's contract.
             return unsafe { winograd::run(self, image, weights, n, rows, memory, (out, pitch), finish) };
+        }
+        if self.is_product() {
+            // SAFETY: the caller's contract.
+            return unsafe { self.multiply(image, weights, n, rows, (out, pitch), finish) };
         }
         let area = self.area(&rows);
         let (down, across) = self.axes();

@@ -1,7 +1,7 @@
 //! Matrix products with few columns (`n ≤ 16`) or a short inner dimension (`k ≤ 16`): what adapters are made of, and
 //! what GEMM libraries, which pack their operands, are slow at.
 //!
-//! * **Short inner dimension**, rows of `B` and of the result contiguous: each row of the result is a sum of `k` scaled rows of `B`.
+//! * **Short inner dimension, or a single row**, rows of `B` and of the result contiguous: each row of the result is a sum of `k` scaled rows of `B`.
 //! * **Few columns**, rows of `A` contiguous: `B` is copied to `n` contiguous columns once, and each result is a dot product; only where there
 //!   are no [micro-kernels](super::gemm), or fewer than 3 columns.
 //! * **Few rows, or few columns where there are no micro-kernels, inner dimension across rows** (`Aᵀ·B`, gradients of adapters): a sum of outer
@@ -32,7 +32,7 @@ const SKINNY: usize = 16;
 /// How a skinny product is computed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Way {
-    /// A short inner dimension.
+    /// A short inner dimension, or a single row.
     Short,
     /// Few columns.
     Narrow,
@@ -46,7 +46,7 @@ pub enum Way {
 pub fn way(s: Shape, a: (usize, usize), b: (usize, usize), out: (usize, usize)) -> Option<Way> {
     if s.m == 0 || s.n == 0 || s.k == 0 {
         None
-    } else if s.k < SKINNY && s.n > SKINNY && b.1 == 1 && out.1 == 1 {
+    } else if (s.k < SKINNY || s.m == 1) && s.n > SKINNY && b.1 == 1 && out.1 == 1 {
         Some(Way::Short)
     } else if s.n <= SKINNY && s.m > SKINNY && s.k > SKINNY && a.1 == 1 {
         // Micro-kernels, even half empty, are faster than dot products.
