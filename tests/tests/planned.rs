@@ -140,6 +140,24 @@ fn chains_of_a_sentence_encoder_train_as_the_reference_does() {
     follow(model, &["step.0", "step.0", "step.0", "knot.1", "step.1", "step.1"], 0, 1e-3, "MiniLM-L3");
 }
 
+/// An expert without weight is not computed, whatever its memory holds; the step gives what the reference gives.
+#[test]
+fn a_step_without_one_of_its_experts_is_what_the_reference_says() {
+    let pipeline = training("461", "\"*/query/MatMul\", \"*/value/MatMul\"", "sgd").replace("links = 2", "links = 1");
+    let optimizer = "name = \"optimizer\"\nkind = \"sgd\"\n";
+    let experts = "name = \"samuel\"\nrates = [1, 0.1, 0.01]\nbase = { kind = \"sgd\" }\n";
+    let mut model = prepared(&asset("paraphrase-MiniLM-L3-v2.onnx"), &pipeline.replace(optimizer, experts)).unwrap();
+    let weights = model.params.get_mut("step/samuel/log_weights").unwrap();
+    let mut numbers = weights.tensor.to_f64s().unwrap();
+    numbers.iter_mut().step_by(3).for_each(|w| *w = -1e300);
+    weights.tensor = Tensor::from_vec(weights.tensor.shape().to_vec(), numbers);
+    let mut session = Session::program(&model, "step", SessionOptions { threads: 2 }).unwrap();
+    let plan = session.plan(&step_inputs(&model, "step", 0)).unwrap().unwrap();
+    let all = plan.lowered.steps.iter().filter(|planned| planned.only_if.is_some()).count();
+    assert!(all > 3 * 60, "{all} steps wait for a condition");
+    follow(model, &["step", "step"], 0, 1e-3, "MiniLM-L3 with experts");
+}
+
 #[test]
 fn adapters_on_convolutions_train_as_the_reference_does() {
     // The gradient of a maximum jumps where two numbers are equal but for rounding: seeds without such a pair.

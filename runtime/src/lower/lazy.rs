@@ -121,26 +121,29 @@ impl Demands {
         let whole = if on_host || planned.writes.is_empty() { ALWAYS } else { whole };
         match &planned.step {
             Step::Program(program) => _ = self.program(program),
-            // A convolution whose gate is 0 sums nothing.
-            Step::Contract(contract) if let Some(condition) = example(contract) => {
-                let under = under(&whole, condition);
-                for &buf in &planned.reads {
-                    let summed = contract.products.iter().any(|p| [p.a.buf, p.b.buf].contains(&buf));
-                    self.read(buf, if summed { &under } else { &whole });
-                }
-            }
-            Step::Contract(contract) if contract.epilogue.is_some() => {
-                let tile = contract.epilogue.as_ref().map_or(ALWAYS, |program| self.program(program));
-                let factors: Vec<BufId> = contract.products.iter().flat_map(|p| [p.a.buf, p.b.buf]).collect();
-                factors.iter().for_each(|&b| self.read(b, &tile));
-                let code = contract.epilogue.iter().flat_map(|program| &program.code);
-                let loaded: HashSet<BufId> = code.filter_map(loads).collect();
-                let rest = planned.reads.iter().filter(|b| !factors.contains(b) && !loaded.contains(b));
-                rest.for_each(|&b| self.read(b, &whole));
-            }
+            Step::Contract(contract) => self.contract(contract),
+            Step::Chain(chain) => chain.members.iter().rev().for_each(|member| self.contract(member)),
             _ => planned.reads.iter().for_each(|&b| self.read(b, &whole)),
         }
         whole.unwrap_or_default()
+    }
+    /// What products read, by themselves or in a chain.
+    fn contract(&mut self, contract: &Contract) {
+        let factors = contract.products.iter().flat_map(|p| [p.a.buf, p.b.buf]);
+        if let Some(program) = &contract.epilogue {
+            let tile = self.program(program);
+            return factors.for_each(|buf| self.read(buf, &tile));
+        }
+        let whole = contract.out.as_ref().and_then(|out| self.of[out.buf.index()].clone());
+        // A convolution whose gate is 0 sums nothing.
+        let summed = example(contract).map_or(whole.clone(), |condition| under(&whole, condition));
+        factors.for_each(|buf| self.read(buf, &summed));
+        let tail = contract.tail.iter();
+        let bias = tail.clone().filter_map(|tail| tail.bias.map(|(buf, _)| buf));
+        let skip = contract.skip.iter().flat_map(|skip| [&skip.example, &skip.columns, &skip.inputs]);
+        let matrices =
+            tail.flat_map(|tail| tail.matrices().chain(tail.gates())).chain(skip.flatten()).map(|matrix| matrix.buf);
+        bias.chain(matrices).for_each(|buf| self.read(buf, &whole));
     }
     /// What a program reads. Returns what its tile is wanted for.
     fn program(&mut self, program: &Program) -> Demand {
@@ -187,11 +190,4 @@ fn single(program: &Program, src: &Src) -> Option<Condition> {
 fn example(contract: &Contract) -> Option<Condition> {
     let gate = contract.skip.as_ref()?.example.as_ref()?;
     contract.batch.iter().all(|&dim| dim == 1).then_some(Condition { buf: gate.buf, offset: gate.offset })
-}
-
-fn loads(ins: &Ins) -> Option<BufId> {
-    match ins {
-        Ins::Load(_, walk) => Some(walk.buf),
-        _ => None,
-    }
 }
