@@ -400,8 +400,8 @@ fn put_back_value(out: &mut GraphProto, info: ValueInfoProto, made: &HashSet<Str
 fn up_to_date(info: ValueInfoProto, tensor: &TensorProto) -> ValueInfoProto {
     let Some(dtype) = DType::from_onnx_code(tensor.data_type) else { return info };
     let ty = Type::tensor(dtype, tensor.dims.iter().copied());
-    let same = info.r#type.as_ref().and_then(read_type).is_some_and(|old| old.merge(&ty).is_some());
-    if same { info } else { ValueInfoProto { r#type: Some(write_type(&ty)), ..info } }
+    let outdated = info.r#type.as_ref().and_then(read_type).is_some_and(|old| old.merge(&ty).is_none());
+    if outdated { ValueInfoProto { r#type: Some(write_type(&ty)), ..info } } else { info }
 }
 
 fn value_info(name: &str, ty: Option<&Type>) -> ValueInfoProto {
