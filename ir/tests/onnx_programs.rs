@@ -221,6 +221,25 @@ fn initializers_that_are_inputs_are_no_inputs() {
 }
 
 #[test]
+fn initializers_that_are_inputs_are_declared_with_the_type_that_they_have_now() {
+    let mut g = Graph::new("g");
+    let (x, w) = (g.add_input("x", float(&[1])), g.add_input("w", float(&[3])));
+    let y = g.op("Mul", &[x, w], Attributes::new());
+    output(&mut g, "y", y);
+    let mut proto = ModelProto::parse_from_bytes(&onnx::to_bytes(&Model::new(g)).unwrap()).unwrap();
+    let data = TensorProto { dims: vec![3], float_data: vec![1.0, 2.0, 3.0], ..scalar("w") };
+    proto.graph.as_mut().unwrap().initializer.push(data);
+    let mut m = onnx::from_bytes(Bytes::from(proto.write_to_bytes().unwrap()), None).unwrap();
+    m.params["w"].tensor = Tensor::from_vec([2], vec![1f32, 2.0]);
+    let w = m.graph.find_param("w").unwrap();
+    m.graph.set_ty(w, Some(float(&[2])));
+    let proto = ModelProto::parse_from_bytes(&onnx::to_bytes(&m).unwrap()).unwrap();
+    let declared = &proto.graph.input[1];
+    assert_eq!(declared.name, "w");
+    assert_eq!(declared.type_.tensor_type().shape.dim[0].dim_value(), 2);
+}
+
+#[test]
 fn functions_survive() {
     let mut body = Graph::new("Scale");
     let x = body.add_input("x", float(&[]));

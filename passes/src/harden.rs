@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `masked` | a multiplication by 0, as `gate` left it: for accelerators on which branches are slow |
 //! | `skip` | nothing is computed: a block in an `If`, for the examples of the batch that need it; channels by `Gather` on the weights |
+//! | `static` | nothing is left: what was shut for nearly every input so far is cut off for all, the other gates are numbers in the weights |
 //!
 //! `skip`, before → after, for a block with a layer gate s and channel gates c:
 //! ```text
@@ -20,11 +21,25 @@
 //! reads integers that depend on the inputs' shapes (reshapes of attention), or where the batch is a fixed number, a block runs for the whole
 //! batch if any example needs it. A group with a depthwise convolution stays masked: its number of groups is an attribute, which no input can change.
 //!
-//! Precondition: gates, the internal opset. Postcondition: the same inputs and outputs, no training programs, no metadata of `gate`; dynamic
-//! batches stay dynamic.
+//! `static`, before → after, if s was open at 0.5 for all inputs, and all channels but k at 1:
+//! ```text
+//! h = Relu(Conv(x, W1, b1)) · c; y = Add(x, Conv(h, W2) · s)
+//!
+//! h = Relu(Conv(x, W1[k], b1[k])); y = Add(x, Conv(h, 0.5 · W2[:, k]))        y = x, if s was shut
+//! ```
+//! (executed by `tests/cases/harden/static.txt`) A gate that was open for a share of at most `below` of the inputs is 0 from now on, every other the mean of
+//! what it was where it was open; the shares are those of the last evaluation, in the metadata ([`Usage`](crate::gate::Usage)). An ordinary smaller model
+//! is left, without gate networks, every parameter `Frozen`. Of a group whose channels are all shut, the one that was open most often stays open. Factors go into the
+//! next weights (channels) or the last ones (blocks); where there are none that nobody else reads, one multiplication by a constant
+//! stays. Channels that something outside their group has come to read are multiplied by 0 instead of cut off.
+//!
+//! Precondition: gates, the internal opset; for `static`, a record of how the gates were used. Postcondition: the same inputs and outputs,
+//! no training programs, no metadata of `gate`; dynamic batches stay dynamic.
 
 mod branch;
 mod channels;
+mod constant;
+mod weights;
 
 use crate::gate::{BlockRecord, Record, blocks};
 use crate::walk::{ancestors, nodes_by_name};
@@ -32,18 +47,21 @@ use crate::{Changed, Pass, training};
 use branch::Branch;
 use sartor_ir::ops::Emit;
 use sartor_ir::{
-    Attributes, DType, Dim, Graph, Model, NodeId, Operator, OutputSlot, Result, Type, Value, bail, ensure, infer,
+    Attributes, DType, Dim, Graph, Model, NodeId, Operator, OutputSlot, Result, Role, Type, Value, bail, ensure, infer,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
-/// The options, and the pass.
+/// The options, and the pass. What a kind does not use, it ignores.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Harden {
     /// What becomes of a shut gate.
     pub kind: Kind,
+    /// `static`: a gate that was open for at most this share of the inputs is shut for good. 0 cuts off only what was never needed, 0.5 what most
+    /// inputs did not need.
+    pub below: f64,
 }
 
 /// See [`Harden::kind`].
@@ -55,6 +73,8 @@ pub enum Kind {
     Skip,
     /// It is multiplied by 0.
     Masked,
+    /// It is cut off for all inputs.
+    Static,
 }
 
 impl Pass for Harden {
@@ -62,20 +82,30 @@ impl Pass for Harden {
         "harden"
     }
     fn run(&self, model: &mut Model) -> Result<Changed> {
+        ensure!((0.0..=1.0).contains(&self.below), "below is {}, expected a share from 0 to 1", self.below);
         training::require_opset(model, "harden")?;
         let Some(record) = Record::load(model)? else { bail!("the model has no gates: the pass `gate` attaches them") };
         let opset = model.opset();
         let mut graph = std::mem::take(&mut model.graph);
         infer::infer_graph(&mut graph, opset)?;
-        if self.kind == Kind::Skip {
-            for block in &record.blocks {
-                skip(&mut graph, opset, block).map_err(|e| e.at(format!("block \"{}\"", block.name)))?;
+        model.programs.clear();
+        match self.kind {
+            Kind::Masked => {}
+            Kind::Skip => {
+                for block in &record.blocks {
+                    skip(&mut graph, opset, block).map_err(|e| e.at(format!("block \"{}\"", block.name)))?;
+                }
             }
+            Kind::Static => {
+                constant::freeze(&mut graph, model, &record, self.below)?;
+                model.params.values_mut().filter(|p| p.role.is_variable()).for_each(|p| p.role = Role::Frozen);
+            }
+        }
+        if self.kind != Kind::Masked {
             graph.remove_dead();
             infer::infer_graph(&mut graph, opset)?;
         }
         model.graph = graph;
-        model.programs.clear();
         Record::remove(model);
         model.remove_unused_params();
         Ok(Changed::Yes)
@@ -85,13 +115,17 @@ impl Pass for Harden {
 /// Makes one block skip.
 fn skip(graph: &mut Graph, opset: i64, block: &BlockRecord) -> Result<()> {
     let by_name = nodes_by_name(graph);
-    let find = |name: &String| match by_name.get(name) {
+    match &block.layer {
+        Some(layer) => skip_body(graph, opset, block, find(&by_name, &block.add)?, find(&by_name, layer)?),
+        None => channels::narrow(graph, opset, block),
+    }
+}
+
+/// The node of a name that a record says.
+fn find(by_name: &HashMap<String, NodeId>, name: &str) -> Result<NodeId> {
+    match by_name.get(name) {
         Some(&id) => Ok(id),
         None => bail!("the graph has no node \"{name}\" any more: harden before other passes change the model"),
-    };
-    match &block.layer {
-        Some(layer) => skip_body(graph, opset, block, find(&block.add)?, find(layer)?),
-        None => channels::narrow(graph, opset, block),
     }
 }
 

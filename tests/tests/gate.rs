@@ -3,7 +3,7 @@
 
 use sartor_ir::rng::Draw;
 use sartor_ir::{Attributes, DType, Dim, Graph, GraphOutput, Model, Role, Tensor, Type, Value, eval, onnx};
-use sartor_passes::gate::Record;
+use sartor_passes::gate::{Record, Usage, cost, find};
 use sartor_passes::{Registry, pipelines};
 use sartor_runtime::cpu::simd::{self, Level};
 use sartor_runtime::data::npz;
@@ -14,6 +14,7 @@ use std::path::Path;
 const GATE: &str = "[[pass]]\nname = \"gate\"\n";
 const SKIP: &str = "[[pass]]\nname = \"harden\"\n";
 const MASKED: &str = "[[pass]]\nname = \"harden\"\nkind = \"masked\"\n";
+const STATIC: &str = "[[pass]]\nname = \"harden\"\nkind = \"static\"\n";
 
 fn small(model: &Model, batch: usize) -> Named {
     draw_inputs(&model.graph, 5, 1000, &|name, axis| match (name.contains("ids") || name.contains("mask"), axis) {
@@ -89,6 +90,99 @@ fn what_is_skipped_is_what_was_multiplied_by_zero() {
             }
         }
     }
+}
+
+#[test]
+fn gates_that_are_cut_off_are_those_that_never_opened() {
+    let dir = tempfile::tempdir().unwrap();
+    for (i, &(name, _)) in BLOCKS.iter().enumerate() {
+        let model = prepared(&asset(name), "").unwrap();
+        let mut gated = model.clone();
+        run_passes(&mut gated, GATE).unwrap();
+        let usage = use_gates(&mut gated, i as u64, 0.0, 1.0);
+        let cut = cut_off(&gated, STATIC, dir.path(), name);
+        let (before, wanted) = (cost::Costs::of(&model.graph, model.opset()).unwrap(), remaining_cost(&model, &usage));
+        let found = cost::Costs::of(&cut.graph, cut.opset()).unwrap().total as f64;
+        assert!(wanted < 0.9 * before.total as f64, "{name}: {wanted} of {}", before.total);
+        assert!((found - wanted).abs() < 1e-3 * wanted, "{name}: {found} operations instead of {wanted}");
+    }
+}
+
+#[test]
+fn gates_that_are_cut_off_are_those_that_most_inputs_shut() {
+    let dir = tempfile::tempdir().unwrap();
+    for (i, &(name, _)) in BLOCKS.iter().enumerate() {
+        let gate = ["channels = false\n", "layers = false\n", ""][i % 3];
+        let mut gated = prepared(&asset(name), &format!("{GATE}{gate}")).unwrap();
+        use_gates(&mut gated, 30 + i as u64, 0.5, 0.6);
+        cut_off(&gated, &format!("{STATIC}below = 0.5\n"), dir.path(), name);
+    }
+}
+
+/// Draws how gates were used, their values at least `low`, and sets the gate networks so that those gates that are open for at most `below` of the
+/// inputs are always shut and all others have their values.
+fn use_gates(gated: &mut Model, seed: u64, below: f64, low: f64) -> Vec<Usage> {
+    let mut draw = Draw::new(seed, "usage");
+    let mut record = Record::load(gated).unwrap().unwrap();
+    for block in &mut record.blocks {
+        let [weight, bias] = [&block.weight, &block.bias].map(|name| gated.params[name].tensor.clone());
+        let gates = bias.len();
+        let open = draw.tensor(&[gates], -0.4, 1.0).to_f64s().unwrap().iter().map(|x| x.max(0.0)).collect::<Vec<_>>();
+        let value = draw.tensor(&[gates], low, 1.0).cast(DType::F32).unwrap().to_f64s().unwrap();
+        let value: Vec<f64> = value.iter().zip(&open).map(|(v, &o)| if o > 0.0 { *v } else { 0.0 }).collect();
+        let constants: Vec<f32> =
+            value.iter().zip(&open).map(|(&v, &o)| if o > below { v as f32 } else { 0.0 }).collect();
+        gated.params[&block.weight].tensor = Tensor::zeros(DType::F32, weight.shape()).unwrap();
+        gated.params[&block.bias].tensor = Tensor::from_vec([gates], constants);
+        block.usage = Some(Usage { open, value });
+    }
+    record.store(gated).unwrap();
+    record.blocks.into_iter().filter_map(|block| block.usage).collect()
+}
+
+/// Cuts a model and compares what is left with it, also in ONNX Runtime.
+fn cut_off(gated: &Model, pipeline: &str, folder: &Path, name: &str) -> Model {
+    let mut cut = gated.clone();
+    run_passes(&mut cut, pipeline).unwrap();
+    assert!(Record::load(&cut).unwrap().is_none(), "{name}");
+    let ours = |text: &str| text.starts_with("gate.") || text.starts_with("/gate/");
+    assert!(!cut.params.keys().any(|key| ours(key)), "{name}");
+    let left: Vec<String> = cut.graph.topo_ops().into_iter().map(|id| cut.graph.node(id).name.clone()).collect();
+    assert!(!left.iter().any(|node| ours(node)), "{name}: {left:?}");
+    assert!(cut.params.values().all(|param| !param.role.is_variable()), "{name}");
+    let path = folder.join("cut.onnx");
+    onnx::save(&cut, &path, &onnx::SaveOptions::default()).unwrap();
+    succeeds(peer("check_onnx.py").arg(&path));
+    for batch in [1, 3] {
+        let inputs = small(gated, batch);
+        let (before, after) = (run(gated, &inputs), run(&cut, &inputs));
+        for (output, tensor) in &before {
+            let apart = distance(&after[output], tensor);
+            assert!(apart < 1e-4, "{name}, batch {batch}: output {output} differs by {apart:e}");
+        }
+        compare_with_onnx_runtime(gated, &path, &inputs, &format!("{name}, batch {batch}"));
+    }
+    cut
+}
+
+/// What a model costs without the gates that never opened: every node of a body as many of its operations as channels are left.
+fn remaining_cost(model: &Model, usage: &[Usage]) -> f64 {
+    let costs = cost::Costs::of(&model.graph, model.opset()).unwrap();
+    let mut left = costs.total as f64;
+    for (block, usage) in find(&model.graph).unwrap().blocks.iter().zip(usage) {
+        let sizes = std::iter::once(1).chain(block.groups.iter().map(|group| group.channels));
+        let mut open = usage.open.iter();
+        let mut share = |n: usize| open.by_ref().take(n).filter(|&&o| o > 0.0).count() as f64 / n as f64;
+        let shares: Vec<f64> = sizes.map(&mut share).collect();
+        for term in costs.terms(block) {
+            let stays: f64 = shares[0] * term.groups.iter().map(|&group| shares[1 + group]).product::<f64>();
+            left -= term.flops as f64 * (1.0 - stays);
+        }
+        if shares[0] == 0.0 {
+            left -= costs.sum(&[block.add]) as f64;
+        }
+    }
+    left
 }
 
 /// With normalisation folded in, convolutions skip what gates shut, for every example of a batch by itself.

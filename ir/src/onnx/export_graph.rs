@@ -10,6 +10,7 @@ use super::proto::{self, *};
 use super::tensor::write_tensor;
 use super::types::{read_type, write_type};
 use crate::attr::Attribute;
+use crate::dtype::DType;
 use crate::error::{Context, Error, Result};
 use crate::graph::{Graph, Node, NodeId, NodeKind, Operator, Value};
 use crate::model::Parameter;
@@ -370,8 +371,9 @@ impl<'g> Sheet<'g> {
                 (there.doc_string, there.metadata_props) = (tensor.doc_string, tensor.metadata_props);
             }
         }
-        let overridable = extra.input.into_iter().filter(|i| initializers.contains_key(&i.name));
-        self.out.input.extend(overridable);
+        let overridable =
+            extra.input.into_iter().filter_map(|info| initializers.get(&info.name).map(|t| up_to_date(info, t)));
+        self.out.input.extend(overridable.collect::<Vec<_>>());
         let annotations = extra.quantization_annotation.into_iter();
         let about = |a: &TensorAnnotation| a.tensor_name.as_ref().is_none_or(|name| made.contains(name));
         self.out.quantization_annotation.extend(annotations.filter(about));
@@ -392,6 +394,14 @@ fn put_back_value(out: &mut GraphProto, info: ValueInfoProto, made: &HashSet<Str
         None if made.contains(&info.name) => out.value_info.push(info),
         None => {}
     }
+}
+
+/// What the file said of an initializer, with the type that it has now.
+fn up_to_date(info: ValueInfoProto, tensor: &TensorProto) -> ValueInfoProto {
+    let Some(dtype) = DType::from_onnx_code(tensor.data_type) else { return info };
+    let ty = Type::tensor(dtype, tensor.dims.iter().copied());
+    let outdated = info.r#type.as_ref().and_then(read_type).is_some_and(|old| old.merge(&ty).is_none());
+    if outdated { ValueInfoProto { r#type: Some(write_type(&ty)), ..info } } else { info }
 }
 
 fn value_info(name: &str, ty: Option<&Type>) -> ValueInfoProto {

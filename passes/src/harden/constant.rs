@@ -1,0 +1,321 @@
+//! Gates that are the same for every input: what is shut is cut off, what is open becomes a factor in the weights.
+
+use super::weights::Weights;
+use super::{find, nodes_by_name};
+use crate::gate::{BlockRecord, GroupRecord, Record, Usage};
+use sartor_ir::{Dim, Graph, Model, NodeId, Result, Tensor, Type, Value, bail, ensure};
+use std::collections::{HashMap, HashSet};
+
+/// Freezes all gates of a graph at what they were when they were used, and cuts off what is shut for at least `1 - below` of the inputs.
+pub(super) fn freeze(graph: &mut Graph, model: &mut Model, record: &Record, below: f64) -> Result<()> {
+    let by_name = nodes_by_name(graph);
+    let mut blocks = Vec::new();
+    for block in &record.blocks {
+        let here = Here::of(graph, &by_name, block, below);
+        blocks.push(here.map_err(|e| e.at(format!("block \"{}\"", block.name)))?);
+    }
+    for block in blocks.iter().filter(|block| block.is_shut()) {
+        let Some(shortcut) = graph.input(block.add, 1 - block.slot) else { bail!("an addition has one input") };
+        graph.substitute(Value { node: block.add, slot: 0 }, shortcut);
+    }
+    graph.remove_dead();
+    // Blocks in the bodies of others may be gone with them.
+    blocks.retain(|block| !block.is_shut() && graph.contains(block.add));
+    let mut weights = Weights { graph, model };
+    for block in &blocks {
+        for group in &block.groups {
+            group.freeze(&mut weights)?;
+        }
+        if let Some((layer, constant)) = block.layer {
+            freeze_layer(&mut weights, layer, constant)?;
+        }
+    }
+    Ok(())
+}
+
+/// A block's nodes and what its gates are from now on.
+struct Here {
+    add: NodeId,
+    slot: usize,
+    /// The multiplication of the body, and by what; `None` if it is shut.
+    layer: Option<(NodeId, Option<f64>)>,
+    groups: Vec<Group>,
+}
+
+/// A group's nodes and what its gates are from now on.
+struct Group {
+    producers: Vec<NodeId>,
+    members: Vec<NodeId>,
+    consumer: NodeId,
+    mul: NodeId,
+    axis: usize,
+    /// The factor of every channel; 0 for those that are shut.
+    factors: Vec<f64>,
+    /// The channels that stay.
+    kept: Vec<usize>,
+}
+
+impl Here {
+    fn of(graph: &Graph, by_name: &HashMap<String, NodeId>, block: &BlockRecord, below: f64) -> Result<Here> {
+        let Some(usage) = &block.usage else {
+            bail!("train or evaluate the gated model first: it has no record of how its gates were used")
+        };
+        check(block, usage)?;
+        let add = find(by_name, &block.add)?;
+        let open = |i: usize| usage.open[i] > below;
+        let mut layer = None;
+        if let Some(name) = &block.layer {
+            let mul = find(by_name, name)?;
+            let body = Some(Value { node: mul, slot: 0 });
+            ensure!(graph.input(add, block.slot) == body, "its addition does not read its body any more");
+            layer = Some((mul, open(0).then_some(usage.value[0])));
+        }
+        let mut first = usize::from(layer.is_some());
+        let mut groups = Vec::new();
+        for group in &block.groups {
+            let range = first..first + group.channels;
+            first = range.end;
+            groups.push(Group::of(by_name, group, &usage.open[range.clone()], &usage.value[range], below)?);
+        }
+        Ok(Here { add, slot: block.slot, layer, groups })
+    }
+    fn is_shut(&self) -> bool {
+        matches!(self.layer, Some((_, None)))
+    }
+}
+
+/// An error unless the usage is one of this block's gates.
+fn check(block: &BlockRecord, usage: &Usage) -> Result<()> {
+    let gates = usize::from(block.layer.is_some()) + block.groups.iter().map(|g| g.channels).sum::<usize>();
+    for numbers in [&usage.open, &usage.value] {
+        ensure!(numbers.len() == gates, "the usage of {} gates is recorded, but there are {gates}", numbers.len());
+        let share = numbers.iter().all(|x| (0.0..=1.0).contains(x));
+        ensure!(share, "its gates' usage is recorded with numbers that are not from 0 to 1");
+    }
+    Ok(())
+}
+
+impl Group {
+    fn of(
+        by_name: &HashMap<String, NodeId>,
+        group: &GroupRecord,
+        open: &[f64],
+        value: &[f64],
+        below: f64,
+    ) -> Result<Group> {
+        let mut kept: Vec<usize> = (0..group.channels).filter(|&k| open[k] > below).collect();
+        if kept.is_empty() {
+            kept.extend((0..group.channels).rev().max_by(|&a, &b| open[a].total_cmp(&open[b])));
+        }
+        let mut factors = vec![0.0; group.channels];
+        kept.iter().for_each(|&k| factors[k] = value[k]);
+        Ok(Group {
+            producers: group.producers.iter().map(|name| find(by_name, name)).collect::<Result<_>>()?,
+            // Normalisation may have been folded into its producer.
+            members: group.members.iter().filter_map(|name| by_name.get(name).copied()).collect(),
+            consumer: find(by_name, &group.consumer)?,
+            mul: find(by_name, &group.mul)?,
+            axis: group.axis,
+            factors,
+            kept,
+        })
+    }
+
+    fn freeze(&self, weights: &mut Weights) -> Result<()> {
+        let Some(cuts) = self.cuts(weights).filter(|_| self.kept.len() < self.factors.len()) else {
+            return self.multiply(weights, &self.factors);
+        };
+        for cut in cuts {
+            weights.take((cut.node, cut.slot), cut.axis, &self.kept)?;
+        }
+        self.narrow_types(weights.graph);
+        let factors: Vec<f64> = self.kept.iter().map(|&k| self.factors[k]).collect();
+        self.multiply(weights, &factors)
+    }
+
+    /// Multiplies the channels by their factors: in the consumer's weights, or else, as before, by themselves.
+    fn multiply(&self, weights: &mut Weights, factors: &[f64]) -> Result<()> {
+        let Some(value) = weights.graph.input(self.mul, 0) else { bail!("a multiplication by gates has no input") };
+        if factors.iter().any(|&factor| factor != 1.0) {
+            let Some(cut) = self.consumer_cut(weights) else {
+                let rank = weights.graph.ty(value).and_then(Type::rank).unwrap_or(self.axis + 1);
+                let mut shape = vec![1; rank - self.axis];
+                shape[0] = factors.len();
+                let constant = of_type(weights.graph, value, Tensor::from_vec(shape, factors.to_vec()))?;
+                return replace_gate(weights, self.mul, constant);
+            };
+            weights.scale((cut.node, cut.slot), cut.axis, factors)?;
+        }
+        weights.graph.substitute(Value { node: self.mul, slot: 0 }, value);
+        Ok(())
+    }
+
+    /// What has one entry per channel; `None` if the channels cannot be cut off: something else reads them, or constants are none.
+    fn cuts(&self, weights: &Weights) -> Option<Vec<Cut>> {
+        if !self.is_closed(weights) {
+            return None;
+        }
+        let mut cuts = vec![self.consumer_cut(weights)?];
+        for &id in &self.producers {
+            cuts.extend(producer_cuts(weights, id)?);
+        }
+        for &id in &self.members {
+            cuts.extend(self.member_cuts(weights, id)?);
+        }
+        let fits = |cut: &Cut| {
+            let tensor = weights.read(cut.node, cut.slot)?;
+            tensor.shape().get(cut.axis).filter(|&&n| n == self.factors.len()).copied()
+        };
+        cuts.iter().all(|cut| fits(cut).is_some()).then_some(cuts)
+    }
+
+    /// Whether all that is computed from the channels is this group, which ends in the multiplication.
+    fn is_closed(&self, weights: &Weights) -> bool {
+        let graph = &weights.graph;
+        let all: HashSet<NodeId> = self.producers.iter().chain(&self.members).copied().collect();
+        let stays = |value: Value| {
+            let inside = graph.uses(value).iter().all(|&(id, _)| self.members.contains(&id) || id == self.mul);
+            inside && !graph.is_output(value)
+        };
+        let made = |(slot, value): (usize, Option<Value>), id: NodeId| {
+            value.is_none_or(|value| all.contains(&value.node) || weights.read(id, slot).is_some())
+        };
+        let reads = |&id: &NodeId| graph.node_inputs(id).into_iter().enumerate().all(|input| made(input, id));
+        all.iter().all(|&id| graph.node_outputs(id).all(stays))
+            && self.members.iter().all(reads)
+            && graph.input(self.mul, 0).is_some_and(|value| all.contains(&value.node))
+    }
+
+    /// The consumer's weight, if it alone reads the channels behind their gates.
+    fn consumer_cut(&self, weights: &Weights) -> Option<Cut> {
+        let (graph, scaled) = (&weights.graph, Value { node: self.mul, slot: 0 });
+        let alone = graph.uses(scaled) == [(self.consumer, 0)] && !graph.is_output(scaled);
+        let op = graph.node(self.consumer).op()?;
+        let axis = match op.name.as_str() {
+            "Conv" => 1,
+            "Gemm" => usize::from(op.attrs.flag("transB", false).ok()?),
+            "MatMul" => 0,
+            _ => return None,
+        };
+        weights.read(self.consumer, 1).filter(|_| alone)?;
+        Some(Cut { node: self.consumer, slot: 1, axis })
+    }
+
+    fn member_cuts(&self, weights: &Weights, id: NodeId) -> Option<Vec<Cut>> {
+        let node = weights.graph.node(id);
+        if node.is("BatchNormalization") {
+            return Some((1..5).map(|slot| Cut { node: id, slot, axis: 0 }).collect());
+        }
+        if node.is("Conv") {
+            return producer_cuts(weights, id);
+        }
+        let rank = weights.graph.ty(Value { node: id, slot: 0 }).and_then(Type::rank)?;
+        let cut = |slot: usize| {
+            let shape = weights.read(id, slot)?.shape().to_vec();
+            let axis = shape.len().checked_sub(rank.checked_sub(self.axis)?)?;
+            (shape[axis] != 1).then_some(Cut { node: id, slot, axis })
+        };
+        Some((0..node.formal_inputs()).filter_map(cut).collect())
+    }
+
+    /// Notes the number of channels that are left where it is said: in types, and at depthwise convolutions.
+    fn narrow_types(&self, graph: &mut Graph) {
+        let left = self.kept.len() as i64;
+        for &id in self.producers.iter().chain(&self.members).chain([&self.mul]) {
+            let value = Value { node: id, slot: 0 };
+            if let Some(Type::Tensor { dtype, shape: Some(mut shape) }) = graph.ty(value).cloned() {
+                if let Some(dim) = shape.get_mut(self.axis) {
+                    *dim = Dim::Known(left);
+                }
+                graph.set_ty(value, Some(Type::Tensor { dtype, shape: Some(shape) }));
+            }
+        }
+        for &id in self.members.iter().filter(|id| !self.producers.contains(id)) {
+            if let Some(op) = graph.node_mut(id).op_mut().filter(|op| op.is("Conv")) {
+                op.attrs.set("group", left);
+            }
+        }
+    }
+}
+
+/// A constant with one entry per channel along an axis.
+struct Cut {
+    node: NodeId,
+    slot: usize,
+    axis: usize,
+}
+
+/// The weight and the bias of what computes channels; `None` if it is nothing that is known.
+fn producer_cuts(weights: &Weights, id: NodeId) -> Option<Vec<Cut>> {
+    let op = weights.graph.node(id).op()?;
+    let axis = match op.name.as_str() {
+        "Conv" => 0,
+        "Gemm" => usize::from(!op.attrs.flag("transB", false).ok()?),
+        "MatMul" => return Some(vec![Cut { node: id, slot: 1, axis: 1 }]),
+        _ => return None,
+    };
+    let mut cuts = vec![Cut { node: id, slot: 1, axis }];
+    if weights.graph.input(id, 2).is_some() {
+        let shape = weights.read(id, 2)?.shape().to_vec();
+        // A bias of Gemm may be one number for all.
+        if let Some(last) = shape.len().checked_sub(1).filter(|&last| shape[last] != 1) {
+            cuts.push(Cut { node: id, slot: 2, axis: last });
+        }
+    }
+    Some(cuts)
+}
+
+/// Multiplies a body by a number: in its last weights, or else, as before, by itself.
+fn freeze_layer(weights: &mut Weights, mul: NodeId, constant: Option<f64>) -> Result<()> {
+    let (Some(body), Some(factor)) = (weights.graph.input(mul, 0), constant) else { return Ok(()) };
+    if factor != 1.0 {
+        let Some(last) = last_weights(weights, body) else {
+            let constant = of_type(weights.graph, body, Tensor::scalar(factor))?;
+            return replace_gate(weights, mul, constant);
+        };
+        for input in last {
+            weights.scale_all(input, factor)?;
+        }
+    }
+    weights.graph.substitute(Value { node: mul, slot: 0 }, body);
+    Ok(())
+}
+
+/// The constants that scale a value if they are scaled. `None` if something else reads it, or if it is no linear function of constants.
+fn last_weights(weights: &Weights, value: Value) -> Option<Vec<(NodeId, usize)>> {
+    let (graph, id) = (&weights.graph, value.node);
+    let op = graph.node(id).op().filter(|op| op.domain.is_empty() && graph.use_count(value) == 1)?;
+    let constant = |slot: usize| weights.read(id, slot).map(|_| (id, slot));
+    let all = |slots: &[usize]| {
+        let given = slots.iter().filter(|&&slot| graph.input(id, slot).is_some());
+        given.map(|&slot| constant(slot)).collect::<Option<Vec<_>>>()
+    };
+    match op.name.as_str() {
+        "Conv" | "Gemm" => all(&[1, 2]),
+        "MatMul" => all(&[1]),
+        "BatchNormalization" => all(&[1, 2]),
+        "Mul" => constant(0).or(constant(1)).map(|input| vec![input]),
+        "Add" => {
+            let (slot, input) = (0..2).find_map(|slot| Some((slot, constant(slot)?)))?;
+            let mut found = last_weights(weights, graph.input(id, 1 - slot)?)?;
+            found.push(input);
+            Some(found)
+        }
+        _ => None,
+    }
+}
+
+/// Lets a multiplication read a constant instead of its gate.
+fn replace_gate(weights: &mut Weights, mul: NodeId, constant: Tensor) -> Result<()> {
+    weights.graph.set_input(mul, 1, None);
+    weights.write(mul, 1, constant);
+    Ok(())
+}
+
+/// A tensor in the element type of a value.
+fn of_type(graph: &Graph, value: Value, tensor: Tensor) -> Result<Tensor> {
+    let Some(dtype) = graph.ty(value).and_then(Type::dtype) else {
+        bail!("the type of \"{}\" is not known", graph.value_name(value))
+    };
+    tensor.cast(dtype)
+}
