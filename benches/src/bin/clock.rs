@@ -1,0 +1,205 @@
+//! What shut gates are worth on the clock: `clock [MODEL.onnx…]`, by default MobileNetV2 at 224 × 224 and ResNet-50.
+//!
+//! A model gets gates that are the same for every input: all open, some layers or channels shut, drawn from a seed. Each variant is run in this runtime (one
+//! thread, batches of 1 and 32) and, hardened to `skip`, in ONNX Runtime, all of a model by turns, beside the model without gates. Operations are counted by the cost
+//! model, gate networks included. Nothing is trained: this is about time, not about accuracy. Writes `benches/results/gates.md`.
+
+use clap::Parser;
+use sartor_bench::{Series, cache, output_json, peer_script, record, short, table};
+use sartor_ir::rng::Draw;
+use sartor_ir::{DType, Model, Result, Tensor, bail, onnx};
+use sartor_passes::gate::Record;
+use sartor_passes::{Driver, Registry, options, pipelines};
+use sartor_runtime::{Key, Params, Session, SessionOptions};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// Times gated models whose gates are shut by hand
+#[derive(Parser)]
+struct Args {
+    /// The models, with one image as input
+    models: Vec<PathBuf>,
+    /// Runs of each variant
+    #[arg(long, default_value_t = 30)]
+    rounds: usize,
+    /// Runs of each variant with a batch of 32
+    #[arg(long, default_value_t = 5)]
+    batches: usize,
+}
+
+/// Which gates are open.
+struct Variant {
+    name: &'static str,
+    layers: f64,
+    channels: f64,
+}
+
+const VARIANTS: &[Variant] = &[
+    Variant { name: "all gates open", layers: 1.0, channels: 1.0 },
+    Variant { name: "half of the channels", layers: 1.0, channels: 0.5 },
+    Variant { name: "a quarter of the channels", layers: 1.0, channels: 0.25 },
+    Variant { name: "half of the blocks", layers: 0.5, channels: 1.0 },
+    Variant { name: "no block", layers: 0.0, channels: 1.0 },
+    Variant { name: "half of the blocks, half of the channels", layers: 0.5, channels: 0.5 },
+];
+
+fn main() -> Result<()> {
+    let mut args = Args::parse();
+    if args.models.is_empty() {
+        args.models =
+            ["mobilenetv2-ts17.onnx", "resnet50-ts17.onnx"].map(|name| cache().join("assets").join(name)).into();
+    }
+    let folder = tempfile::tempdir().map_err(|e| sartor_ir::Error::msg(e.to_string()))?;
+    let (mut rows, mut version) = (Vec::new(), String::new());
+    for model in &args.models {
+        rows.extend(measure(&args, model, folder.path(), &mut version)?);
+    }
+    let head = [
+        "model",
+        "open",
+        "fewer operations",
+        "batch 1, ms",
+        "times as fast",
+        "of the operations",
+        "batch 32, ms",
+        "times as fast",
+        "of the operations",
+        "ONNX Runtime, ms",
+        "times as fast",
+        "of the operations",
+    ];
+    let body = format!(
+        "{} runs of each variant in which all variants of a model take turns, {} with a batch of 32; f32, one thread, medians; ONNX Runtime {version} with \
+         `harden`, batch 1. \"Of the operations\": times as fast, as a share of how many times fewer operations there are. `clock` measures.\n\n{}",
+        args.rounds,
+        args.batches,
+        table(&head, &rows)
+    );
+    record("gates", "Gates on the clock", &body)
+}
+
+/// The rows of one model.
+fn measure(args: &Args, path: &Path, folder: &Path, version: &mut String) -> Result<Vec<Vec<String>>> {
+    let registry = Registry::builtin();
+    let mut plain = onnx::load(path)?;
+    pipelines::prepare(&mut plain, &registry)?;
+    let mut models = vec![plain.clone()];
+    let mut files = vec![folder.join("plain.onnx")];
+    onnx::save(&plain, &files[0], &onnx::SaveOptions::default())?;
+    for (i, variant) in VARIANTS.iter().enumerate() {
+        let mut model = plain.clone();
+        run(&registry, &mut model, "[[pass]]\nname = \"gate\"\n")?;
+        shut(&mut model, variant)?;
+        let mut hard = model.clone();
+        run(&registry, &mut hard, "[[pass]]\nname = \"harden\"\n")?;
+        files.push(folder.join(format!("{i}.onnx")));
+        onnx::save(&hard, &files[i + 1], &onnx::SaveOptions::default())?;
+        models.push(model);
+    }
+    let costs = models.iter().map(cost).collect::<Result<Vec<f64>>>()?;
+    for model in &mut models {
+        pipelines::prepare_inference(model, &registry)?;
+    }
+    let one = time(&models, 1, args.rounds)?;
+    let many = time(&models, 32, args.batches)?;
+    let theirs = onnx_runtime(&models[0], &files, args.rounds, version)?;
+    let name = path.file_stem().unwrap_or_default().to_string_lossy().to_string();
+    let row = |i: usize| {
+        let fewer = 1.0 / costs[i];
+        let open = if i == 0 { "without gates" } else { VARIANTS[i - 1].name };
+        let mut row = vec![name.clone(), open.to_string(), format!("{fewer:.2} ×")];
+        for times in [&one, &many, &theirs] {
+            let faster = times[0] / times[i];
+            row.extend([short(times[i]), format!("{faster:.2} ×"), format!("{:.2}", faster / fewer)]);
+        }
+        row
+    };
+    Ok((0..models.len()).map(row).collect())
+}
+
+fn run(registry: &Registry, model: &mut Model, pipeline: &str) -> Result<()> {
+    Driver::new().run(&registry.build_all(options::parse_pipeline(pipeline)?)?, model).map(drop)
+}
+
+/// Sets the gates: weights 0, biases 1 where a gate is open. Of every group a share of the channels, of all blocks a share of the layers.
+fn shut(model: &mut Model, variant: &Variant) -> Result<()> {
+    let Some(record) = Record::load(model)? else { bail!("there are no gates") };
+    let mut draw = Draw::new(1, "gates");
+    let mut chosen = |count: usize, share: f64| {
+        let mut numbers: Vec<usize> = (0..count).collect();
+        (1..count).rev().for_each(|i| numbers.swap(i, draw.int(0, i as i64) as usize));
+        let mut open = vec![0f32; count];
+        numbers.iter().take((count as f64 * share).round() as usize).for_each(|&i| open[i] = 1.0);
+        open
+    };
+    let layers = chosen(record.blocks.len(), variant.layers);
+    for (block, layer) in record.blocks.iter().zip(layers) {
+        let mut open = if block.layer.is_some() { vec![layer] } else { Vec::new() };
+        block.groups.iter().for_each(|group| open.extend(chosen(group.channels, variant.channels)));
+        if let Some(param) = model.params.get_mut(&block.bias) {
+            param.tensor = Tensor::from_vec([open.len()], open);
+        }
+    }
+    Ok(())
+}
+
+/// What gates leave of the operations of one example.
+fn cost(model: &Model) -> Result<f64> {
+    if Record::load(model)?.is_none() {
+        return Ok(1.0);
+    }
+    let mut model = model.clone();
+    run(&Registry::builtin(), &mut model, "[[pass]]\nname = \"gate-outputs\"\n")?;
+    let found = Session::new(&model, SessionOptions { threads: 1 })?.run(
+        &mut Params::of(&model),
+        &images(&model, 1)?,
+        Key::default(),
+    )?;
+    let Some(share) = found.get("flops") else { bail!("the model does not say what it costs") };
+    Ok(share.to_f64s()?[0])
+}
+
+/// Images for the graph's inputs.
+fn images(model: &Model, batch: usize) -> Result<HashMap<String, Tensor>> {
+    let mut inputs = HashMap::new();
+    for value in model.graph.inputs() {
+        let name = model.graph.value_name(value);
+        let Some(shape) = model.graph.ty(value).and_then(|t| t.shape()) else { bail!("input \"{name}\" has no shape") };
+        let mut dims: Vec<usize> = shape.iter().map(|d| d.known().map_or(224, |n| n as usize)).collect();
+        dims[0] = batch;
+        let tensor = Draw::new(2, "images").tensor(&dims, -2.0, 2.0).cast(DType::F32)?;
+        inputs.insert(name.to_string(), tensor);
+    }
+    Ok(inputs)
+}
+
+/// Median milliseconds of every model, by turns.
+fn time(models: &[Model], batch: usize, rounds: usize) -> Result<Vec<f64>> {
+    let mut ready = Vec::new();
+    for model in models {
+        let session = Session::new(model, SessionOptions { threads: 1 })?;
+        ready.push((session, Params::of(model), images(model, batch)?, Series::default()));
+    }
+    for round in 0..rounds + 2 {
+        for (session, params, inputs, times) in &mut ready {
+            let start = Instant::now();
+            session.run(params, inputs, Key::default())?;
+            if round >= 2 {
+                times.0.push(start.elapsed().as_secs_f64() * 1e3);
+            }
+        }
+    }
+    Ok(ready.into_iter().map(|(.., times)| times.median()).collect())
+}
+
+/// The same in ONNX Runtime.
+fn onnx_runtime(model: &Model, files: &[PathBuf], rounds: usize, version: &mut String) -> Result<Vec<f64>> {
+    let shapes: HashMap<String, Vec<usize>> =
+        images(model, 1)?.into_iter().map(|(name, x)| (name, x.shape().to_vec())).collect();
+    let mut script = peer_script("venv", "ort_clock.py")?;
+    let shapes = serde_json::json!(shapes).to_string();
+    let found = output_json(script.arg((rounds + 2).to_string()).arg(shapes).args(files))?;
+    *version = found["version"].as_str().unwrap_or_default().to_string();
+    Ok(found["ms"].as_array().into_iter().flatten().filter_map(serde_json::Value::as_f64).collect())
+}
