@@ -241,7 +241,7 @@ fn gates_block_by_block() {
             "An input costs between 0.25 and 0.75 of the whole model, 0.5 in the mean.",
             "In the end 50 % of the gates depend on the input, 12.5 % are shut for all of them.",
             "“first” is skipped most often: it is run for 25 % of the inputs.",
-            "Of 6 gated channels 1 are never computed, and 2 for some inputs only.",
+            "Of 6 gated channels 1 is never computed, and 2 for some inputs only.",
             "Class 0 costs least, 0.4, and class 29 most, 0.69.",
         ]
     );

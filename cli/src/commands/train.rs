@@ -172,7 +172,7 @@ pub fn train(recipe: &Recipe, start: Start, registry: &Registry, watch: Watch) -
     start_output(recipe, resume)?;
     let ended = sartor_runtime::train::train(&mut model, &run, &splits, watch.observer).running()?;
     if let Ended::Finished(summary) = &ended {
-        gates::keep(&mut model, summary.gates.as_ref(), &recipe.tables.output).running()?;
+        gates::keep(&mut model, summary.gates.as_deref(), &recipe.tables.output).running()?;
         training::write_results(&model, recipe)?;
     }
     Ok(ended)

@@ -67,8 +67,7 @@ fn costs(gates: &Gates) -> Option<Chart> {
 
 /// What a gate can be, and how it is painted.
 fn parts() -> [(String, Colour); 3] {
-    let grey = colour::category(colour::CATEGORY_COUNT - 1);
-    [("dead", grey), ("dynamic", colour::category(0)), ("always on", colour::category(1))]
+    [("dead", colour::quiet()), ("dynamic", colour::category(0)), ("always on", colour::category(1))]
         .map(|(name, colour)| (name.to_string(), colour))
 }
 
@@ -137,13 +136,18 @@ fn channels(gates: &Gates) -> Option<Bars> {
         }
     };
     Some(Bars {
-        title: format!("Of {all} gated channels {dead} are never computed, and {dynamic} for some inputs only."),
+        title: format!("Of {all} gated channels {} never computed, and {dynamic} for some inputs only.", are(dead)),
         note: "The channels of each block that are shut for every input, open for some, and open for all; beside them how many are \
                open in the mean."
             .to_string(),
         parts: parts().to_vec(),
         rows: blocks.iter().map(row).collect(),
     })
+}
+
+/// `1 is`, `2 are`.
+fn are(count: usize) -> String {
+    format!("{count} {}", if count == 1 { "is" } else { "are" })
 }
 
 /// What the inputs of each class cost.

@@ -14,7 +14,7 @@ pub struct Summary {
     /// The entries, in order.
     pub values: Map<String, Value>,
     /// How the result's gates, if it has some, are used: by which split, `test` or else `eval`. The file does not hold it.
-    pub gates: Option<(String, GateUse)>,
+    pub gates: Option<Box<(String, GateUse)>>,
 }
 
 impl Summary {

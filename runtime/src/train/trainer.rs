@@ -473,12 +473,12 @@ impl<'a> Trainer<'a> {
         if let Some(dataset) = &splits.test {
             let found = self.evaluate("test", dataset)?;
             found.metrics.iter().for_each(|(name, value)| summary.set(&format!("test.{name}"), *value));
-            summary.gates = found.gates.map(|gates| ("test".to_string(), gates));
+            summary.gates = found.gates.map(|gates| Box::new(("test".to_string(), gates)));
         } else if let Some(dataset) = &splits.eval
             && self.evaluator()?.0.is_gated()
         {
             // Not what the last evaluation found: that may be of a later state than the best, and a resumed run may not have seen it.
-            summary.gates = self.measure("eval", dataset)?.gates.map(|gates| ("eval".to_string(), gates));
+            summary.gates = self.measure("eval", dataset)?.gates.map(|gates| Box::new(("eval".to_string(), gates)));
         }
         self.logs.sync()?;
         for (name, value) in &self.state.last_eval {
