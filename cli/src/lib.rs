@@ -17,6 +17,7 @@ mod compare;
 mod demo;
 mod failure;
 mod files;
+mod gates;
 mod inspection;
 mod onnxruntime;
 mod peers;

@@ -3,6 +3,9 @@
 mod common;
 
 use common::*;
+use sartor_ir::rng::Stream;
+use sartor_ir::{Attributes, DType, Dim, Graph, GraphOutput, Model, Tensor, Type};
+use sartor_runtime::data::npz;
 use std::fmt::Write;
 
 fn run_folder(folder: &Folder, name: &str, metrics: &str) {
@@ -58,6 +61,12 @@ fn what_comes_from_files_is_inert() {
     run_folder(&folder, "<b>run", &format!("{{\"step\":1,\"loss\":1,\"eval/{evil}\":2,\"{evil}\":3}}\n"));
     folder.write("<b>run/recipe.toml", &format!("model = \"/models/<img src=x>{evil}\"\n# {evil} & more\n"));
     folder.write("<b>run/summary.json", &format!("{{\"test.{evil}\": 1, \"x\": \"{evil}\"}}"));
+    let block = format!(
+        "{{\"name\":\"{evil}<img src=x>\",\"layer\":0.5,\"channels\":{{\"dead\":1,\"always\":0,\"dynamic\":1}},\"open\":[0.5,0,0.5]}}"
+    );
+    let rest = "\"classes\":[],\"histogram\":{\"low\":0.5,\"high\":0.5,\"counts\":[3]},\"cheapest\":[],\"dearest\":[]";
+    let gates = format!("{{\"split\":\"{evil}\",\"examples\":3,\"cost\":0.5,\"blocks\":[{block}],{rest}}}");
+    folder.write("<b>run/gates.json", &gates);
     folder.ok(&["report", "<b>run"]);
     let page = page(&folder, "<b>run/report.html");
     assert!(!page.contains("<script>alert") && !page.contains("<img") && !page.contains("<b>run"), "{page}");
@@ -157,6 +166,147 @@ fn several_runs_over_each_other() {
         (Some(0), "empty/metrics.jsonl: no step was logged in it yet; left out\n")
     );
     assert_has(&page(&folder, "one.html"), &["<h1>model.onnx</h1>"]);
+}
+
+/// A residual network for pictures of 4 × 4, their data, and the recipe `G.toml`.
+fn with_gated_pictures(folder: &Folder) {
+    let mut model = Model::new(Graph::new("pictures"));
+    let shape = [Dim::symbol("batch"), 1.into(), 4.into(), 4.into()];
+    let x = model.graph.add_input("x", Type::tensor(DType::F32, shape));
+    let (up, down) = (param(&mut model, "up", &[6, 1, 3, 3]), param(&mut model, "down", &[1, 6, 3, 3]));
+    let padded = || Attributes::new().with("pads", vec![1i64; 4]);
+    let hidden = model.graph.op("Conv", &[x, up], padded());
+    let hidden = model.graph.op("Relu", &[hidden], Attributes::new());
+    let body = model.graph.op("Conv", &[hidden, down], padded());
+    let sum = model.graph.op("Add", &[x, body], Attributes::new());
+    let flat = model.graph.op("Flatten", &[sum], Attributes::new());
+    let weight = param(&mut model, "weight", &[16, 2]);
+    let logits = model.graph.op("MatMul", &[flat, weight], Attributes::new());
+    model.graph.rename(logits, "logits");
+    model.graph.outputs.push(GraphOutput { name: "logits".into(), value: logits });
+    save(&model, &folder.path("pictures.onnx"));
+    for (name, count, seed) in [("train.npz", 64, 1), ("test.npz", 40, 2)] {
+        let stream = Stream::new(seed, 0, "pictures");
+        let x: Vec<f32> = (0..16 * count as u64).map(|i| stream.unit(i) as f32).collect();
+        let label: Vec<i64> = x.chunks(16).map(|x| i64::from(x[0] > x[15])).collect();
+        let (x, label) = (Tensor::from_vec([count, 1, 4, 4], x), Tensor::from_i64s(&label));
+        npz::write(&folder.path(name), [("x", &x), ("label", &label)]).unwrap();
+    }
+    folder.write(
+        "G.toml",
+        "model = \"pictures.onnx\"\noutput = \"out\"\n[data]\ntrain = \"train.npz\"\neval = \"test.npz\"\ntest = \"test.npz\"\n\
+         [freeze]\ntrainable = [\"*\"]\n[optimizer]\nlearning_rate = 3e-2\n[train]\nepochs = 12\nbatch = 8\n[gate]\nlayers = false\ntarget = 0.6\n",
+    );
+}
+
+/// A run whose gates are told here: two blocks, one of them with channels only, and three classes.
+fn told_gates() -> String {
+    let block = |name: &str, layer: &str, kinds: [usize; 3], open: &str| {
+        let [dead, always, dynamic] = kinds;
+        let channels = format!("{{\"dead\":{dead},\"always\":{always},\"dynamic\":{dynamic}}}");
+        format!("{{\"name\":\"{name}\",\"layer\":{layer},\"channels\":{channels},\"open\":{open}}}")
+    };
+    let blocks =
+        [block("first", "0.25", [1, 2, 1], "[0.25,0,1,1,0.5]"), block("second", "null", [0, 1, 1], "[1,0.75]")];
+    let class =
+        |class: usize, cost: f64| format!("{{\"class\":{class},\"examples\":2,\"cost\":{cost},\"blocks\":[0.5,0.5]}}");
+    let classes: Vec<String> = (0..30).map(|i| class(i, 0.4 + 0.01 * i as f64)).collect();
+    let named = |row: usize| format!("[{{\"row\":{row},\"cost\":0.5}}]");
+    format!(
+        "{{\"split\":\"eval\",\"examples\":60,\"cost\":0.5,\"blocks\":[{}],\"classes\":[{}],\"histogram\":{{\"low\":0.25,\"high\":0.75,\
+         \"counts\":[10,0,30,20]}},\"cheapest\":{},\"dearest\":{}}}",
+        blocks.join(","),
+        classes.join(","),
+        named(7),
+        named(9)
+    )
+}
+
+#[test]
+fn gates_block_by_block() {
+    let folder = Folder::new();
+    let line = |step: usize, dead: f64| {
+        format!(
+            "{{\"step\":{step},\"loss\":1,\"eval/gates_dead\":{dead},\"eval/gates_dynamic\":0.5,\"eval/gates_always\":{}}}\n",
+            0.5 - dead
+        )
+    };
+    run_folder(&folder, "out", &format!("{}{}", line(1, 0.0), line(2, 0.125)));
+    folder.write("out/gates.json", &told_gates());
+    folder.ok(&["report", "out"]);
+    let page = page(&folder, "out/report.html");
+    assert_eq!(
+        titles(&page)[1..],
+        [
+            "An input costs between 0.25 and 0.75 of the whole model, 0.5 in the mean.",
+            "In the end 50 % of the gates depend on the input, 12.5 % are shut for all of them.",
+            "“first” is skipped most often: it is run for 25 % of the inputs.",
+            "Of 6 gated channels 1 is never computed, and 2 for some inputs only.",
+            "Class 0 costs least, 0.4, and class 29 most, 0.69.",
+        ]
+    );
+    let bar = |name: &str| page.split(&format!("\">{name}</span>")).nth(1).unwrap().split('\n').next().unwrap();
+    assert_has(bar("first"), &["width:25%", ">25 %</span>"]);
+    assert_has(bar("second"), &["width:50%", "width:50%", ">1.75 open of 2</span>"]);
+    assert_has(&page, &["Shown are the 12 cheapest and the 12 dearest of 30 classes.", ">class 18</span>"]);
+    assert!(!page.contains(">class 12</span>") && page.matches("class=\"area\"").count() == 3, "{page}");
+    // Columns of the counts: none where there is none.
+    assert_has(&page, &["d=\"M0 1000V666.7H250V1000ZM500 1000V0H750V1000ZM750 1000V333.3H1000V1000Z\""]);
+    assert_has(
+        &page,
+        &[
+            "The cheapest inputs of the eval data are its examples 7; the dearest are 9 (counted from 0). They cannot be shown: ",
+        ],
+    );
+}
+
+#[test]
+fn how_gates_were_used() {
+    let folder = Folder::new();
+    with_gated_pictures(&folder);
+    folder.ok(&["train", "--recipe", "G.toml"]);
+    folder.ok(&["report", "out"]);
+    let one = page(&folder, "out/report.html");
+    assert_has(
+        &one,
+        &[
+            "<h2>Gates</h2>",
+            " of the whole model",
+            "In the end ",
+            "Of 6 gated channels ",
+            "<h4>The dearest inputs</h4>",
+        ],
+    );
+    assert_eq!(one.matches("<img alt=\"example ").count(), 32);
+    assert_eq!(one.matches("src=\"data:image/png;base64,iVBORw0KGgo").count(), 32);
+    assert_eq!(one.matches("class=\"column\"").count(), 1);
+    assert!(!one.contains("On the evaluation set, gates"), "{one}");
+    // Several runs, the last one without gates: a point each.
+    let plain = String::from_utf8(folder.read("G.toml")).unwrap().replace("[gate]\nlayers = false\ntarget = 0.6\n", "");
+    folder.write("P.toml", &plain);
+    folder.ok(&["train", "--recipe", "G.toml", "--set", "output=less", "--set", "gate.target=0.4"]);
+    folder.ok(&["train", "--recipe", "P.toml", "--set", "output=plain"]);
+    folder.ok(&["report", "out", "less", "plain", "--html", "all.html"]);
+    let all = page(&folder, "all.html");
+    assert_has(
+        &all,
+        &["<h2>Accuracy and cost</h2>", "of the cost the accuracy is ", ", at 1 it is ", "<h2>Gates of “less”</h2>"],
+    );
+    assert_eq!(all.matches("<h2>Gates of").count(), 2);
+    // Without the data there are no pictures, and a sentence.
+    std::fs::remove_file(folder.path("test.npz")).unwrap();
+    folder.ok(&["report", "out"]);
+    let without = page(&folder, "out/report.html");
+    assert_has(
+        &without,
+        &["The cheapest inputs of the test data are its examples ", "They cannot be shown: ", "there is no such file"],
+    );
+    assert!(!without.contains("<img"));
+    // What is removed with the rest of a run.
+    folder.fails(2, &["train", "--recipe", "G.toml", "--force"]);
+    assert!(folder.path("out/gates.json").exists());
+    folder.write("out/gates.json", "{\"split\":");
+    assert_has(&folder.fails(2, &["report", "out"]), &["out/gates.json: "]);
 }
 
 #[test]

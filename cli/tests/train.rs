@@ -5,6 +5,7 @@ mod common;
 use common::*;
 use sartor_ir::rng::Stream;
 use sartor_ir::{Attributes, DType, Dim, Graph, GraphOutput, Model, Role, Tensor, Type, onnx};
+use sartor_passes::gate::Record;
 use sartor_runtime::data::npz;
 use serde_json::Value;
 use std::process::Stdio;
@@ -186,6 +187,8 @@ fn gates_learn_to_cost_less() {
     // The cost of the gate networks is a third of this small model's.
     assert!(number("test.flops") < 0.8 && number("test.flops") > 0.3, "{found}");
     assert!(number("test.accuracy") > 0.85 && number("test.flops_variation") >= 0.0, "{found}");
+    let shares = ["dead", "always", "dynamic"].map(|kind| number(&format!("test.gates_{kind}")));
+    assert!((shares.iter().sum::<f64>() - 1.0).abs() < 1e-9 && lines_with(&folder, "eval/gates_dead").len() == 40);
     let first = lines_with(&folder, "task_loss").remove(0);
     assert!(first["loss"].as_f64() >= first["task_loss"].as_f64() && first["flops"].as_f64() > Some(0.9), "{first}");
     folder.ok(&["transform", "out/merged.onnx", "-p", "harden", "-o", "skip.onnx"]);
@@ -194,6 +197,96 @@ fn gates_learn_to_cost_less() {
     folder.ok(&["verify", "out/merged.onnx", "masked.onnx"]);
     let error = folder.fails(2, &["transform", "model.onnx", "-p", "upgrade", "-p", "harden", "-o", "no.onnx"]);
     assert!(error.contains("the model has no gates"), "{error}");
+}
+
+/// What the two blocks of [`with_gates`] do with one input, by hand: all gates, and the cost in operations.
+fn by_hand(model: &Model, mut x: Vec<f64>) -> (Vec<f64>, f64) {
+    let param = |name: &str| model.params[name].tensor.to_f64s().unwrap();
+    let product = |x: &[f64], w: &[f64]| -> Vec<f64> {
+        let width = w.len() / x.len();
+        (0..width).map(|j| x.iter().enumerate().map(|(i, x)| x * w[i * width + j]).sum()).collect()
+    };
+    let record = Record::load(model).unwrap().unwrap();
+    let (mut all, body) = (Vec::new(), (2 * 4 * 12 + 12 + 2 * 12 * 4) as f64);
+    let mut cost = (record.flops + record.gate_flops) as f64 - 2.0 * body;
+    for (block, name) in record.blocks.iter().zip(["first", "second"]) {
+        let scores = product(&x, &param(&block.weight)).into_iter().zip(param(&block.bias)).map(|(a, b)| a + b);
+        let gates: Vec<f64> = scores.map(|score| score.clamp(0.0, 1.0)).collect();
+        let hidden = product(&x, &param(&format!("{name}.up"))).into_iter().zip(&gates[1..]);
+        let hidden: Vec<f64> = hidden.map(|(h, gate)| h.max(0.0) * gate).collect();
+        let added = product(&hidden, &param(&format!("{name}.down")));
+        x.iter_mut().zip(added).for_each(|(x, y)| *x += y * gates[0]);
+        if gates[0] > 0.0 {
+            cost += body * gates[1..].iter().filter(|gate| **gate > 0.0).count() as f64 / 12.0;
+        }
+        all.extend(gates);
+    }
+    (all, cost / record.flops as f64)
+}
+
+/// How gates are used stands in `gates.json` and in the model, and is what the model's own gates come to.
+#[test]
+fn the_use_of_gates_is_kept() {
+    let folder = Folder::with_task();
+    with_gates(&folder, "target = 0.6\n");
+    let printed = folder.ok(&["train", "--recipe", "G.toml"]);
+    assert!(printed.contains("gates: an example of test costs 0."), "{printed}");
+    let found: Value = serde_json::from_slice(&folder.read("out/gates.json")).unwrap();
+    let model = onnx::load(&folder.path("out/merged.onnx")).unwrap();
+    let arrays = npz::read(&folder.path("test.npz")).unwrap();
+    let (x, label) = (arrays["x"].to_f64s().unwrap(), arrays["label"].to_i64s().unwrap());
+    let used: Vec<(Vec<f64>, f64)> = x.chunks(4).map(|x| by_hand(&model, x.to_vec())).collect();
+    let near = |found: &Value, wanted: f64| {
+        assert!((found.as_f64().unwrap() - wanted).abs() < 1e-5, "{found} instead of {wanted}");
+    };
+    let mean = |numbers: Vec<f64>| numbers.iter().sum::<f64>() / numbers.len().max(1) as f64;
+    assert_eq!((&found["split"], &found["examples"]), (&Value::from("test"), &Value::from(40)));
+    near(&found["cost"], mean(used.iter().map(|(_, cost)| *cost).collect()));
+    near(&summary(&folder, "out")["test.flops"], found["cost"].as_f64().unwrap());
+    let record = Record::load(&model).unwrap().unwrap();
+    for (at, block) in record.blocks.iter().enumerate() {
+        let (usage, told) = (block.usage.as_ref().unwrap(), &found["blocks"][at]);
+        assert_eq!((usage.open.len(), &told["name"]), (13, &Value::from(block.name.as_str())));
+        assert_eq!((told["open"].clone(), told["layer"].clone()), (usage.open.clone().into(), usage.open[0].into()));
+        for gate in 0..13 {
+            let values = used.iter().map(|(gates, _)| gates[13 * at + gate]);
+            let open: Vec<f64> = values.filter(|value| *value > 0.0).collect();
+            assert_eq!(usage.open[gate], open.len() as f64 / 40.0, "gate {gate} of {}", block.name);
+            near(&usage.value[gate].into(), mean(open));
+        }
+        let count = |keep: fn(f64) -> bool| Value::from(usage.open[1..].iter().filter(|s| keep(**s)).count());
+        let kinds = ["dead", "always", "dynamic"].map(|kind| told["channels"][kind].clone());
+        assert_eq!(kinds, [count(|s| s == 0.0), count(|s| s == 1.0), count(|s| s > 0.0 && s < 1.0)]);
+    }
+    for (class, told) in found["classes"].as_array().unwrap().iter().enumerate() {
+        let own = || used.iter().zip(&label).filter(|(_, label)| **label == class as i64).map(|(used, _)| used);
+        near(&told["cost"], mean(own().map(|(_, cost)| *cost).collect()));
+        for block in 0..2 {
+            let share = |gates: &[f64]| gates.iter().filter(|gate| **gate > 0.0).count() as f64 / 13.0;
+            near(&told["blocks"][block], mean(own().map(|(gates, _)| share(&gates[13 * block..][..13])).collect()));
+        }
+    }
+    let counts: u64 = found["histogram"]["counts"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).sum();
+    assert_eq!((counts, found["cheapest"].as_array().unwrap().len()), (40, 16));
+    for (key, end) in [("cheapest", "low"), ("dearest", "high")] {
+        let first = &found[key][0];
+        near(&first["cost"], used[first["row"].as_u64().unwrap() as usize].1);
+        near(&first["cost"], found["histogram"][end].as_f64().unwrap());
+    }
+    // The written model has no programs; its gates are found by the record.
+    let told: Value = serde_json::from_str(&folder.ok(&["eval", "--recipe", "G.toml", "--json"])).unwrap();
+    assert_eq!((&told["gates"]["blocks"], &told["gates"]["classes"]), (&found["blocks"], &found["classes"]));
+    let printed = folder.ok(&["eval", "--recipe", "G.toml", "--split", "train"]);
+    assert!(printed.contains("gates: an example of train costs") && printed.contains("is run for"), "{printed}");
+    folder.ok(&["transform", "out/merged.onnx", "-p", "gate-outputs", "-o", "told.onnx"]);
+    let told = onnx::load(&folder.path("told.onnx")).unwrap();
+    assert_eq!(told.graph.outputs.iter().map(|o| o.name.as_str()).collect::<Vec<_>>(), ["logits", "flops", "gates"]);
+    // Without test data, what was evaluated is the data of the evaluations.
+    let recipe = String::from_utf8(folder.read("G.toml")).unwrap().replace("test = \"test.npz\"\n", "");
+    folder.write("G.toml", &recipe);
+    folder.ok(&["train", "--recipe", "G.toml", "--force"]);
+    let again: Value = serde_json::from_slice(&folder.read("out/gates.json")).unwrap();
+    assert_eq!((&again["split"], &again["blocks"]), (&Value::from("eval"), &found["blocks"]));
 }
 
 #[test]

@@ -79,6 +79,13 @@ const BUILTIN: &[fn() -> PassInfo] = &[
             "attach two small networks that decide per input which layers and channels to compute",
         )
     },
+    || {
+        PassInfo::of::<gate::GateOutputs>(
+            "gate-outputs",
+            "tailoring",
+            "let a gated model say what each input costs and which gates it opens",
+        )
+    },
     || PassInfo::of::<harden::Harden>("harden", "tailoring", "let a gated model skip what its gates shut"),
     || PassInfo::of::<head::Head>("head", "tailoring", "put a new classifier or regressor on a value"),
     || PassInfo::of::<loss::Loss>("loss", "training", "make the programs `step` and `eval` with a loss and labels"),

@@ -36,6 +36,11 @@ pub fn category(i: usize) -> Colour {
     Colour { light: light.to_string(), dark: dark.to_string() }
 }
 
+/// The colour of what is off: it recedes.
+pub fn quiet() -> Colour {
+    Colour { light: "#b4b7bb".to_string(), dark: "#5a5f66".to_string() }
+}
+
 /// From cold to hot: blue and red are told apart by everybody, and between them lies grey.
 const COLD_TO_HOT: [([u8; 3], [u8; 3]); 5] = [
     ([0x25, 0x4e, 0x92], [0x4f, 0x8b, 0xdc]),

@@ -1,21 +1,23 @@
-//! Charts over steps for an HTML page, drawn without a script.
+//! Charts for an HTML page, over steps or over another number, and bars ([`bars`]); drawn without a script.
 //!
 //! The plot is an SVG that is stretched to whatever room there is; lines keep their width. Labels are HTML beside and over
 //! it, placed by percentages, so that they stay readable on a narrow page. The values stand once more in a block of JSON,
 //! for the page's script to show under the pointer.
 //!
 //! ```text
-//! Chart { title, axes, layers: [Line(Series), Stack([Series, …])], marks }  →  <figure> … </figure>
+//! Chart { title, axes, layers: [Line(Series), Stack([Series, …]), Columns(Series, width)], marks }  →  <figure> … </figure>
 //! ```
 //!
 //! Texts are escaped here: they may come from anywhere.
 
 pub mod axis;
+pub mod bars;
 pub mod colour;
 mod svg;
 pub mod thin;
 
 pub use axis::{Axis, Scale, number};
+pub use bars::{Bars, Row};
 pub use colour::Colour;
 pub use thin::Point;
 
@@ -39,6 +41,8 @@ pub struct Chart {
     pub from_zero: bool,
     /// Values above this do not make the axis longer: they lie on its upper edge.
     pub cap: Option<f64>,
+    /// What the horizontal axis measures, if not steps.
+    pub across: Option<&'static str>,
     /// The first and the last step.
     pub steps: Option<(f64, f64)>,
     /// What is drawn, from back to front.
@@ -54,6 +58,8 @@ pub enum Layer {
     Line(Series),
     /// Shares one upon the other, the first lowest. All have the same steps.
     Stack(Vec<Series>),
+    /// Columns from 0 up, so wide, around the steps.
+    Columns(Series, f64),
 }
 
 /// Values over steps.
@@ -118,19 +124,20 @@ impl Chart {
         format!(
             "<figure class=\"{class}\">\n<figcaption><h3>{}</h3>{note}</figcaption>\n{}\
              <div class=\"frame\" style=\"--gutter:{gutter}ch\">\n<div class=\"unit\">{}</div>\n<div class=\"plot\">\n{}{}</div>\n\
-             <div class=\"under\">step</div>\n</div>\n<script type=\"application/json\">{}</script>\n</figure>\n",
+             <div class=\"under\">{}</div>\n</div>\n<script type=\"application/json\">{}</script>\n</figure>\n",
             escape(&self.title),
             self.legend(),
             escape(&self.unit),
             frame.svg(self, DRAWN / self.series().count().max(1)),
             frame.labels(self, wide),
+            escape(self.across.unwrap_or("step")),
             self.values(&frame),
         )
     }
     /// All curves and shares.
     fn series(&self) -> impl Iterator<Item = &Series> {
         self.layers.iter().flat_map(|layer| match layer {
-            Layer::Line(series) => std::slice::from_ref(series),
+            Layer::Line(series) | Layer::Columns(series, _) => std::slice::from_ref(series),
             Layer::Stack(list) => list,
         })
     }
@@ -139,7 +146,7 @@ impl Chart {
         let (low, high) = steps.fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), x| (a.min(x), b.max(x)));
         let (low, high) = self.steps.unwrap_or(if low > high { (0.0, 1.0) } else { (low, high) });
         let lines = self.layers.iter().filter_map(|layer| match layer {
-            Layer::Line(series) => Some(series.points.iter().map(|p| p.1)),
+            Layer::Line(series) | Layer::Columns(series, _) => Some(series.points.iter().map(|p| p.1)),
             Layer::Stack(_) => None,
         });
         let ends = self.is_stacked().then_some([0.0, 1.0]).into_iter().flatten();
@@ -154,7 +161,7 @@ impl Chart {
         for layer in &self.layers {
             match layer {
                 Layer::Line(series) if series.pen != Pen::Faint => entries.push(entry(series, pen_class(series.pen))),
-                Layer::Line(_) => {}
+                Layer::Line(_) | Layer::Columns(..) => {}
                 Layer::Stack(list) => entries.extend(list.iter().rev().map(|series| entry(series, "box"))),
             }
         }
@@ -181,7 +188,11 @@ impl Chart {
         let series: Vec<Value> = shown.iter().map(told).collect();
         let (low, high) = frame.x.range();
         // In a script element only `<` could end it.
-        json!({"x": [low, high], "stacked": self.is_stacked(), "series": series}).to_string().replace('<', "\\u003c")
+        let mut all = json!({"x": [low, high], "stacked": self.is_stacked(), "series": series});
+        if let Some(across) = self.across {
+            all["across"] = json!(across);
+        }
+        all.to_string().replace('<', "\\u003c")
     }
 }
 
@@ -265,6 +276,16 @@ mod tests {
         let names: Vec<usize> = ["</i>large", "</i>small"].iter().filter_map(|n| html.find(n)).collect();
         assert!(names[0] < names[1], "{html}");
         assert!(Chart::default().is_empty() && !chart.is_empty());
+    }
+
+    #[test]
+    fn columns_stand_around_their_places() {
+        let columns = series("inputs", Pen::Solid, &[(0.25, 1.0), (0.75, 2.0)]);
+        let layers = vec![Layer::Columns(columns, 0.5)];
+        let (across, steps) = (Some("cost"), Some((0.0, 1.0)));
+        let html = Chart { across, steps, from_zero: true, layers, ..Chart::default() }.html();
+        assert!(html.contains("<path class=\"column\" d=\"M0 1000V500H500V1000ZM500 1000V0H1000V1000Z\"/>"), "{html}");
+        assert!(html.contains("<div class=\"under\">cost</div>") && html.contains("\"across\":\"cost\""), "{html}");
     }
 
     #[test]

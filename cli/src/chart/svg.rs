@@ -34,6 +34,7 @@ impl Frame {
             match layer {
                 Layer::Line(series) => self.line(&mut out, series, points),
                 Layer::Stack(list) => self.stack(&mut out, list),
+                Layer::Columns(series, width) => self.columns(&mut out, series, *width),
             }
         }
         let (low, high) = self.x.range();
@@ -79,6 +80,16 @@ impl Frame {
         }
         // A line of one point is a dot.
         if part.len() == 1 { path + "h0" } else { path }
+    }
+    fn columns(&self, out: &mut String, series: &Series, width: f64) {
+        let mut path = String::new();
+        for (x, y) in series.points.iter().filter(|p| p.1 > 0.0) {
+            let (left, right) = (self.across(x - width / 2.0), self.across(x + width / 2.0));
+            let (foot, top) = (self.down(0.0), self.down(*y));
+            let _ = write!(path, "M{left} {foot}V{top}H{right}V{foot}Z");
+        }
+        let style = series.colour.style();
+        let _ = writeln!(out, "<g class=\"ink\" style=\"{style}\"><path class=\"column\" d=\"{path}\"/></g>");
     }
     fn stack(&self, out: &mut String, list: &[Series]) {
         for (i, series) in list.iter().enumerate() {

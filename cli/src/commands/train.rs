@@ -1,9 +1,10 @@
 //! `train`: a model through a recipe.
 
 use crate::failure::{Failure, Outcome, Running};
+use crate::gates::Gates;
 use crate::recipe::{Both, Recipe};
 use crate::table::Table;
-use crate::{files, note, say, training};
+use crate::{files, gates, note, say, training};
 use sartor_ir::{Error, Model, Result};
 use sartor_passes::Registry;
 use sartor_passes::cola::Record;
@@ -58,8 +59,8 @@ Instead of a learning rate, several at once, weighed while training:
   rates = [1, 0.1, 0.01, 0.001, 0.0001]
 
 `sartor schema` prints all keys. Relative paths are relative to the recipe's folder. Written to the output folder:
-merged.onnx, with adapters also chain.onnx and adapter/ (for PEFT), checkpoints/, metrics.jsonl, tensorboard/,
-summary.json, recipe.toml.")]
+merged.onnx, with adapters also chain.onnx and adapter/ (for PEFT), with gates gates.json (how they are used), checkpoints/,
+metrics.jsonl, tensorboard/, summary.json, recipe.toml.")]
 pub struct Args {
     /// The model, instead of the recipe's
     model: Option<PathBuf>,
@@ -91,6 +92,7 @@ const LEFT: &[&str] = &[
     "metrics.jsonl",
     "tensorboard",
     "summary.json",
+    gates::FILE,
     "recipe.toml",
     "report.html",
 ];
@@ -109,6 +111,10 @@ pub fn run(args: Args, registry: &Registry) -> Outcome {
     match train(&recipe, start, registry, watch)? {
         Ended::Finished(summary) => {
             training::print_summary(&summary);
+            if let Some(gates) = Gates::read(&recipe.tables.output)? {
+                say!("");
+                gates.print();
+            }
             say!("\nwritten to {}", recipe.tables.output.display());
             Ok(())
         }
@@ -165,7 +171,8 @@ pub fn train(recipe: &Recipe, start: Start, registry: &Registry, watch: Watch) -
     }
     start_output(recipe, resume)?;
     let ended = sartor_runtime::train::train(&mut model, &run, &splits, watch.observer).running()?;
-    if let Ended::Finished(_) = &ended {
+    if let Ended::Finished(summary) = &ended {
+        gates::keep(&mut model, summary.gates.as_deref(), &recipe.tables.output).running()?;
         training::write_results(&model, recipe)?;
     }
     Ok(ended)

@@ -87,10 +87,11 @@ pub fn loss(page: &Page) -> Option<Chart> {
     Some(chart)
 }
 
-/// Every `eval/…` metric: accuracies first, then losses.
+/// Every `eval/…` metric: accuracies first, then losses. How gates are used has its own section.
 pub fn evaluations(page: &Page) -> Vec<Chart> {
     let names = page.runs.iter().flat_map(|run| run.metrics.numbers.keys());
-    let mut names: Vec<&String> = names.filter(|name| name.starts_with("eval/")).collect();
+    let mut names: Vec<&String> =
+        names.filter(|name| name.starts_with("eval/") && !name.starts_with("eval/gates_")).collect();
     names.sort_by_key(|name| (!higher_is_better(name), *name != "eval/accuracy", *name));
     names.dedup();
     names.into_iter().filter_map(|name| evaluation(page, name)).collect()
@@ -225,7 +226,7 @@ fn line(name: &str, colour: Colour, pen: Pen, points: Vec<Point>) -> Layer {
 pub fn scale_of(chart: &Chart) -> Scale {
     let series = chart.layers.iter().filter_map(|layer| match layer {
         Layer::Line(series) => Some(series),
-        Layer::Stack(_) => None,
+        Layer::Stack(_) | Layer::Columns(..) => None,
     });
     let values = series.flat_map(|s| &s.points).map(|p| p.1);
     let values = values.filter(|v| v.is_finite() && chart.cap.is_none_or(|cap| *v <= cap));

@@ -3,7 +3,8 @@
 //! ```text
 //! metrics.jsonl ─▶ Run ─▶ curves, experts ─▶ Chart ─▶ ┐
 //! summary.json  ─▶ Run ─▶ tables ───────────────────▶ ├ page
-//! recipe.toml   ─▶ Run ─▶ text ─────────────────────▶ ┘
+//! recipe.toml   ─▶ Run ─▶ text ─────────────────────▶ │
+//! gates.json    ─▶ Run ─▶ gates, pictures ──────────▶ ┘
 //! ```
 //!
 //! Whatever comes from files is escaped. Curves are thinned out before they are drawn: a page of many thousands of steps
@@ -11,6 +12,8 @@
 
 mod curves;
 mod experts;
+mod gates;
+mod pictures;
 mod run;
 mod tables;
 
@@ -23,7 +26,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 /// The page of these runs, of which there is at least one.
 pub fn page(runs: &[Run]) -> String {
     let page = Page::new(runs);
-    let body = [header(&page), results(&page), training(&page), samuel(&page), recipes(runs)].concat();
+    let body = [header(&page), results(&page), training(&page), samuel(&page), gated(&page), recipes(runs)].concat();
     format!(
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
@@ -131,6 +134,18 @@ fn samuel(page: &Page) -> String {
         let charts = experts::charts(&Page { steps: page.steps, ..alone });
         let of = if page.runs.len() == 1 { String::new() } else { format!(" in “{}”", run.name) };
         out += &section(&format!("Which learning rates SAMUEL chose{of}"), &grid(&charts));
+    }
+    out
+}
+
+/// What several runs reach at what cost, and one section for each run with gates.
+fn gated(page: &Page) -> String {
+    let trade = gates::trade(page).filter(|_| page.runs.len() > 1);
+    let mut out = section("Accuracy and cost", &grid(&trade.into_iter().collect::<Vec<Chart>>()));
+    for run in page.runs {
+        let alone = Page::new(std::slice::from_ref(run));
+        let of = if page.runs.len() == 1 { String::new() } else { format!(" of “{}”", run.name) };
+        out += &section(&format!("Gates{of}"), &gates::figures(&Page { steps: page.steps, ..alone }));
     }
     out
 }

@@ -1,4 +1,4 @@
-// Shows the values at the step under the pointer. Everything is on the page without it, too.
+// Shows the values at the step (or what the axis measures) under the pointer. Everything is on the page without it, too.
 for (const figure of document.querySelectorAll("figure.chart")) {
   const plot = figure.querySelector(".plot");
   const data = JSON.parse(figure.querySelector("script").textContent);
@@ -27,8 +27,10 @@ for (const figure of document.querySelectorAll("figure.chart")) {
     if (!shown.length) return;
     const step = shown.map((series) => series.x[nearest(series.x, wanted)]).reduce((a, b) => Math.abs(a - wanted) <= Math.abs(b - wanted) ? a : b);
     const left = 100 * (step - data.x[0]) / (data.x[1] - data.x[0]);
-    const head = Object.assign(document.createElement("b"), { textContent: "step " + Math.round(step).toLocaleString("en") });
-    const rows = shown.map((series) => row(series, nearest(series.x, step)));
+    const place = data.across ? data.across + " " + Number(step.toPrecision(4)) : "step " + Math.round(step).toLocaleString("en");
+    const head = Object.assign(document.createElement("b"), { textContent: place });
+    const there = shown.filter((series) => !data.across || series.x.includes(step));
+    const rows = there.map((series) => row(series, nearest(series.x, step)));
     tip.replaceChildren(head, ...(data.stacked ? rows.reverse() : rows));
     cursor.hidden = tip.hidden = false;
     cursor.style.left = left + "%";

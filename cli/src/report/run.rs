@@ -1,6 +1,8 @@
-//! The output folder of a run, read: `metrics.jsonl`, and `summary.json` and `recipe.toml` where they are.
+//! The output folder of a run, read: `metrics.jsonl`, and `summary.json`, `recipe.toml` and `gates.json` where they are.
 
+use super::pictures::{self, Pictures};
 use crate::chart::Point;
+use crate::gates::Gates;
 use crate::note;
 use indexmap::IndexMap;
 use sartor_ir::{Error, Result, bail};
@@ -21,6 +23,10 @@ pub struct Run {
     pub summary: Map<String, Value>,
     /// Its recipe, as it was written.
     pub recipe: Option<String>,
+    /// How its gates are used, if it has some.
+    pub gates: Option<Gates>,
+    /// The inputs that use the gates least and most, if they are images; an error: why they cannot be shown.
+    pub pictures: Result<Option<Pictures>>,
     /// When the last line was logged.
     pub written: Option<SystemTime>,
 }
@@ -53,12 +59,15 @@ impl Run {
                 .map_err(|e| Error::msg(format!("{}: {e}", folder.join("summary.json").display())))?,
             None => Map::new(),
         };
+        let gates = Gates::read(folder)?;
         Ok(Run {
             name: folder.file_name().unwrap_or(folder.as_os_str()).to_string_lossy().into_owned(),
             folder: folder.to_path_buf(),
             metrics,
             summary,
             recipe: optional(&folder.join("recipe.toml"))?,
+            pictures: gates.as_ref().map_or(Ok(None), |gates| pictures::read(folder, gates)),
+            gates,
             written: std::fs::metadata(&path).and_then(|m| m.modified()).ok(),
         })
     }

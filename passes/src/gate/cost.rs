@@ -4,7 +4,7 @@
 //! output are both gated: the product of two shares), and a body costs nothing where its layer is shut. What stands outside of the blocks, and the gate
 //! networks themselves, always costs. A multiply-add counts 2.
 
-use super::blocks::Block;
+use super::{BlockRecord, GroupRecord};
 use sartor_ir::infer::{self, Facts, specialise};
 use sartor_ir::{Dim, Graph, NodeId, Result, Type, Value, ensure};
 use std::collections::HashMap;
@@ -58,13 +58,14 @@ impl Costs {
     pub fn sum(&self, nodes: &[NodeId]) -> u64 {
         nodes.iter().filter_map(|id| self.by_node.get(id)).sum()
     }
-    /// The terms of a body's cost; terms of the same groups are one.
-    pub fn terms(&self, block: &Block) -> Vec<Term> {
+    /// The terms of a body's cost; terms of the same groups are one. `by_name`: the nodes of the graph.
+    pub fn terms(&self, by_name: &HashMap<String, NodeId>, block: &BlockRecord) -> Vec<Term> {
         let mut terms: Vec<Term> = Vec::new();
-        for &id in &block.nodes {
+        for name in &block.nodes {
+            let Some(&id) = by_name.get(name) else { continue };
             let flops = self.sum(&[id]);
-            let part = |group: &super::Group| {
-                group.producers.contains(&id) || group.members.contains(&id) || group.consumer == id
+            let part = |group: &GroupRecord| {
+                group.producers.contains(name) || group.members.contains(name) || group.consumer == *name
             };
             let groups: Vec<usize> = (0..block.groups.len()).filter(|&g| part(&block.groups[g])).collect();
             match terms.iter_mut().find(|term| term.groups == groups) {

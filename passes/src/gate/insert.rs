@@ -1,14 +1,14 @@
 //! Adds the gate networks, their multiplications and, for training, what they cost.
 
 use super::cost::{Costs, Term};
+use super::measure::{self, FLOPS, Measure};
 use super::{Block, BlockRecord, Gate, GroupRecord, Record};
 use crate::training;
 use crate::walk::nodes_by_name;
 use indexmap::IndexMap;
 use sartor_ir::ops::Emit;
 use sartor_ir::{
-    Attributes, DType, Graph, GraphOutput, Model, NodeId, Operator, Parameter, Result, Role, Tensor, Type, Value, bail,
-    infer,
+    Attributes, DType, Graph, GraphOutput, Model, NodeId, Parameter, Result, Role, Tensor, Type, Value, bail, infer,
 };
 use std::collections::HashMap;
 
@@ -17,15 +17,13 @@ use std::collections::HashMap;
 pub(super) enum Use {
     /// To be run: standard operators only.
     Inference,
-    /// To be run, and to say what each example costs.
+    /// To be run, and to say how each example uses the gates.
     Evaluation,
     /// To be trained.
     Step,
 }
 
-/// The name of the output with the cost of each example, as a share of the model's.
-const FLOPS: &str = "flops";
-/// The gates of one block: after the clamp, and open or shut.
+/// The gates of one block: after the clamp, and, in steps, open or shut.
 struct Gates {
     soft: Vec<Value>,
     hard: Option<Vec<Value>>,
@@ -112,15 +110,14 @@ impl Plan<'_> {
             self.multiply(&mut emit, &here, record, &gates.soft)?;
             open.push(gates.hard);
         }
-        if purpose != Use::Inference && open.iter().any(Option::is_some) {
+        let measure = Measure { record: self.record, terms: self.terms };
+        if purpose == Use::Step && open.iter().any(Option::is_some) {
             emit.prefix = "/gate/".to_string();
-            let cost = self.cost(&mut emit, &open)?;
-            match purpose {
-                Use::Step => self.penalise(&mut emit, cost)?,
-                _ => training::set_output(emit.graph, FLOPS, cost),
-            }
+            let cost = measure.cost(&mut emit, &open)?;
+            self.penalise(&mut emit, cost)?;
         }
-        infer::infer_graph(graph, opset).map(drop)
+        infer::infer_graph(graph, opset)?;
+        if purpose == Use::Evaluation { measure.add_outputs(graph, opset) } else { Ok(()) }
     }
 
     /// The gates of a block: one for the layer if there is one, then those of each group.
@@ -140,10 +137,7 @@ impl Plan<'_> {
         let (weight, bias) = (param(&record.weight)?, param(&record.bias)?);
         let pooled = pool(emit, block, mask)?;
         let scores = emit.op("Gemm", &[pooled, weight, bias], Attributes::new())?;
-        let mut sizes: Vec<i64> = block.groups.iter().map(|g| g.channels as i64).collect();
-        if self.options.layers {
-            sizes.insert(0, 1);
-        }
+        let sizes = record.sizes();
         let soft = match purpose {
             Use::Step => emit.sartor("Gate", &[scores], self.attributes(false))?,
             _ => {
@@ -152,18 +146,13 @@ impl Plan<'_> {
             }
         };
         let hard = match purpose {
-            Use::Inference => None,
-            Use::Evaluation => {
-                let open = emit.compare_scalar("Greater", scores, 0.0)?;
-                let open = emit.cast(open, emit.dtype(scores)?)?;
-                Some(split(emit, open, &sizes)?)
-            }
+            Use::Inference | Use::Evaluation => None,
             Use::Step => {
                 let open = emit.sartor("Gate", &[scores], self.attributes(true))?;
-                Some(split(emit, open, &sizes)?)
+                Some(measure::split(emit, open, &sizes)?)
             }
         };
-        Ok(Gates { soft: split(emit, soft, &sizes)?, hard })
+        Ok(Gates { soft: measure::split(emit, soft, &sizes)?, hard })
     }
 
     fn attributes(&self, hard: bool) -> Attributes {
@@ -186,53 +175,6 @@ impl Plan<'_> {
             emit.graph.set_input(group.consumer, 0, Some(scaled));
         }
         Ok(())
-    }
-
-    /// What each example costs, as a share of the model's cost: `[N]`.
-    fn cost(&self, emit: &mut Emit, open: &[Option<Vec<Value>>]) -> Result<Value> {
-        let gated: u64 = self.terms.iter().flatten().map(|term| term.flops).sum();
-        let mut fixed = self.record.flops.saturating_sub(gated) + self.record.gate_flops;
-        let mut sum: Option<Value> = None;
-        for (terms, open) in self.terms.iter().zip(open) {
-            match open {
-                Some(open) => {
-                    let body = self.body_cost(emit, terms, open)?;
-                    sum = Some(plus(emit, sum, body)?);
-                }
-                // A block that this graph does not have has no gates here; the share is of the whole model all the same.
-                None => fixed += terms.iter().map(|term| term.flops).sum::<u64>(),
-            }
-        }
-        let Some(sum) = sum else { bail!("no gate was inserted") };
-        emit.add_scalar(sum, fixed as f64 / self.record.flops as f64)
-    }
-
-    /// What a body costs each example, as a share of the model's cost: `layer · Σ flops · Π shares`.
-    fn body_cost(&self, emit: &mut Emit, terms: &[Term], open: &[Value]) -> Result<Value> {
-        let (layer, groups) = open.split_at(usize::from(self.options.layers));
-        let shares = groups.iter().map(|&g| emit.reduce_mean(g, &[1], false)).collect::<Result<Vec<_>>>()?;
-        let (mut always, mut body) = (0.0, None);
-        for term in terms {
-            let part = term.flops as f64 / self.record.flops as f64;
-            let mut factors = term.groups.iter().map(|&group| shares[group]);
-            let Some(first) = factors.next() else {
-                always += part;
-                continue;
-            };
-            let product = factors.try_fold(first, |product, share| emit.mul(product, share))?;
-            let scaled = emit.mul_scalar(product, part)?;
-            body = Some(plus(emit, body, scaled)?);
-        }
-        match (layer.first(), body) {
-            (Some(&layer), body) => {
-                let layer = emit.reduce_sum(layer, &[1], false)?;
-                let Some(body) = body else { return emit.mul_scalar(layer, always) };
-                let inner = emit.add_scalar(body, always)?;
-                emit.mul(layer, inner)
-            }
-            (None, Some(body)) => emit.add_scalar(body, always),
-            (None, None) => bail!("a block has no gate"),
-        }
     }
 
     /// `loss + λ · max(0, mean cost − target)²`, with a target that falls over the run.
@@ -261,13 +203,6 @@ impl Plan<'_> {
         emit.graph.outputs.iter_mut().filter(|o| o.name == "loss").for_each(|o| o.value = total);
         emit.graph.outputs.push(GraphOutput { name: "task_loss".to_string(), value: loss });
         Ok(())
-    }
-}
-
-fn plus(emit: &mut Emit, sum: Option<Value>, more: Value) -> Result<Value> {
-    match sum {
-        Some(sum) => emit.add(sum, more),
-        None => Ok(more),
     }
 }
 
@@ -309,14 +244,6 @@ fn pool(emit: &mut Emit, block: &Block, mask: Option<Value>) -> Result<Value> {
         None if axes.is_empty() => Ok(block.input),
         None => emit.reduce_mean(block.input, &axes, false),
     }
-}
-
-fn split(emit: &mut Emit, gates: Value, sizes: &[i64]) -> Result<Vec<Value>> {
-    if sizes.len() == 1 {
-        return Ok(vec![gates]);
-    }
-    let lengths = emit.ints(sizes);
-    emit.node(Operator::onnx("Split", Attributes::new().with("axis", 1i64)), &[Some(gates), Some(lengths)], sizes.len())
 }
 
 /// A value times gates: `[N, channels]` of channels that lie on an axis, or `[N, 1]`.

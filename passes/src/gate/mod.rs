@@ -18,7 +18,7 @@
 //! In training steps the gates are [`ai.sartor::Gate`](sartor_ir::ops::gate), whose gradient leaks, and the loss grows by
 //! `λ · max(0, F − target)²`, where F is the mean cost of the batch's examples as a share of the model's ([`cost`]), counted hard (a gate
 //! is open or shut) with a straight-through gradient. The target falls linearly from 1 to `target` over the share `anneal` of the run, after the share
-//! `warmup`. The program `eval` gets the output `flops`: the cost of each example.
+//! `warmup`. The program `eval` gets the outputs `flops`, the cost of each example, and `gates`, all its gates, as [`GateOutputs`] adds them.
 //!
 //! Precondition: the internal opset, types inferred. For training: `loss` has run, `autodiff` has not. It does not decide how long
 //! is trained.
@@ -26,9 +26,11 @@
 pub mod blocks;
 pub mod cost;
 mod insert;
+mod measure;
 mod record;
 
 pub use blocks::{Block, Found, Group, Refusal, find};
+pub use measure::{FLOPS, GATES, GateOutputs};
 pub use record::{BlockRecord, GroupRecord, KEY, Record, Usage};
 
 use crate::pattern::{Patterns, candidate_names};
@@ -93,8 +95,9 @@ impl Pass for Gate {
         let found = find(&model.graph)?;
         let blocks = self.chosen(&model.graph, &found)?;
         let costs = cost::Costs::of(&model.graph, opset)?;
-        let terms: Vec<Vec<cost::Term>> = blocks.iter().map(|block| costs.terms(block)).collect();
         let record = self.add_parameters(model, &blocks, &costs)?;
+        let by_name = crate::walk::nodes_by_name(&model.graph);
+        let terms: Vec<Vec<cost::Term>> = record.blocks.iter().map(|block| costs.terms(&by_name, block)).collect();
         let plan = insert::Plan { options: self, record: &record, blocks: &blocks, terms: &terms };
         let mut graph = std::mem::take(&mut model.graph);
         let inserted = plan.apply(&mut graph, &model.params, opset, insert::Use::Inference);

@@ -2,7 +2,7 @@
 //! removed some.
 
 use crate::metadata;
-use sartor_ir::{Model, Result};
+use sartor_ir::{Model, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 /// The key of the metadata.
@@ -74,6 +74,14 @@ pub struct GroupRecord {
     pub channels: usize,
 }
 
+impl BlockRecord {
+    /// How many gates there are: one of the layer, if it has one, then those of every group's channels.
+    pub fn sizes(&self) -> Vec<i64> {
+        let channels = self.groups.iter().map(|group| group.channels as i64);
+        self.layer.iter().map(|_| 1).chain(channels).collect()
+    }
+}
+
 impl Record {
     /// Reads it from a model. `None` if the model has no gates.
     pub fn load(model: &Model) -> Result<Option<Record>> {
@@ -82,6 +90,27 @@ impl Record {
     /// Writes it to a model.
     pub fn store(&self, model: &mut Model) -> Result<()> {
         metadata::store(model, KEY, self)
+    }
+    /// One number for every gate, cut into blocks.
+    pub fn split<'a>(&self, gates: &'a [f64]) -> Result<Vec<&'a [f64]>> {
+        let sizes: Vec<usize> = self.blocks.iter().map(|block| block.sizes().iter().sum::<i64>() as usize).collect();
+        let count: usize = sizes.iter().sum();
+        ensure!(gates.len() == count, "{} numbers for the {count} gates of the model", gates.len());
+        let mut rest = gates;
+        let cut = |size: usize| {
+            let (block, after) = rest.split_at(size);
+            rest = after;
+            block
+        };
+        Ok(sizes.into_iter().map(cut).collect())
+    }
+    /// Notes how every gate was used: the share of inputs for which it was open, and its mean over those.
+    pub fn set_usage(&mut self, open: &[f64], value: &[f64]) -> Result<()> {
+        let usage = self.split(open)?.into_iter().zip(self.split(value)?);
+        let usage: Vec<Usage> =
+            usage.map(|(open, value)| Usage { open: open.to_vec(), value: value.to_vec() }).collect();
+        self.blocks.iter_mut().zip(usage).for_each(|(block, usage)| block.usage = Some(usage));
+        Ok(())
     }
     /// Removes it from a model.
     pub fn remove(model: &mut Model) {

@@ -150,7 +150,7 @@ impl Demands {
         let mut regs: Vec<Demand> = vec![None; program.width.len()];
         let mut tile = None;
         for ins in program.code.iter().rev() {
-            let wanted = ins.dst().map_or(None, |reg| regs[usize::from(reg)].clone());
+            let wanted = ins.dst().and_then(|reg| regs[usize::from(reg)].clone());
             let mut want = |src: &Src, demand: &Demand| {
                 if let Src::Reg(reg) = src {
                     regs[usize::from(*reg)] = either(&regs[usize::from(*reg)], demand);

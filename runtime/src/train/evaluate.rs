@@ -1,6 +1,7 @@
-//! Evaluation: a dataset through the evaluation program (or the inference graph), into metrics.
+//! Evaluation: a dataset through the evaluation program (or the inference graph), into metrics and, of a model with gates, how those were used.
 
 use super::config::TrainRun;
+use super::gates::{FLOPS, GATES, GateCounter, GateUse, Kinds};
 use super::guard::scalar;
 use super::metrics::{Accumulator, Metrics, Task};
 use crate::data::{Augment, Cursor, Dataset, LABEL, Loader, LoaderOptions};
@@ -10,14 +11,21 @@ use sartor_ir::{Error, Graph, Model, Result, Tensor, ensure};
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// The output with the cost of each example, as a share of the whole model's, if the model has gates.
-const FLOPS: &str = "flops";
+/// What an evaluation found.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Evaluation {
+    /// The numbers.
+    pub metrics: Metrics,
+    /// How gates were used, if the program says so.
+    pub gates: Option<GateUse>,
+}
 
 /// Runs a model over a dataset.
 pub struct Evaluator {
     session: Session,
     inputs: Vec<String>,
     logits: String,
+    gated: bool,
 }
 
 impl Evaluator {
@@ -30,10 +38,14 @@ impl Evaluator {
             None => (Session::new(model, options)?, &model.graph),
         };
         let inputs = graph.inputs().map(|v| graph.value_name(v).to_string()).collect();
-        Ok(Evaluator { session, inputs, logits: logits_name(graph)? })
+        Ok(Evaluator { session, inputs, logits: logits_name(graph)?, gated: graph.find_output(GATES).is_some() })
+    }
+    /// Whether the program says how gates are used.
+    pub fn is_gated(&self) -> bool {
+        self.gated
     }
     /// The metrics of a dataset under these parameters.
-    pub fn run(&mut self, params: &mut Params, dataset: &Arc<dyn Dataset>, run: &TrainRun) -> Result<Metrics> {
+    pub fn run(&mut self, params: &mut Params, dataset: &Arc<dyn Dataset>, run: &TrainRun) -> Result<Evaluation> {
         let batch = run.train.eval_batch.unwrap_or(run.train.batch);
         let options = LoaderOptions {
             batch,
@@ -43,7 +55,7 @@ impl Evaluator {
             buckets: 0,
             augment: Augment::default(),
         };
-        let mut sum = Accumulator::new(run.task, run.ignore_index);
+        let (mut sum, mut gates) = (Accumulator::new(run.task, run.ignore_index), GateCounter::default());
         for item in Loader::new(dataset.clone(), options)?.stream(Cursor::default(), 1) {
             let (_, batch) = item?;
             let label = match batch.tensors.get(LABEL) {
@@ -59,11 +71,32 @@ impl Evaluator {
             };
             sum.add(logits, &label, scalar(&outputs, "loss")?)?;
             if let Some(flops) = outputs.get(FLOPS) {
-                sum.add_costs(&flops.to_f64s()?);
+                let costs = flops.to_f64s()?;
+                sum.add_costs(&costs);
+                if let Some(values) = outputs.get(GATES) {
+                    gates.add(&costs, &values.to_f64s()?, &classes(run, &label, costs.len())?)?;
+                }
             }
         }
-        Ok(sum.finish())
+        let (mut metrics, gates) = (sum.finish(), gates.finish());
+        metrics.extend(gates.iter().flat_map(gate_metrics));
+        Ok(Evaluation { metrics, gates })
     }
+}
+
+/// The class of each example; `None` where it has none, or several.
+fn classes(run: &TrainRun, label: &Tensor, examples: usize) -> Result<Vec<Option<i64>>> {
+    if run.task != Task::Classification || label.len() != examples {
+        return Ok(vec![None; examples]);
+    }
+    Ok(label.to_i64s()?.into_iter().map(|class| Some(class).filter(|_| run.ignore_index != Some(class))).collect())
+}
+
+/// The shares of gates that were never open, always, or for some examples.
+fn gate_metrics(gates: &GateUse) -> [(String, f64); 3] {
+    let (kinds, all) = (Kinds::of(&gates.open), gates.open.len() as f64);
+    [("gates_dead", kinds.dead), ("gates_always", kinds.always), ("gates_dynamic", kinds.dynamic)]
+        .map(|(name, count)| (name.to_string(), count as f64 / all))
 }
 
 /// What a language model is to predict: its own tokens, those that are padding left out.
@@ -95,7 +128,7 @@ pub(super) fn logits_name(graph: &Graph) -> Result<String> {
 }
 
 /// Evaluates a model as it is on a dataset: the command `eval`.
-pub fn evaluate(model: &Model, run: &TrainRun, dataset: &Arc<dyn Dataset>) -> Result<Metrics> {
+pub fn evaluate(model: &Model, run: &TrainRun, dataset: &Arc<dyn Dataset>) -> Result<Evaluation> {
     let threads = run.train.threads.map(|threads| SessionOptions { threads });
     let last = (0..).take_while(|j| model.programs.contains_key(&format!("step.{j}"))).count().saturating_sub(1);
     let mut evaluator = Evaluator::new(model, last, threads.unwrap_or_default())?;

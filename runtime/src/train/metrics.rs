@@ -8,7 +8,8 @@
 //! | language model | loss per token, perplexity `exp(loss)` |
 //!
 //! For models with gates also `flops`, the mean cost of an example as a share of the whole model's operations, and
-//! `flops_variation`, its standard deviation divided by that mean.
+//! `flops_variation`, its standard deviation divided by that mean; and `gates_dead`, `gates_always` and `gates_dynamic`, the shares of the gates that were open
+//! for no example, for every one, or for some ([`gates`](super::gates)).
 
 use sartor_ir::{Error, Result, Tensor, ensure};
 use schemars::JsonSchema;

@@ -5,7 +5,8 @@
 //! scalars `learning_rate`, `step` and `seed`; its output `loss` is a scalar, so may `grad_norm` be, and every further
 //! scalar output, and every short vector, is logged under its name. A model that `samuel`
 //! wrapped has the program `restart` (`restart.J` for a link), which is run at the points of [`Restarts`] and when a link begins. Evaluation runs `eval.J` of the current link, or `eval`, or the inference
-//! graph; its first floating-point output, or the one named `logits`, is what metrics are made of.
+//! graph; its first floating-point output, or the one named `logits`, is what metrics are made of. Where it has the outputs `flops` and `gates`, the evaluation
+//! also finds how [`gates`] are used; that of the result is left in [`Summary::gates`].
 //!
 //! ```text
 //! for each batch:  knots, restarts that are due → step(batch, learning_rate) → guard → metrics → evaluation → checkpoint
@@ -36,6 +37,7 @@ pub mod config;
 pub mod evaluate;
 pub mod events;
 pub mod feeds;
+pub mod gates;
 pub mod guard;
 pub mod links;
 pub mod log;
@@ -53,9 +55,10 @@ pub mod trainer;
 mod tests;
 
 pub use config::{EarlyStop, Every, Mode, OnNonFinite, TrainConfig, TrainRun};
-pub use evaluate::evaluate;
+pub use evaluate::{Evaluation, evaluate};
 pub use events::{Event, Observer, Silent};
 pub use feeds::{evaluation_schema, training_schema};
+pub use gates::GateUse;
 pub use metrics::{Metrics, Task};
 pub use planned::{PlannedStep, plan_step};
 pub use progress::Progress;

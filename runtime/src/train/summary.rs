@@ -1,5 +1,6 @@
 //! What a run leaves as `summary.json`: flat keys, numbers.
 
+use super::gates::GateUse;
 use sartor_ir::{Error, Model, NodeKind, Result, Role};
 use serde_json::{Map, Value, json};
 use std::collections::HashSet;
@@ -12,6 +13,8 @@ use std::path::Path;
 pub struct Summary {
     /// The entries, in order.
     pub values: Map<String, Value>,
+    /// How the result's gates, if it has some, are used: by which split, `test` or else `eval`. The file does not hold it.
+    pub gates: Option<Box<(String, GateUse)>>,
 }
 
 impl Summary {

@@ -1,7 +1,7 @@
 //! The loop of a run. What it does per batch stands in the [module above](super); this file is the order of it.
 
 use super::config::{Mode, OnNonFinite, TrainRun};
-use super::evaluate::Evaluator;
+use super::evaluate::{Evaluation, Evaluator};
 use super::events::{Event, Observer};
 use super::guard::{self, Step, scalar};
 use super::links::Links;
@@ -344,7 +344,7 @@ impl<'a> Trainer<'a> {
         let (step, config, splits) = (self.state.step, &self.run.train, self.splits);
         if let Some(dataset) = splits.eval.as_ref().filter(|_| config.eval_every.due(step, epoch_ends)) {
             self.calibrate()?;
-            let metrics = self.evaluate("eval", dataset)?;
+            let metrics = self.evaluate("eval", dataset)?.metrics;
             self.state.last_eval = metrics.iter().map(|(n, v)| (n.clone(), Exact(*v))).collect();
             self.judge(&metrics)?;
         }
@@ -376,18 +376,32 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    fn evaluate(&mut self, split: &str, dataset: &Arc<dyn Dataset>) -> Result<Metrics> {
+    /// The evaluator of the current link, and what it runs on.
+    fn evaluator(&mut self) -> Result<(&mut Evaluator, &mut Params)> {
         let link = self.state.link;
         if self.evaluator.as_ref().is_none_or(|(l, _)| *l != link) {
             self.evaluator = Some((link, Evaluator::new(self.model, link, self.options)?));
         }
         let Some((_, evaluator)) = &mut self.evaluator else { bail!("there is no evaluator") };
-        let metrics = evaluator.run(&mut self.params, dataset, self.run).context(|| format!("data.{split}"))?;
+        Ok((evaluator, &mut self.params))
+    }
+
+    /// Evaluates the state as it is.
+    fn measure(&mut self, split: &str, dataset: &Arc<dyn Dataset>) -> Result<Evaluation> {
+        let run = self.run;
+        let (evaluator, params) = self.evaluator()?;
+        evaluator.run(params, dataset, run).context(|| format!("data.{split}"))
+    }
+
+    /// The same, and tells what came out.
+    fn evaluate(&mut self, split: &str, dataset: &Arc<dyn Dataset>) -> Result<Evaluation> {
+        let found = self.measure(split, dataset)?;
+        let metrics = &found.metrics;
         let named: Vec<(String, f64)> = metrics.iter().map(|(n, v)| (format!("{split}/{n}"), *v)).collect();
         let values: Vec<(&str, f64)> = named.iter().map(|(n, v)| (n.as_str(), *v)).collect();
         self.logs.write(self.state.step, self.epoch(), &values)?;
-        self.observer.event(&Event::Evaluated { split, step: self.state.step, metrics: &metrics });
-        Ok(metrics)
+        self.observer.event(&Event::Evaluated { split, step: self.state.step, metrics });
+        Ok(found)
     }
 
     /// Keeps the state if it is the best so far; ends the run if none was better for long enough.
@@ -457,9 +471,14 @@ impl<'a> Trainer<'a> {
         self.calibrate()?;
         let splits = self.splits;
         if let Some(dataset) = &splits.test {
-            for (name, value) in self.evaluate("test", dataset)? {
-                summary.set(&format!("test.{name}"), value);
-            }
+            let found = self.evaluate("test", dataset)?;
+            found.metrics.iter().for_each(|(name, value)| summary.set(&format!("test.{name}"), *value));
+            summary.gates = found.gates.map(|gates| Box::new(("test".to_string(), gates)));
+        } else if let Some(dataset) = &splits.eval
+            && self.evaluator()?.0.is_gated()
+        {
+            // Not what the last evaluation found: that may be of a later state than the best, and a resumed run may not have seen it.
+            summary.gates = self.measure("eval", dataset)?.gates.map(|gates| Box::new(("eval".to_string(), gates)));
         }
         self.logs.sync()?;
         for (name, value) in &self.state.last_eval {
