@@ -3,8 +3,8 @@
 
 use sartor_ir::rng::Draw;
 use sartor_ir::{Attributes, DType, Dim, Graph, GraphOutput, Model, Role, Tensor, Type, Value, eval, onnx};
-use sartor_passes::gate::{Record, Usage, cost, find};
-use sartor_passes::{Registry, pipelines};
+use sartor_passes::gate::{Record, Usage, cost};
+use sartor_passes::{Registry, pipelines, walk};
 use sartor_runtime::cpu::simd::{self, Level};
 use sartor_runtime::data::npz;
 use sartor_runtime::{Key, Params, Session, SessionOptions};
@@ -101,7 +101,8 @@ fn gates_that_are_cut_off_are_those_that_never_opened() {
         run_passes(&mut gated, GATE).unwrap();
         let usage = use_gates(&mut gated, i as u64, 0.0, 1.0);
         let cut = cut_off(&gated, STATIC, dir.path(), name);
-        let (before, wanted) = (cost::Costs::of(&model.graph, model.opset()).unwrap(), remaining_cost(&model, &usage));
+        let (before, wanted) =
+            (cost::Costs::of(&model.graph, model.opset()).unwrap(), remaining_cost(&gated, &model, &usage));
         let found = cost::Costs::of(&cut.graph, cut.opset()).unwrap().total as f64;
         assert!(wanted < 0.9 * before.total as f64, "{name}: {wanted} of {}", before.total);
         assert!((found - wanted).abs() < 1e-3 * wanted, "{name}: {found} operations instead of {wanted}");
@@ -166,20 +167,23 @@ fn cut_off(gated: &Model, pipeline: &str, folder: &Path, name: &str) -> Model {
 }
 
 /// What a model costs without the gates that never opened: every node of a body as many of its operations as channels are left.
-fn remaining_cost(model: &Model, usage: &[Usage]) -> f64 {
-    let costs = cost::Costs::of(&model.graph, model.opset()).unwrap();
+fn remaining_cost(gated: &Model, model: &Model, usage: &[Usage]) -> f64 {
+    let mut named = model.clone();
+    walk::name_anonymous_nodes(&mut named);
+    let costs = cost::Costs::of(&named.graph, named.opset()).unwrap();
+    let by_name = walk::nodes_by_name(&named.graph);
     let mut left = costs.total as f64;
-    for (block, usage) in find(&model.graph).unwrap().blocks.iter().zip(usage) {
+    for (block, usage) in Record::load(gated).unwrap().unwrap().blocks.iter().zip(usage) {
         let sizes = std::iter::once(1).chain(block.groups.iter().map(|group| group.channels));
         let mut open = usage.open.iter();
         let mut share = |n: usize| open.by_ref().take(n).filter(|&&o| o > 0.0).count() as f64 / n as f64;
         let shares: Vec<f64> = sizes.map(&mut share).collect();
-        for term in costs.terms(block) {
+        for term in costs.terms(&by_name, block) {
             let stays: f64 = shares[0] * term.groups.iter().map(|&group| shares[1 + group]).product::<f64>();
             left -= term.flops as f64 * (1.0 - stays);
         }
         if shares[0] == 0.0 {
-            left -= costs.sum(&[block.add]) as f64;
+            left -= costs.sum(&[by_name[&block.add]]) as f64;
         }
     }
     left
