@@ -211,6 +211,24 @@ fn the_runtime_skips_what_gates_shut_in_inverted_residuals() {
     }
 }
 
+/// What is cut at 0 place by place, as in a hard swish that is written out, is no gate: products of pixels stay products.
+#[test]
+fn activations_are_no_gates() {
+    let mut net = Net::new(6);
+    let x = net.input(&[8, 5, 5]);
+    let h = net.conv(x, &[16, 8, 1, 1], 0, 1);
+    let three = net.number(3.0);
+    let shifted = net.op("Add", &[h, three]);
+    let (low, high) = (net.number(0.0), net.number(6.0));
+    let cut = net.op("Clip", &[shifted, low, high]);
+    let swish = net.op("Mul", &[h, cut]);
+    let y = net.conv(swish, &[8, 16, 1, 1], 0, 1);
+    let model = net.finish(y);
+    let mut session = Session::new(&model, SessionOptions { threads: 1 }).unwrap();
+    session.run(&mut Params::of(&model), &small(&model, 2), Key::default()).unwrap();
+    assert_eq!(session.report().kernels.get("Conv"), None, "{:?}", session.report());
+}
+
 /// A block of attention or of an MLP that the only example shuts is not computed.
 #[test]
 fn the_runtime_leaves_out_blocks_of_transformers() {
@@ -339,6 +357,9 @@ impl Net {
         let w = self.weight(shape);
         let attrs = Attributes::new().with("pads", vec![pad; 4]).with("group", group);
         self.model.graph.op("Conv", &[x, w], attrs)
+    }
+    fn number(&mut self, number: f32) -> Value {
+        self.model.graph.add_const("number", Tensor::scalar(number))
     }
     fn op(&mut self, name: &str, inputs: &[Value]) -> Value {
         self.model.graph.op(name, inputs, Attributes::new())

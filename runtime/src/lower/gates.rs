@@ -40,10 +40,7 @@ impl Lowering<'_> {
         let mut value = conv;
         // Behind another convolution only a gate of the whole block matters.
         let mut whole = false;
-        let suits = |v: Value, whole: bool| {
-            let shape = self.shape(v).unwrap_or_default();
-            self.is_gate(v) && (!whole || shape.iter().skip(1).all(|&dim| dim == 1))
-        };
+        let suits = |v: Value, whole: bool| self.is_gate(v) && self.is_one_for_all(v, if whole { 1 } else { 2 });
         for _ in 0..FAR {
             let Some(&[reader]) = self.uses.get(&value).map(Vec::as_slice) else { return false };
             let Some(op) = self.graph.node(reader).op() else { return false };
@@ -51,7 +48,7 @@ impl Lowering<'_> {
             let others: Vec<Value> = others.collect();
             match op.name.as_str() {
                 "Mul" if others.iter().any(|&v| suits(v, whole)) => return true,
-                "Mul" if others.iter().any(|&v| self.is_gate(v)) => {}
+                "Mul" if others.iter().any(|&v| suits(v, false)) => {}
                 "Relu" | "Clip" | "HardSwish" | "BatchNormalization" => {}
                 "Add" | "Mul" if others.iter().all(|&v| self.constant(v).is_some() || self.is_param(v)) => {}
                 "Conv" if self.graph.input(reader, 0) == Some(value) => whole |= !self.is_depthwise(op, reader),
@@ -66,7 +63,12 @@ impl Lowering<'_> {
     pub(crate) fn reads_gated(&self, image: Value) -> bool {
         let is_product = self.graph.node(image.node).op().is_some_and(|op| op.is("Mul"));
         let mut factors = self.graph.node_inputs(image.node).into_iter().flatten();
-        self.updated.is_empty() && is_product && factors.any(|v| self.is_gate(v))
+        self.updated.is_empty() && is_product && factors.any(|v| self.is_gate(v) && self.is_one_for_all(v, 2))
+    }
+
+    /// Whether a value is the same along all axes from this one on: an activation that was cut at 0 (a part of hard swish) is no gate.
+    fn is_one_for_all(&self, value: Value, axis: usize) -> bool {
+        self.shape(value).is_ok_and(|shape| shape.iter().skip(axis).all(|&dim| dim == 1))
     }
 
     fn is_param(&self, value: Value) -> bool {
