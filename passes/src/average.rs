@@ -111,7 +111,7 @@ impl Averaged<'_> {
                 }
                 training::bind(program, &format!("next:{point}"), next, &point);
             }
-            let mean = self.nearer(program, old, next, share)?;
+            let mean = training::nearer(&mut self.emit(program), old, next, share)?;
             training::set_output(&mut program.graph, output, mean);
         }
         if let Some(restart) = restart {
@@ -148,19 +148,8 @@ impl Averaged<'_> {
         let is_first = emit.op("Equal", &[count, zero], Attributes::new())?;
         let now = emit.select(is_first, old, point)?;
         emit.type_like(now, old);
-        let graph = &mut program.graph;
-        graph.replace_uses_if(old, now, |node, slot| readers.contains(&(node, slot)));
-        graph.outputs.iter_mut().filter(|o| o.value == old).for_each(|o| o.value = now);
+        training::redirect(&mut program.graph, old, now, &readers);
         Ok(())
-    }
-
-    /// `old + share · (next - old)`
-    fn nearer(&self, program: &mut Program, old: Value, next: Value, share: Value) -> Result<Value> {
-        let mut emit = self.emit(program);
-        let by = emit.cast(share, emit.dtype(old)?)?;
-        let apart = emit.sub(next, old)?;
-        let part = emit.mul(apart, by)?;
-        emit.add(old, part)
     }
 
     /// Counts the run, and returns c, a `double` scalar.

@@ -73,10 +73,7 @@ fn calibration(step: &Program, opset: i64) -> Result<Option<Program>> {
         let Some(old) = graph.input(batch.node, batch.slot as usize + 2) else { continue };
         let mut emit = Emit::new(graph, opset);
         emit.prefix = "/calibrate/".to_string();
-        let share = emit.cast(share, emit.dtype(old)?)?;
-        let apart = emit.sub(batch, old)?;
-        let part = emit.mul(apart, share)?;
-        let next = emit.add(old, part)?;
+        let next = training::nearer(&mut emit, old, batch, share)?;
         graph.outputs[index].value = next;
     }
     graph.remove_dead();

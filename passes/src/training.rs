@@ -1,6 +1,9 @@
 //! What the training passes share: which programs are steps, which outputs are gradients, and the opset they need.
 
-use sartor_ir::{Binding, Graph, GraphOutput, Model, OPSET, Program, Result, Role, Tensor, Value, bail, ensure};
+use sartor_ir::ops::Emit;
+use sartor_ir::{
+    Binding, Graph, GraphOutput, Model, NodeId, OPSET, Program, Result, Role, Tensor, Value, bail, ensure,
+};
 use std::collections::HashSet;
 
 /// What the name of a gradient's output begins with; the parameter's name follows.
@@ -86,6 +89,28 @@ pub fn shown(model: &Model) -> HashSet<String> {
         .flat_map(|g| g.node_ids().filter_map(|node| g.param_name(Value { node, slot: 0 })))
         .map(str::to_string)
         .collect()
+}
+
+/// Lets these readers of a value, and the outputs that show it, take another one.
+pub fn redirect(graph: &mut Graph, old: Value, new: Value, readers: &[(NodeId, usize)]) {
+    graph.replace_uses_if(old, new, |node, slot| readers.contains(&(node, slot)));
+    graph.outputs.iter_mut().filter(|o| o.value == old).for_each(|o| o.value = new);
+}
+
+/// `old + share · (next - old)`, where the share is a scalar of any floating-point type.
+pub fn nearer(emit: &mut Emit, old: Value, next: Value, share: Value) -> Result<Value> {
+    let by = emit.cast(share, emit.dtype(old)?)?;
+    let apart = emit.sub(next, old)?;
+    let part = emit.mul(apart, by)?;
+    emit.add(old, part)
+}
+
+/// A sum with one more term, or that term where there is no sum yet.
+pub fn plus(emit: &mut Emit, sum: Option<Value>, term: Value) -> Result<Value> {
+    match sum {
+        Some(sum) => emit.add(sum, term),
+        None => Ok(term),
+    }
 }
 
 /// Adds an output to a program that is written to a parameter after each run.

@@ -51,7 +51,7 @@ pub struct Report {
     pub bytes: usize,
     /// Floating-point operations of the products and convolutions of a run.
     pub flops: u64,
-    /// Steps that run only where a condition holds that some `Where` reads.
+    /// Steps that run only where some number is not 0: the condition of a `Where`, or a gate.
     pub conditional: usize,
     /// Why the whole graph runs by the reference evaluator, if it does.
     pub unplanned: Option<String>,

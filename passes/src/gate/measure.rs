@@ -95,7 +95,7 @@ impl Measure<'_> {
             match open {
                 Some(open) => {
                     let body = self.body_cost(emit, block, terms, open)?;
-                    sum = Some(plus(emit, sum, body)?);
+                    sum = Some(training::plus(emit, sum, body)?);
                 }
                 // A block that this graph does not have has no gates here; the share is of the whole model all the same.
                 None => fixed += terms.iter().map(|term| term.flops).sum::<u64>(),
@@ -119,7 +119,7 @@ impl Measure<'_> {
             };
             let product = factors.try_fold(first, |product, share| emit.mul(product, share))?;
             let scaled = emit.mul_scalar(product, part)?;
-            body = Some(plus(emit, body, scaled)?);
+            body = Some(training::plus(emit, body, scaled)?);
         }
         match (layer.first(), body) {
             (Some(&layer), body) => {
@@ -159,11 +159,4 @@ pub(super) fn split(emit: &mut Emit, gates: Value, sizes: &[i64]) -> Result<Vec<
     }
     let lengths = emit.ints(sizes);
     emit.node(Operator::onnx("Split", Attributes::new().with("axis", 1i64)), &[Some(gates), Some(lengths)], sizes.len())
-}
-
-fn plus(emit: &mut Emit, sum: Option<Value>, more: Value) -> Result<Value> {
-    match sum {
-        Some(sum) => emit.add(sum, more),
-        None => Ok(more),
-    }
 }

@@ -70,9 +70,7 @@ fn move_to_y(options: &Optimizer, step: &mut Step, u: &Update, is_first: Value) 
     let apart = emit.mul_scalar(apart, 1.0 - options.beta1)?;
     let y = emit.add(w, apart)?;
     emit.type_like(y, w);
-    let graph = &mut step.program.graph;
-    graph.replace_uses_if(w, y, |node, slot| readers.contains(&(node, slot)));
-    graph.outputs.iter_mut().filter(|o| o.value == w).for_each(|o| o.value = y);
+    training::redirect(&mut step.program.graph, w, y, &readers);
     Ok(Point { z, z_now, y })
 }
 

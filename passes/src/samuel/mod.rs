@@ -280,10 +280,7 @@ impl Wrap<'_> {
         }
         if self.options.mode != Mode::Shared {
             let alive = begun.alive(self, program)?;
-            for (expert, (copy, start)) in copies.iter_mut().zip(&starts).enumerate() {
-                let alive = entry(&mut self.emit(program), alive, expert)?;
-                split.spare(self, program, copy, (alive, start))?;
-            }
+            self.spare(program, &split, (&starts, &mut copies), alive)?;
         }
         let judged = match self.options.mode {
             Mode::Shared => begun.judge_shared(self, program, &split, (&starts, &cut))?,
@@ -305,6 +302,21 @@ impl Wrap<'_> {
         self.set_outputs(program, &copies, &mut choice, &judged, rates)?;
         restart::add(self, model, &split, &weights)?;
         program.graph.remove_dead();
+        Ok(())
+    }
+
+    /// Lets nobody need what experts without weight compute.
+    fn spare(
+        &self,
+        program: &mut Program,
+        split: &Split,
+        (starts, copies): (&[Vec<Value>], &mut [experts::Copy]),
+        alive: Value,
+    ) -> Result<()> {
+        for (expert, (copy, start)) in copies.iter_mut().zip(starts).enumerate() {
+            let alive = entry(&mut self.emit(program), alive, expert)?;
+            split.spare(self, program, copy, (alive, start))?;
+        }
         Ok(())
     }
 

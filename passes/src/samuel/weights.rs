@@ -393,7 +393,7 @@ impl Choice {
             let zero = emit.scalar(0.0, *value)?;
             let value = emit.select(*counts, *value, zero)?;
             let term = emit.mul(value, *share)?;
-            sum = Some(plus(emit, sum, term)?);
+            sum = Some(training::plus(emit, sum, term)?);
         }
         sum.map_or_else(|| bail!("there are no experts"), Ok)
     }
@@ -495,11 +495,4 @@ fn sums(emit: &mut Emit, rows: &[Vec<Value>]) -> Result<Value> {
     let table = emit.reshape(all, &[rows.len() as i64, rows[0].len() as i64])?;
     let table = emit.cast(table, DType::F64)?;
     emit.reduce_sum(table, &[1], false)
-}
-
-fn plus(emit: &mut Emit, sum: Option<Value>, term: Value) -> Result<Value> {
-    match sum {
-        Some(sum) => emit.add(sum, term),
-        None => Ok(term),
-    }
 }

@@ -38,6 +38,12 @@ pub(super) fn by_producers<K: Ord>(
     order
 }
 
+/// The steps in another order; those that it leaves out are dropped.
+pub(super) fn arranged(steps: Vec<Planned>, order: Vec<usize>) -> Vec<Planned> {
+    let mut steps: Vec<Option<Planned>> = steps.into_iter().map(Some).collect();
+    order.into_iter().filter_map(|at| steps[at].take()).collect()
+}
+
 impl Lowering<'_> {
     /// Turns the drafts into steps.
     pub(crate) fn finish(mut self) -> Result<Lowered> {

@@ -11,7 +11,7 @@
 //! with anything) and through all other steps as a whole. Steps on host tensors always run. A condition that itself
 //! depends on a step cannot spare that step; a product whose epilogue is needed in any case runs too.
 
-use super::finish::by_producers;
+use super::finish::{arranged, by_producers};
 use super::program::{Ins, Program, Src};
 use super::view::BufId;
 use super::{Planned, Step};
@@ -70,13 +70,14 @@ pub fn link(mut steps: Vec<Planned>, buffers: usize, outputs: &[BufId]) -> Vec<P
             let planned = &mut steps[at];
             if planned.only_if.is_none() {
                 planned.only_if = Some(*condition);
-                planned.reads.push(condition.buf);
-                planned.reads.sort_unstable();
-                planned.reads.dedup();
+                planned.also_reads(condition.buf);
             }
         }
     }
-    ordered(steps, &writer)
+    match steps.iter().any(|planned| planned.only_if.is_some()) {
+        true => ordered(steps, &writer),
+        false => steps,
+    }
 }
 
 /// The steps that a buffer depends on.
@@ -96,14 +97,15 @@ fn needed(buf: BufId, steps: &[Planned], writer: &HashMap<BufId, Vec<usize>>) ->
 /// The steps, conditions before what waits for them; otherwise in the order that they have.
 fn ordered(steps: Vec<Planned>, writer: &HashMap<BufId, Vec<usize>>) -> Vec<Planned> {
     let before = |at: usize| {
-        let writers = steps[at].reads.iter().flat_map(|b| writer.get(b).into_iter().flatten().copied());
-        // Several steps may write parts of one buffer; they keep their order.
-        let earlier = steps[at].writes.iter().flat_map(|b| writer[b].iter().copied().filter(|&w| w < at));
-        writers.filter(|&w| w != at).chain(earlier).collect()
+        let planned = &steps[at];
+        // What it read and wrote until now keeps its order, also where several steps write parts of one buffer; only conditions may come later.
+        let touched = planned.reads.iter().chain(&planned.writes);
+        let earlier = touched.flat_map(|b| writer.get(b).into_iter().flatten().copied()).filter(|&w| w < at);
+        let condition = planned.only_if.iter().flat_map(|c| writer.get(&c.buf).into_iter().flatten().copied());
+        earlier.chain(condition).collect()
     };
     let order = by_producers(steps.len(), before, |at| at);
-    let mut steps: Vec<Option<Planned>> = steps.into_iter().map(Some).collect();
-    order.into_iter().filter_map(|at| steps[at].take()).collect()
+    arranged(steps, order)
 }
 
 struct Demands {

@@ -157,6 +157,15 @@ pub struct Planned {
     pub only_if: Option<lazy::Condition>,
 }
 
+impl Planned {
+    /// Notes one more buffer that it reads.
+    pub(crate) fn also_reads(&mut self, buf: BufId) {
+        self.reads.push(buf);
+        self.reads.sort_unstable();
+        self.reads.dedup();
+    }
+}
+
 /// A graph, lowered.
 #[derive(Clone, Debug)]
 pub struct Lowered {

@@ -11,7 +11,7 @@
 //! The results are those without gates that skip, but for the order of additions and for infinities (0 · ∞ is 0 here). What is computed depends on the
 //! data, the shapes and the plan do not: an example that is skipped costs nothing in any batch.
 
-use super::finish::by_producers;
+use super::finish::{arranged, by_producers};
 use super::view::BufId;
 use super::{Buffer, Home, Planned, Step};
 use crate::cpu::contract::{Contract, Matrix, Skip};
@@ -90,9 +90,7 @@ impl Links {
         let planned = &mut self.steps[at];
         if let Step::Contract(contract) = &mut planned.step {
             set(contract.skip.get_or_insert_default());
-            planned.reads.push(gate.buf);
-            planned.reads.sort_unstable();
-            planned.reads.dedup();
+            planned.also_reads(gate.buf);
             self.changed = true;
         }
     }
@@ -129,7 +127,6 @@ impl Links {
             self.steps[at].reads.iter().filter_map(|b| self.writer.get(b).copied()).filter(|&w| w != at).collect()
         };
         let order = by_producers(self.steps.len(), writers, |at| at);
-        let mut steps: Vec<Option<Planned>> = self.steps.into_iter().map(Some).collect();
-        order.into_iter().filter_map(|at| steps[at].take()).collect()
+        arranged(self.steps, order)
     }
 }

@@ -235,7 +235,12 @@ impl<'a> Trainer<'a> {
 
     /// The program that restarts the experts of the current link, if it has some.
     fn restart_program(&self) -> Option<String> {
-        let name = self.links.programs[self.state.link].replacen("step", "restart", 1);
+        self.beside_step("restart")
+    }
+
+    /// The program of this kind that belongs to the step of the current link, if there is one.
+    fn beside_step(&self, kind: &str) -> Option<String> {
+        let name = self.links.programs[self.state.link].replacen("step", kind, 1);
         self.model.programs.contains_key(&name).then_some(name)
     }
 
@@ -358,10 +363,8 @@ impl<'a> Trainer<'a> {
 
     /// Gathers the statistics of batch normalisation at the parameters as they are, from the same batches each time.
     fn calibrate(&mut self) -> Result<()> {
-        let name = self.links.programs[self.state.link].replacen("step", "calibrate", 1);
-        let Some(program) = self.model.programs.get(&name).filter(|_| self.run.train.calibrate > 0) else {
-            return Ok(());
-        };
+        let Some(name) = self.beside_step("calibrate").filter(|_| self.run.train.calibrate > 0) else { return Ok(()) };
+        let program = &self.model.programs[name.as_str()];
         let mut session = Session::program(self.model, &name, self.options)?;
         let options = LoaderOptions { augment: Augment::default(), ..loader_options(self.run) };
         let batches = Loader::new(self.splits.train.clone(), options)?;
