@@ -281,6 +281,10 @@ impl Run<'_> {
                 let mut kept = self.packs.finder(&self.plan.lowered, &self.host);
                 unsafe { contract::run_chain(chain, &self.bases, self.scratch, &mut kept) };
             }
+            Step::LineBuffer(both) => {
+                let mut kept = self.packs.finder(&self.plan.lowered, &self.host);
+                unsafe { contract::run_line_buffer(both, &self.bases, self.scratch, &mut kept) };
+            }
             Step::Reduce(reduce) => unsafe { reduce.run(&self.bases) },
             Step::Gather(gather) => {
                 let indices = self.tensor(gather.indices)?.to_i64s()?;

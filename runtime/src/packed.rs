@@ -79,9 +79,10 @@ impl Packs {
     /// The bytes that all runs of a plan keep packed.
     pub fn planned_bytes(&self, lowered: &Lowered) -> usize {
         let contracts = lowered.steps.iter().flat_map(|planned| match &planned.step {
-            Step::Contract(contract) => std::slice::from_ref(contract),
-            Step::Chain(chain) => chain.members.as_slice(),
-            _ => &[],
+            Step::Contract(contract) => vec![contract],
+            Step::Chain(chain) => chain.members.iter().collect(),
+            Step::LineBuffer(both) => both.contracts().to_vec(),
+            _ => Vec::new(),
         });
         let mut seen = HashSet::new();
         let mut elements = 0;

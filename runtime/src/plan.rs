@@ -35,6 +35,7 @@ impl Plan {
         let packed = |p: &Planned| match &p.step {
             Step::Contract(contract) => contract.scratch(),
             Step::Chain(chain) => chain.scratch(),
+            Step::LineBuffer(both) => both.scratch(),
             Step::ConvWeightGrad(grad) => grad.scratch(),
             Step::ChannelStats(stats) => batch_norm::scratch(stats.extent),
             Step::ChannelSums(sums) => batch_norm::scratch(sums.extent),
@@ -73,6 +74,7 @@ impl Step {
             Step::Contract(c) if c.products.iter().any(|p| p.patch.is_some()) => "Conv",
             Step::Contract(_) => "Contract",
             Step::Chain(_) => "Chain",
+            Step::LineBuffer(_) => "LineBuffer",
             Step::Reduce(_) => "Reduce",
             Step::Copies(_) => "Copy",
             Step::Gather(_) => "Gather",

@@ -3,6 +3,7 @@
 
 use sartor_ir::rng::Draw;
 use sartor_ir::{DType, GraphOutput, Model, Tensor, Value, eval};
+use sartor_runtime::cpu::simd::{self, Level};
 use sartor_runtime::{Key, Params, Session, SessionOptions};
 use sartor_tests::{Named, REAL_MODELS, asset, distance, draw_inputs, prepared};
 use std::collections::HashMap;
@@ -226,6 +227,77 @@ fn what_a_choice_does_not_read_is_not_computed() {
         assert_eq!(report.unplanned, None);
         // The first two products and their function are read by both choices; the third and its sum by one.
         assert!(report.conditional >= 1, "{report:?}");
+    }
+}
+
+/// A wide image that only a depthwise convolution reads is made a few rows ahead of it: the same bits as where it is made whole, because it is an
+/// output, and for any number of threads.
+#[test]
+fn a_line_buffer_changes_no_bit() {
+    // What widens the image (a product of pixels or a convolution), its activation, and the windows.
+    let product = "kernel_shape = [1, 1]";
+    let windows = "kernel_shape = [3, 3], pads = [1, 1, 1, 1], strides = [2, 2]";
+    let cases = [
+        (product, "Relu", "kernel_shape = [3, 3], pads = [1, 1, 1, 1]", "Relu", 1),
+        (product, "HardSwish", "kernel_shape = [3, 3], pads = [1, 1, 1, 1], strides = [2, 2]", "Relu", 1),
+        (product, "Relu", "kernel_shape = [5, 3], pads = [2, 0, 3, 1], strides = [1, 2]", "Sigmoid", 3),
+        (product, "Sigmoid", "kernel_shape = [3, 3], dilations = [3, 2]", "HardSwish", 1),
+        (product, "Relu", "kernel_shape = [2, 1], strides = [5, 3]", "Relu", 2),
+        (windows, "Relu", "kernel_shape = [3, 3], pads = [1, 1, 1, 1]", "Relu", 1),
+        (windows, "HardSwish", "kernel_shape = [3, 3], pads = [1, 1, 1, 1], strides = [2, 2]", "HardSwish", 2),
+    ];
+    for (i, (widen, first, window, second, batch)) in cases.into_iter().enumerate() {
+        let taps = |attributes: &str| {
+            let kernel = attributes.split(['[', ']']).nth(1).unwrap().split(", ");
+            kernel.map(|n| n.parse::<usize>().unwrap()).collect::<Vec<_>>()
+        };
+        let (wide, deep) = (taps(widen), taps(window));
+        let source = format!(
+            "<ir_version: 10, opset_import: [\"\": 20]>\n\
+            parameters <frozen float[68, 5, {}, {}] a = {}, frozen float[68, 1, {}, {}] b = {}, frozen float[68] bias = {}>\n\
+            g (float[batch, 5, 139, 131] x) => (float[batch, 68, high, wide] y) <\n\
+              float[68, 5, {}, {}] a = param, float[68, 1, {}, {}] b = param, float[68] bias = param\n\
+            > {{\n\
+              h = Conv <{widen}> (x, a, bias)\n\
+              image = {first} (h)\n\
+              t = Conv <{window}, group = 68> (image, b)\n\
+              y = {second} (t)\n\
+            }}\n",
+            wide[0],
+            wide[1],
+            numbers(68 * 5 * wide[0] * wide[1]),
+            deep[0],
+            deep[1],
+            numbers(68 * deep[0] * deep[1]),
+            numbers(68),
+            wide[0],
+            wide[1],
+            deep[0],
+            deep[1],
+        );
+        let mut model = sartor_ir::text::parse(&source).unwrap();
+        sartor_ir::infer::infer_graph(&mut model.graph, 20).unwrap();
+        let inputs = draw_inputs(&model.graph, i as u64, 10, &|_, _| batch);
+        let image = values_of(&model).into_iter().find(|&v| model.graph.value_name(v) == "image").unwrap();
+        let wanted = &eval::run(&model, &inputs).unwrap()[0];
+        for (threads, level) in [(1, Level::Avx512), (2, Level::Avx512), (4, Level::Avx2), (2, Level::Portable)] {
+            simd::limit(level);
+            let whole = planned(&expose(&model, &[image]), &inputs, 1)["y"].clone();
+            let apart = distance(&whole, wanted);
+            assert!(apart < 1e-4, "{widen}, {window}, {level:?}: whole differs by {apart:e}");
+            let mut session = Session::new(&model, SessionOptions { threads }).unwrap();
+            let mut params = Params::of(&model);
+            for _ in 0..2 {
+                let found = session.run(&mut params, &inputs, Key::default()).unwrap();
+                assert_eq!(found["y"].bytes(), whole.bytes(), "{widen}, {window}, {threads} threads");
+            }
+            assert_eq!(
+                session.report().kernels.get("LineBuffer"),
+                Some(&1),
+                "{widen}, {window}: {:?}",
+                session.report()
+            );
+        }
     }
 }
 

@@ -14,11 +14,13 @@ use super::patch::Patch;
 use super::skinny::{self, Shape, Source, Target};
 use super::{Shared, gemm, micro};
 use crate::lower::chain::Chain;
+use crate::lower::line_buffer::LineBuffer;
 use crate::lower::program::Program;
 use crate::lower::view::{self, BufId};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 use std::cell::RefCell;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// One batched matrix in memory.
@@ -134,6 +136,12 @@ const FEW: usize = 256;
 
 /// Tiles that a result is cut into at least, if it is large enough.
 const TASKS: usize = 16;
+
+/// Elements of the rows that a line buffer holds: a part of the second-level cache.
+const LINES: usize = 128 * 1024;
+
+/// Tasks of a line buffer: where there are few images, each is cut.
+const ROLLS: usize = 4;
 
 /// `len` cut into equal parts of at most `most`, rounded up to a multiple.
 fn even(len: usize, most: usize, multiple: usize) -> usize {
@@ -276,6 +284,18 @@ impl Contract {
         // All rows for some columns, then the next columns: the right factor's part stays in the cache.
         let (i, j) = (place % down * tm, place / down * tn);
         let (rows, cols) = (tm.min(self.m - i), tn.min(self.n - j));
+        // SAFETY: the caller's contract.
+        unsafe { self.rectangle((batch, number), (i, rows), (j, cols), bases, packed) };
+    }
+    /// Some rows and columns of a batch, in the run of this number.
+    unsafe fn rectangle(
+        &self,
+        (batch, number): (usize, u64),
+        (i, rows): (usize, usize),
+        (j, cols): (usize, usize),
+        bases: Bases,
+        packed: &[Option<Address>],
+    ) {
         match (&self.out, &self.epilogue) {
             (Some(out), _) if self.skip.is_some() => {
                 let start = bases[out.buf.index()].wrapping_add(self.place(out, batch) + i * out.row);
@@ -426,6 +446,74 @@ pub unsafe fn run_chain(chain: &Chain, bases: Bases, scratch: *mut f32, kept: Ke
     });
 }
 
+/// Runs a line buffer on the current pool: see [`crate::lower::line_buffer`].
+///
+/// # Safety
+/// As for [`Contract::run`] of both, with scratch memory for both, the image aside.
+pub unsafe fn run_line_buffer(both: &LineBuffer, bases: Bases, scratch: *mut f32, kept: Kept) {
+    let (shared, scratch) = (Shared(bases), Address(scratch));
+    let mut used = 0;
+    // SAFETY: the caller's contract.
+    let packed = both.contracts().map(|contract| unsafe { contract.pack(bases, scratch, &mut used, kept) });
+    let Some(patch) = both.windows.products.first().and_then(|p| p.patch) else { return };
+    let images: usize = both.windows.batch.iter().product();
+    let tasks = ROLLS.div_ceil(images.max(1)).min(patch.grid.0);
+    let each = patch.grid.0.div_ceil(tasks.max(1)).max(1);
+    let parts = patch.grid.0.div_ceil(each);
+    super::each(images * parts, |task| {
+        let (image, first) = (task / parts, task % parts * each);
+        let mut bases = shared.get().to_vec();
+        // SAFETY: the caller's contract; tasks write disjoint rows.
+        unsafe { roll(both, &patch, image, first..(first + each).min(patch.grid.0), &mut bases, &packed) };
+    });
+}
+
+/// Some rows of the places of an image.
+unsafe fn roll(
+    both: &LineBuffer,
+    patch: &Patch,
+    image: usize,
+    places: Range<usize>,
+    bases: &mut [*mut f32],
+    [making, reading]: &[Vec<Option<Address>>; 2],
+) {
+    let (maker, windows) = (&both.maker, &both.windows);
+    let (high, wide) = patch.image;
+    let line = wide * patch.channels;
+    let (batch, start) = if maker.m == high * wide { (image, 0) } else { (0, image * high) };
+    let width = maker.tile().1;
+    let sees = |rows: &Range<usize>| patch.lines(rows);
+    let at_once = patch.places_of((LINES / line.max(1)).max(1)).min(places.len()).max(1);
+    let step = |first: usize| first..(first + at_once).min(places.end);
+    let most = places.clone().step_by(at_once).map(|first| sees(&step(first)).len()).max().unwrap_or(0);
+    with_memory(&LINE_MEMORY, most * line, |memory| {
+        let mut there = 0..0;
+        for first in places.clone().step_by(at_once) {
+            let rows = step(first);
+            let wanted = sees(&rows);
+            // SAFETY: the memory has room for the rows that are wanted at once; both contracts stay inside the image's rows.
+            unsafe {
+                let kept = wanted.start.max(there.start)..there.end.max(wanted.start);
+                if kept.start > there.start && !kept.is_empty() {
+                    let from = memory.add((kept.start - there.start) * line);
+                    std::ptr::copy(from, memory, kept.len() * line);
+                }
+                there = wanted.start..wanted.end;
+                bases[both.buf.index()] = memory.wrapping_sub((image * high + there.start) * line);
+                let fresh = kept.end..there.end;
+                if !fresh.is_empty() {
+                    let pixels = ((start + fresh.start) * wide, fresh.len() * wide);
+                    for j in (0..maker.n).step_by(width) {
+                        maker.rectangle((batch, 0), pixels, (j, width.min(maker.n - j)), bases, making);
+                    }
+                }
+                let pixels = (rows.start * patch.grid.1, rows.len() * patch.grid.1);
+                windows.rectangle((image, 0), pixels, (0, windows.n), bases, reading);
+            }
+        }
+    });
+}
+
 /// An address that tasks share.
 #[derive(Clone, Copy)]
 pub(crate) struct Address(pub *mut f32);
@@ -490,6 +578,7 @@ unsafe fn general(s: Shape, a: Source, b: Source, out: Target, alpha: f32, add: 
 }
 
 thread_local! {
+    static LINE_MEMORY: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
     static LOCAL_MEMORY: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
     static TILE_MEMORY: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
     static PATCH_MEMORY: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };

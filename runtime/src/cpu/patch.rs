@@ -243,7 +243,18 @@ impl Patch {
         let (down, across) = self.axes();
         Area { rows: down.reach(rows), cols: across.reach(&(0..self.grid.1)), channels: self.channels }
     }
-    /// The same, with rows and columns for an even number of places (3 × 3, stride 1).
+    /// The rows of the image that some rows of places see.
+    pub fn lines(&self, rows: &Range<usize>) -> Range<usize> {
+        let reach = self.axes().0.reach(rows);
+        let cut = |y: isize| y.clamp(0, self.image.0 as isize) as usize;
+        cut(reach.start)..cut(reach.end)
+    }
+    /// How many rows of places see no more than so many rows of an image (forward).
+    pub fn places_of(&self, lines: usize) -> usize {
+        let window = (self.kernel.0 - 1) * self.dilation.0 + 1;
+        lines.saturating_sub(window) / self.stride.0 + 1
+    }
+    /// An area with rows and columns for an even number of places (3 × 3, stride 1).
     pub fn even_area(&self, rows: &Range<usize>) -> Area {
         let reach = |first: usize, count: usize, pad: usize| {
             let start = first as isize - pad as isize;

@@ -206,10 +206,10 @@ fn joins(chain: &Planned, step: &Planned) -> bool {
 /// What is touched in one block: where it begins, the batch strides, and the axes within (stride and length, those of length 1
 /// left out, largest stride first).
 #[derive(Clone, PartialEq, Debug)]
-struct Area {
-    offset: usize,
-    batch: Vec<usize>,
-    axes: Vec<(usize, usize)>,
+pub(super) struct Area {
+    pub offset: usize,
+    pub batch: Vec<usize>,
+    pub axes: Vec<(usize, usize)>,
 }
 
 impl Area {
@@ -247,7 +247,8 @@ fn of_walk(contract: &Contract, walk: &Walk) -> (BufId, Option<Area>) {
     (walk.buf, found)
 }
 
-fn stores(contract: &Contract) -> Vec<(BufId, Option<Area>)> {
+/// What a contract writes, and where in each batch, if that is a matrix.
+pub(super) fn stores(contract: &Contract) -> Vec<(BufId, Option<Area>)> {
     let out = contract.out.iter().map(|out| of_matrix(contract, out, contract.m, contract.n));
     let code = contract.epilogue.iter().flat_map(|p| &p.code);
     let stored = code.filter_map(|ins| match ins {

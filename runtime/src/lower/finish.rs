@@ -58,6 +58,7 @@ impl Lowering<'_> {
             steps.push(self.step(draft, &read_outside)?);
         }
         let steps = super::skip::link(steps, &self.buffers);
+        let steps = super::line_buffer::link(steps, &self.buffers);
         let steps = super::chain::chain(steps, &self.buffers);
         let steps = super::lazy::link(steps, self.buffers.len(), &self.output_bufs(&outputs));
         let lowered = Lowered { buffers: self.buffers, slots: self.slots, steps, outputs };

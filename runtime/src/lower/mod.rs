@@ -17,6 +17,7 @@ pub mod gates;
 pub mod group;
 pub mod layout;
 pub mod lazy;
+pub mod line_buffer;
 pub mod losses;
 pub mod nodes;
 pub mod program;
@@ -105,6 +106,8 @@ pub enum Step {
     Contract(Contract),
     /// Products over the same blocks, run block by block.
     Chain(chain::Chain),
+    /// A depthwise convolution, and what makes its image a few rows ahead of it.
+    LineBuffer(Box<line_buffer::LineBuffer>),
     /// A reduction over other axes.
     Reduce(Reduce),
     /// Copies to parts of one result.
