@@ -3,7 +3,8 @@
 //!
 //! The files are dumped by `tests/assets/dump_onnx_tests.py` into the assets folder (`$SARTOR_ASSETS`, by default
 //! `~/.cache/sartor/assets`), one folder per test. Tests with an operator that the table lacks are counted, not run.
-//! What fails is listed in `node_failures.txt`, and must be taken off the list when it passes; `BLESS=1` rewrites it.
+//! What fails is listed in `node_failures.txt`, and must be taken off the list when it passes; `BLESS=1` rewrites it. While working on operators,
+//! `NODE_TESTS=lstm,gru` runs the tests whose names contain one of these, and says of each why it does not pass.
 
 use sartor_ir::ops;
 use sartor_ir::{DType, Graph, Model, NodeKind, OPSET, Tensor, eval, infer, onnx};
@@ -20,7 +21,7 @@ const LEAST: usize = 500;
 enum Outcome {
     Passed,
     /// An operator or a kind of value that is not supported: no statement about the table.
-    NotRun,
+    NotRun(String),
     Failed(String),
 }
 
@@ -30,12 +31,15 @@ fn node_tests_pass_except_those_listed() {
         eprintln!("skipped: there are no node tests under the assets folder (tests/assets/fetch.sh makes them)");
         return;
     };
+    if let Ok(wanted) = std::env::var("NODE_TESTS") {
+        return only(&folder, &wanted);
+    }
     let mut failures = BTreeMap::new();
     let (mut passed, mut not_run) = (0, 0);
     for name in cases(&folder) {
         match run_guarded(&folder.join(&name)) {
             Outcome::Passed => passed += 1,
-            Outcome::NotRun => not_run += 1,
+            Outcome::NotRun(_) => not_run += 1,
             Outcome::Failed(message) => {
                 failures.insert(name, message);
             }
@@ -44,6 +48,22 @@ fn node_tests_pass_except_those_listed() {
     println!("{passed} node tests pass, {} fail, {not_run} are not for this table", failures.len());
     assert!(passed >= LEAST, "only {passed} node tests pass, expected at least {LEAST}");
     compare_with_list(&failures);
+}
+
+/// Only tests whose names contain one of these.
+fn only(folder: &Path, wanted: &str) {
+    let wanted: Vec<&str> = wanted.split(',').collect();
+    let (mut count, mut others) = (0, Vec::new());
+    for name in cases(folder).into_iter().filter(|name| wanted.iter().any(|w| name.contains(w))) {
+        count += 1;
+        match run_guarded(&folder.join(&name)) {
+            Outcome::Passed => {}
+            Outcome::NotRun(why) => others.push(format!("{name}: not run: {why}")),
+            Outcome::Failed(why) => others.push(format!("{name}: {why}")),
+        }
+    }
+    assert!(others.is_empty(), "{} of {count} do not pass:\n{}", others.len(), others.join("\n"));
+    println!("all {count} pass");
 }
 
 fn assets() -> Option<PathBuf> {
@@ -93,10 +113,10 @@ fn run(folder: &Path) -> Result<Outcome, String> {
     let text = |e: sartor_ir::Error| e.to_string();
     let arrays = folder.join("io.npz");
     // Sequences, strings and element types that NumPy lacks.
-    let Ok(arrays) = npz::read(&arrays) else { return Ok(Outcome::NotRun) };
+    let Ok(arrays) = npz::read(&arrays) else { return Ok(Outcome::NotRun("its values are not numeric".into())) };
     let mut model = onnx::load(&folder.join("model.onnx")).map_err(text)?;
-    if !in_table(&model.graph) {
-        return Ok(Outcome::NotRun);
+    if let Some(op) = missing(&model.graph) {
+        return Ok(Outcome::NotRun(format!("the table has no {op}")));
     }
     let mut feeds = HashMap::new();
     for value in model.graph.inputs() {
@@ -104,7 +124,7 @@ fn run(folder: &Path) -> Result<Outcome, String> {
         let declared = model.graph.ty(value).and_then(|t| t.dtype());
         match arrays.get(&format!("in_{name}")) {
             Some(tensor) if declared == Some(tensor.dtype()) => feeds.insert(name, tensor.clone()),
-            _ => return Ok(Outcome::NotRun),
+            _ => return Ok(Outcome::NotRun(format!("input {name} is {declared:?}"))),
         };
     }
     lift(&mut model).map_err(text)?;
@@ -118,10 +138,12 @@ fn run(folder: &Path) -> Result<Outcome, String> {
     Ok(Outcome::Passed)
 }
 
-fn in_table(graph: &Graph) -> bool {
-    graph.node_ids().all(|id| match &graph.node(id).kind {
-        NodeKind::Op(op) => ops::of(op).is_some() && op.attrs.graphs().all(|(_, g)| in_table(g)),
-        _ => true,
+/// An operator that the table lacks.
+fn missing(graph: &Graph) -> Option<String> {
+    graph.node_ids().find_map(|id| match &graph.node(id).kind {
+        NodeKind::Op(op) if ops::of(op).is_none() => Some(op.full_name()),
+        NodeKind::Op(op) => op.attrs.graphs().find_map(|(_, g)| missing(g)),
+        _ => None,
     })
 }
 
