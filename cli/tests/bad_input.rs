@@ -36,9 +36,8 @@ fn a_truncated_file() {
     assert_eq!(error.lines().count(), 1, "{error}");
 }
 
-#[test]
-fn an_unknown_operator_on_the_way_of_the_gradient() {
-    let folder = Folder::with_task();
+/// The model of the task with two operators that nobody knows at its end.
+fn with_unknown_operators(folder: &Folder) {
     let mut model = mlp();
     let features = model.graph.find_output("features").unwrap();
     let mut value = features;
@@ -51,9 +50,23 @@ fn an_unknown_operator_on_the_way_of_the_gradient() {
     model.graph.outputs = vec![GraphOutput { name: "swirled".into(), value }];
     model.opsets.insert("com.acme".into(), 1);
     save(&model, &folder.path("model.onnx"));
+}
+
+#[test]
+fn an_unknown_operator_on_the_way_of_the_gradient() {
+    let folder = Folder::with_task();
+    with_unknown_operators(&folder);
     let error = train_fails(&folder, 2, &["--set", "head.input=swirled"]);
     assert_has(&error, &["com.acme::Swirl", "com.acme::Twist", "gradient"]);
     assert!(!folder.path("out").exists());
+}
+
+#[test]
+fn unknown_operators_cannot_be_run() {
+    let folder = Folder::with_task();
+    with_unknown_operators(&folder);
+    let error = folder.fails(2, &["run", "model.onnx", "--inputs", "test.npz", "--outputs", "y.npz"]);
+    assert_has(&error, &["com.acme::Swirl", "com.acme::Twist", "cannot be run"]);
 }
 
 #[test]

@@ -72,6 +72,20 @@ fn optimize_keeps_the_outputs() {
 }
 
 #[test]
+fn optimize_says_why_a_rule_does_not_apply() {
+    let folder = Folder::with_task();
+    let node = onnx::load(&folder.path("model.onnx")).unwrap();
+    let node =
+        node.graph.topo_ops().into_iter().map(|id| node.graph.node(id).name.clone()).find(|n| n.contains("MatMul"));
+    let node = node.unwrap();
+    let text = folder.ok(&["optimize", "model.onnx", "--why-not", "times one", &node]);
+    assert!(text.contains("\"times one\" looks at Mul, not at MatMul"), "{text}");
+    assert!(folder.fails(2, &["optimize", "model.onnx", "--why-not", "nonsense", &node]).contains("there is no rule"));
+    assert!(folder.fails(2, &["optimize", "model.onnx", "--why-not", "", "nowhere"]).contains("there is no node"));
+    folder.fails(2, &["optimize", "model.onnx"]);
+}
+
+#[test]
 fn inspect_counts() {
     let folder = Folder::with_task();
     let json: Value =
@@ -87,6 +101,21 @@ fn inspect_counts() {
     for part in ["x: float[batch, 4]", "frozen", "MatMul", "with batch = 1", "query"] {
         assert!(text.contains(part), "{part}\n{text}");
     }
+}
+
+#[test]
+fn inspect_follows_gradients() {
+    let folder = Folder::with_task();
+    let text = folder.ok(&["inspect", "model.onnx", "--gradients"]);
+    assert!(text.contains("2 of 2 trainable parameters get a gradient"), "{text}");
+    let text = folder.ok(&["inspect", "model.onnx", "--gradients", "--trainable", "*query*", "--json"]);
+    let json: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(json["reached"].as_array().unwrap().len(), 1, "{text}");
+    assert!(
+        folder
+            .fails(2, &["inspect", "model.onnx", "--gradients", "--trainable", "nothing"])
+            .contains("matches no parameter")
+    );
 }
 
 #[test]

@@ -5,14 +5,14 @@ use std::fmt;
 /// A result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What went wrong. Each variant prints as one sentence (or, for [`Error::Many`], one per line).
+/// What went wrong. Each variant prints as one sentence; several problems stand one per line, indented below the place that they have in common.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A sentence that says it all.
     #[error("{0}")]
     Message(String),
     /// A problem with a place in front of it: a file, a node, a value.
-    #[error("{place}: {source}")]
+    #[error("{place}:{}", Below(source))]
     At {
         /// Where: `file model.onnx`, `node "Add_3" (Add)`, ….
         place: String,
@@ -43,6 +43,19 @@ impl fmt::Display for Lines<'_> {
             write!(f, "{error}")?;
         }
         Ok(())
+    }
+}
+
+/// What follows a place: on the same line, or, where there are several problems, each on its own.
+struct Below<'a>(&'a Error);
+
+impl fmt::Display for Below<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let text = self.0.to_string();
+        match self.0 {
+            Error::Many(_) => text.lines().try_for_each(|line| write!(f, "\n  {line}")),
+            _ => write!(f, " {text}"),
+        }
     }
 }
 

@@ -207,6 +207,35 @@ fn graphs_that_contradict_themselves_are_refused() {
     }
 }
 
+/// Everything that is wrong with a file is told at once, each with its place; what follows from another problem is not told again.
+#[test]
+fn all_problems_of_a_file_are_told() {
+    let bytes = wrap(GraphProto {
+        name: "g".into(),
+        node: vec![
+            node("Neg", &["q"], "a"),
+            node("Exp", &["a"], "b"),
+            node("", &["b"], "c"),
+            node("Add", &["c", "r"], "d"),
+        ],
+        output: vec![value("d"), value("e")],
+        input: vec![value("x")],
+        ..Default::default()
+    });
+    let error = load(&bytes).unwrap_err();
+    let lines: Vec<&str> = error.lines().collect();
+    assert_eq!(lines.len(), 5, "{error}");
+    for (line, part) in
+        lines.iter().zip(["graph \"g\":", "(Neg): reads \"q\"", "no operator", "(Add): reads \"r\"", "output \"e\""])
+    {
+        assert!(line.contains(part), "{part}\n{error}");
+    }
+    let nodes = (0..100).map(|i| node("Neg", &["q"], &format!("a{i}"))).collect();
+    let many = wrap(GraphProto { name: "g".into(), node: nodes, ..Default::default() });
+    let error = load(&many).unwrap_err();
+    assert!(error.lines().count() == 22 && error.ends_with("and 80 more problems"), "{error}");
+}
+
 #[test]
 fn a_failed_write_leaves_the_old_file() {
     let dir = tempfile::tempdir().unwrap();

@@ -13,6 +13,7 @@ pub mod cse;
 pub mod dce;
 pub mod driver;
 pub mod extract_adapter;
+pub mod flow;
 pub mod fold;
 pub mod freeze;
 pub mod fuse;

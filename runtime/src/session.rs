@@ -8,7 +8,7 @@ use crate::lower::{self, Step};
 use crate::params::Params;
 use crate::plan::Plan;
 use crate::profile::Event;
-use sartor_ir::{Binding, DType, Graph, Model, Result, Tensor, Type, bail, ensure, eval, infer, ops};
+use sartor_ir::{Binding, Context, DType, Graph, Model, Result, Tensor, Type, bail, ensure, eval, infer, ops};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
@@ -73,13 +73,15 @@ pub struct Session {
 const MAX_PLANS: usize = 256;
 
 impl Session {
-    /// For the inference graph.
+    /// For the inference graph. An error names every node that cannot be run.
     pub fn new(model: &Model, options: SessionOptions) -> Result<Session> {
+        ops::lacks::require_evaluation(&model.graph)?;
         Ok(Session::of(model.graph.clone(), Vec::new(), model.opset(), options))
     }
     /// For a program.
     pub fn program(model: &Model, name: &str, options: SessionOptions) -> Result<Session> {
         let Some(program) = model.programs.get(name) else { bail!("the model has no program \"{name}\"") };
+        ops::lacks::require_evaluation(&program.graph).context(|| format!("program \"{name}\""))?;
         Ok(Session::of(program.graph.clone(), program.bindings.clone(), model.opset(), options))
     }
     fn of(mut graph: Graph, bindings: Vec<Binding>, opset: i64, options: SessionOptions) -> Session {

@@ -233,6 +233,7 @@ EXPORTS = {
     "minilm-l6-onnx": ["export.py", "minilm-l6", "{assets}", "{out}"],
     "minilm-l6-classifier-onnx": ["export.py", "minilm-l6-classifier", "{assets}", "{out}"],
     "mobilenet-v2-onnx": ["export.py", "mobilenet-v2", "{assets}", "{out}"],
+    "zoo": ["make_zoo.py", "{out}/zoo"],
 }
 BIG_EXPORTS = {"bert-base-onnx": ["make_bert_base.py", "{out}"]}
 BENCH_EXPORTS = {

@@ -1,7 +1,9 @@
 //! What the whole-tool tests share: where the assets lie, inputs for real models, and how two tensors are compared.
 
+pub mod conformance;
+
 use sartor_ir::rng::Draw;
-use sartor_ir::{DType, Graph, Model, Result, Tensor, Type, onnx};
+use sartor_ir::{DType, Graph, GraphOutput, Model, Result, Tensor, Type, Value, onnx};
 use sartor_passes::{Driver, Registry, options, pipelines};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -101,6 +103,23 @@ fn mask(shape: &[usize]) -> Tensor {
     let ones = |row: usize| cols - (row * 3 % cols.max(1)).min(cols - 1);
     let numbers = (0..rows).flat_map(|r| (0..cols).map(move |c| i64::from(c < ones(r)))).collect::<Vec<i64>>();
     Tensor::from_vec(shape.to_vec(), numbers)
+}
+
+/// The named values of the inference graph whose types are known.
+pub fn values_of(model: &Model) -> Vec<Value> {
+    let graph = &model.graph;
+    let known = |v: &Value| graph.ty(*v).is_some() && !graph.value_name(*v).is_empty();
+    graph.topo_ops().into_iter().flat_map(|id| graph.node_outputs(id)).filter(known).collect()
+}
+
+/// The model with these values as outputs too.
+pub fn expose(model: &Model, values: &[Value]) -> Model {
+    let mut model = model.clone();
+    for (i, &value) in values.iter().enumerate() {
+        let name = format!("value{i}:{}", model.graph.value_name(value));
+        model.graph.outputs.push(GraphOutput { name, value });
+    }
+    model
 }
 
 /// The largest difference of two tensors, relative to the largest magnitude in the second; infinite if type, shape or

@@ -404,7 +404,8 @@ fn costs_are_those_counted_by_hand() {
         net.finish(y)
     };
     let (first, relu, second, outside) = (2 * 4 * 2 * 9 * 25, 4 * 25, 2 * 2 * 4 * 9 * 25, 2 * 25 + 2 * 25);
-    let gates = 2 * 25 + 2 * 2 * 5;
+    // The mean of the input, its normalisation, and a product.
+    let gates = 2 * 25 + 8 * 2 + 2 * 2 * 5;
     let whole = (first + relu + second + outside + gates) as f64;
     near(cost(basic(), &[1.0; 5]), whole);
     near(cost(basic(), &[0.2, 1.0, 0.0, -1.0, 0.5]), (first + relu + second) as f64 / 2.0 + (outside + gates) as f64);
@@ -423,7 +424,7 @@ fn costs_are_those_counted_by_hand() {
         net.finish(y)
     };
     let body = 2 * 6 * 3 * 16 + 6 * 16 + 2 * 6 * 9 * 16 + 6 * 16 + 2 * 3 * 6 * 16;
-    let rest = 3 * 16 + (3 * 16 + 2 * 3 * 7);
+    let rest = 3 * 16 + (3 * 16 + 8 * 3 + 2 * 3 * 7);
     near(cost(inverted(), &[1.0; 7]), (body + rest) as f64);
     near(cost(inverted(), &[1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0]), body as f64 / 3.0 + rest as f64);
 
@@ -438,7 +439,7 @@ fn costs_are_those_counted_by_hand() {
         net.finish(y)
     };
     let (outer, inner) = (2 * 2 * 4 * 9, 2 * 2 * 2 * 9 * 9);
-    let rest = 4 * 9 + (4 * 9 + 2 * 4 * 5);
+    let rest = 4 * 9 + (4 * 9 + 8 * 4 + 2 * 4 * 5);
     near(cost(bottleneck(), &[1.0; 5]), (2 * outer + inner + rest) as f64);
     let half = cost(bottleneck(), &[1.0, 1.0, 0.0, 0.0, 1.0]);
     near(half, outer as f64 / 2.0 + inner as f64 / 4.0 + outer as f64 / 2.0 + rest as f64);
@@ -501,6 +502,71 @@ fn gradients_through_gates_are_those_of_finite_differences() {
                 "{name}[{i}]: {} instead of {slope}",
                 found[i]
             );
+        }
+    }
+}
+
+/// With `easy = 1` the loss is what it is without, and only examples with a loss below the mean press their gates: the gradient of the weights points along
+/// the features of the easy example.
+#[test]
+fn easy_examples_are_pressed() {
+    let steps = ["lambda = 0", "lambda = 30\neasy = 0.0", "lambda = 30\neasy = 1.0"].map(|options| {
+        let mut net = Net::new(9);
+        let x = net.input(&[3, 4, 4]);
+        let h = net.conv(x, &[4, 3, 3, 3], 1, 1);
+        let h = net.op("Relu", &[h]);
+        let h = net.conv(h, &[3, 4, 3, 3], 1, 1);
+        let y = net.op("Add", &[x, h]);
+        let y = net.op("GlobalAveragePool", &[y]);
+        let y = net.op("Flatten", &[y]);
+        let mut model = net.finish(y);
+        let gate = format!("[[pass]]\nname = \"gate\"\nchannels = false\ntarget = 0.3\n{options}\n");
+        run_passes(&mut model, &format!("[[pass]]\nname = \"loss\"\n{gate}[[pass]]\nname = \"autodiff\"\n")).unwrap();
+        Model { graph: model.programs["step"].graph.clone(), programs: Default::default(), ..model }
+    });
+    let mut draw = Draw::new(9, "examples");
+    let x = draw.tensor(&[2, 3, 4, 4], -1.0, 1.0).cast(DType::F32).unwrap();
+    let numbers = x.to_f64s().unwrap();
+    let features = |n: usize| -> Vec<f64> {
+        let means: Vec<f64> = (0..3).map(|c| numbers[(n * 3 + c) * 16..][..16].iter().sum::<f64>() / 16.0).collect();
+        let mean = means.iter().sum::<f64>() / 3.0;
+        let deviation = (means.iter().map(|m| (m - mean).powi(2)).sum::<f64>() / 3.0 + 1e-5).sqrt();
+        means.iter().map(|m| (m - mean) / deviation).collect()
+    };
+    for labels in [[0i64, 1], [2, 0], [1, 2]] {
+        let inputs = Named::from([
+            ("x".to_string(), x.clone()),
+            ("label".to_string(), Tensor::from_vec([2], labels.to_vec())),
+            ("progress".to_string(), Tensor::scalar(1f32)),
+        ]);
+        let outputs = steps.each_ref().map(|step| {
+            let outputs = eval::run(step, &inputs).unwrap();
+            let planned = run(step, &inputs);
+            let named = |name: &str| {
+                let place = step.graph.outputs.iter().position(|o| o.name.contains(name)).unwrap();
+                assert!(distance(&planned[&step.graph.outputs[place].name], &outputs[place]) < 1e-5);
+                outputs[place].to_f64s().unwrap()
+            };
+            (named("loss"), named("task_loss"), named("weight"))
+        });
+        let [(plain, ..), (even, task, both), (easy, _, one)] = &outputs;
+        assert!((even[0] - easy[0]).abs() < 1e-5 && even[0] > plain[0], "{even:?} {easy:?}");
+        // Which of the two has the smaller loss: by the losses with one label exchanged for the other's example.
+        let alone = |n: usize| {
+            let mut first = inputs.clone();
+            let ignored = labels.iter().enumerate().map(|(i, &l)| if i == n { l } else { -100 }).collect::<Vec<_>>();
+            first.insert("label".into(), Tensor::from_vec([2], ignored));
+            let place = steps[0].graph.outputs.iter().position(|o| o.name == "task_loss").unwrap();
+            eval::run(&steps[0], &first).unwrap()[place].to_f64s().unwrap()[0]
+        };
+        let winner = usize::from(alone(1) < alone(0));
+        assert!((alone(0) + alone(1) - 2.0 * task[0]).abs() < 1e-5);
+        let pressure = |of: &[f64]| -> Vec<f64> { of.iter().zip(&outputs[0].2).map(|(a, b)| a - b).collect() };
+        let (both, one) = (pressure(both), pressure(one));
+        let (easy, mean) = (features(winner), [features(0), features(1)]);
+        let scale = both[0] / (mean[0][0] + mean[1][0]) * 2.0;
+        for c in 0..3 {
+            assert!((one[c] - scale * easy[c]).abs() < 1e-3 * scale.abs(), "{labels:?}: {one:?}, features {easy:?}");
         }
     }
 }

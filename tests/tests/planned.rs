@@ -2,10 +2,10 @@
 //! changes what is fused and what is stored), and whole training programs over several steps.
 
 use sartor_ir::rng::Draw;
-use sartor_ir::{DType, GraphOutput, Model, Tensor, Value, eval};
+use sartor_ir::{DType, Model, Tensor, Value, eval};
 use sartor_runtime::cpu::simd::{self, Level};
 use sartor_runtime::{Key, Params, Session, SessionOptions};
-use sartor_tests::{Named, REAL_MODELS, asset, distance, draw_inputs, prepared};
+use sartor_tests::{Named, REAL_MODELS, asset, distance, draw_inputs, expose, prepared, values_of};
 use std::collections::HashMap;
 
 /// Small open dimensions: batch 2, and an odd number of tokens or pixels.
@@ -35,21 +35,6 @@ fn compare(model: &Model, inputs: &Named, what: &str) {
         let apart = distance(&found[&output.name], &wanted);
         assert!(apart < 1e-4, "{what}: output {} differs by {apart:e}", output.name);
     }
-}
-
-fn values_of(model: &Model) -> Vec<Value> {
-    let graph = &model.graph;
-    let known = |v: &Value| graph.ty(*v).is_some() && !graph.value_name(*v).is_empty();
-    graph.topo_ops().into_iter().flat_map(|id| graph.node_outputs(id)).filter(known).collect()
-}
-
-fn expose(model: &Model, values: &[Value]) -> Model {
-    let mut model = model.clone();
-    for (i, &value) in values.iter().enumerate() {
-        let name = format!("value{i}:{}", model.graph.value_name(value));
-        model.graph.outputs.push(GraphOutput { name, value });
-    }
-    model
 }
 
 #[test]

@@ -4,7 +4,8 @@ use crate::inspection::{Inspection, Module, Port, blocks, inspect};
 use crate::table::{Table, grouped, short};
 use crate::{Outcome, files, say};
 use sartor_ir::{Model, onnx};
-use sartor_passes::Registry;
+use sartor_passes::{Pass, Registry, flow, freeze};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// Shows what is in a model: operators, parameters, costs, dynamic axes, modules, programs
@@ -14,6 +15,7 @@ use std::path::PathBuf;
   sartor inspect model.onnx --dim batch=8 --dim sequence=128
   sartor inspect model.onnx --depth 5
   sartor inspect model.onnx --blocks
+  sartor inspect model.onnx --gradients --trainable '*.bias' --trainable '*/query/MatMul'
   sartor inspect model.onnx --json | jq .flops.total")]
 pub struct Args {
     /// The model
@@ -27,6 +29,12 @@ pub struct Args {
     /// Shows the residual blocks and the groups of channels that can be gated, and what was not taken
     #[arg(long)]
     blocks: bool,
+    /// Shows which trainable parameters get a gradient, what keeps it from the others, and all operators without a gradient rule at once
+    #[arg(long)]
+    gradients: bool,
+    /// With --gradients: parameters that are trained, as patterns (default: all)
+    #[arg(long, value_name = "PATTERN", requires = "gradients")]
+    trainable: Vec<String>,
     /// How deep the module tree is shown
     #[arg(long, default_value_t = 3)]
     depth: usize,
@@ -38,6 +46,9 @@ pub fn run(args: Args, registry: &Registry) -> Outcome {
     let model = onnx::load(&args.model)?;
     if args.blocks {
         return show_blocks(&model, registry, args.json);
+    }
+    if args.gradients {
+        return show_gradients(model, registry, &args);
     }
     let found = inspect(&model, registry, &dims)?;
     if args.json {
@@ -77,6 +88,39 @@ fn show_blocks(model: &Model, registry: &Registry, json: bool) -> Outcome {
     if !found.refused.is_empty() {
         say!("\nnot taken");
         found.refused.iter().for_each(|refusal| say!("  {}: {}", refusal.node, refusal.reason));
+    }
+    Ok(())
+}
+
+/// Where gradients flow.
+fn show_gradients(mut model: Model, registry: &Registry, args: &Args) -> Outcome {
+    files::prepare(&mut model, registry)?;
+    let trainable = if args.trainable.is_empty() { vec!["*".to_string()] } else { args.trainable.clone() };
+    freeze::Freeze { frozen: vec!["*".to_string()], trainable }.run(&mut model)?;
+    let found = flow::flow(&model);
+    if args.json {
+        say!("{}", serde_json::to_string_pretty(&found).unwrap_or_default());
+        return Ok(());
+    }
+    let all = found.reached.len() + found.cut_off.len();
+    say!("{} of {all} trainable parameters get a gradient", found.reached.len());
+    let mut reasons: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    for (name, by) in &found.cut_off {
+        let why = match by.as_slice() {
+            [] => "no output depends on them".to_string(),
+            by => format!("cut off by {}", by.join(", ")),
+        };
+        reasons.entry(why).or_default().push(name);
+    }
+    reasons.iter().for_each(|(why, names)| say!("\n{why}\n  {}", names.join("\n  ")));
+    for (title, list) in [
+        ("operators without a gradient rule, which training refuses", &found.missing),
+        ("operators whose derivative is 0 wherever it exists", &found.zero),
+    ] {
+        if !list.is_empty() {
+            say!("\n{title}");
+            list.iter().for_each(|(name, nodes)| say!("  {name}: {}", nodes.join(", ")));
+        }
     }
     Ok(())
 }

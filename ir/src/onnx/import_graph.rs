@@ -3,6 +3,8 @@
 //! In a file, names join nodes, and a subgraph sees the names around it. Here, edges do: each graph that is being read
 //! has a frame with its names, and a name that is not found in its own frame is looked up one frame further out; each
 //! frame in between gets a capture for it. The captures of a node are numbered over all its subgraphs.
+//!
+//! A part of a graph that cannot be read is noted and the rest is read all the same, so that one look at a file finds everything that is wrong with it.
 
 use super::external::ExternalFiles;
 use super::names::sparse_name;
@@ -10,7 +12,7 @@ use super::proto::{self, *};
 use super::tensor::{read_tensor, write_tensor};
 use super::types::{has_denotation, read_type};
 use crate::attr::{Attribute, Attributes};
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 use crate::graph::{Graph, GraphOutput, NodeId, Operator, OutputSlot, Value};
 use crate::tensor::Tensor;
 use crate::types::Type;
@@ -90,18 +92,44 @@ impl<'a> GraphImporter<'a> {
         let declared = declared_types(&proto.value_info, &proto.output);
         let dense = proto.initializer.iter().map(|t| t.name.as_str());
         let given: HashSet<&str> = dense.chain(proto.sparse_initializer.iter().map(sparse_name)).collect();
+        let mut problems = Problems::default();
         for input in proto.input.iter().filter(|i| !given.contains(i.name.as_str())) {
-            self.input(input)?;
+            problems.note(self.input(input));
         }
-        self.initializers(proto.initializer, classify)?;
+        let mut classify = classify;
+        for initializer in proto.initializer {
+            let name = self.name(&initializer.name);
+            let read = self.initializer(initializer, classify.as_deref_mut());
+            self.noted(read, &mut problems, [name]);
+        }
         for sparse in proto.sparse_initializer {
-            self.sparse_initializer(sparse)?;
+            let name = sparse_name(&sparse).to_string();
+            let read = self.sparse_initializer(sparse);
+            self.noted(read, &mut problems, [name]);
         }
         for node in proto.node {
             let place = format!("node \"{}\" ({})", node.name, node.op_type);
-            self.node(node, &declared).context(|| place)?;
+            let outputs: Vec<String> = node.output.iter().map(|name| self.name(name)).collect();
+            let read = self.node(node, &declared).context(|| place);
+            self.noted(read, &mut problems, outputs);
         }
-        proto.output.into_iter().try_for_each(|output| self.output(output))
+        for output in proto.output {
+            problems.note(self.output(output));
+        }
+        problems.all()
+    }
+    /// Notes a problem; what should have been made stands for itself from now on, so that its readers are no further problems.
+    fn noted(&mut self, read: Result<()>, problems: &mut Problems, made: impl IntoIterator<Item = String>) {
+        if !problems.note(read) {
+            return;
+        }
+        for name in made.into_iter().filter(|name| !name.is_empty()) {
+            let top = self.frames.len() - 1;
+            if !self.frames[top].names.contains_key(&name) {
+                let value = self.top().add_named_const(&name, Tensor::scalar(0f32));
+                self.frames[top].names.insert(name, value);
+            }
+        }
     }
     fn input(&mut self, info: &ValueInfoProto) -> Result<()> {
         ensure!(!info.name.is_empty(), "a graph input has no name");
@@ -112,23 +140,20 @@ impl<'a> GraphImporter<'a> {
         graph.set_ty(value, ty);
         self.define(name, value)
     }
-    fn initializers(&mut self, protos: Vec<TensorProto>, mut classify: Option<&mut Classify>) -> Result<()> {
-        for proto in protos {
-            let name = self.name(&proto.name);
-            ensure!(!name.is_empty(), "an initializer has no name");
-            let tensor = read_tensor(proto, self.files)?;
-            let leaf = match &mut classify {
-                Some(classify) => classify(&name, &tensor)?,
-                None => Leaf::Const,
-            };
-            let value = match leaf {
-                Leaf::Const => self.top().add_named_const(&name, tensor),
-                Leaf::Param => self.top().add_param(&name, Type::of(&tensor)),
-                Leaf::Absent => continue,
-            };
-            self.define(name, value)?;
-        }
-        Ok(())
+    fn initializer(&mut self, proto: TensorProto, classify: Option<&mut Classify>) -> Result<()> {
+        let name = self.name(&proto.name);
+        ensure!(!name.is_empty(), "an initializer has no name");
+        let tensor = read_tensor(proto, self.files)?;
+        let leaf = match classify {
+            Some(classify) => classify(&name, &tensor)?,
+            None => Leaf::Const,
+        };
+        let value = match leaf {
+            Leaf::Const => self.top().add_named_const(&name, tensor),
+            Leaf::Param => self.top().add_param(&name, Type::of(&tensor)),
+            Leaf::Absent => return Ok(()),
+        };
+        self.define(name, value)
     }
     /// A sparse initializer becomes the operator `Constant` with the same content.
     fn sparse_initializer(&mut self, sparse: SparseTensorProto) -> Result<()> {
@@ -300,6 +325,34 @@ impl<'a> GraphImporter<'a> {
             None => Ok(()),
             Some(_) => bail!("two values are named \"{name}\""),
         }
+    }
+}
+
+/// What is wrong with a graph: the first of it, and how much more there is.
+#[derive(Default)]
+struct Problems {
+    errors: Vec<Error>,
+    more: usize,
+}
+
+impl Problems {
+    /// So many are told.
+    const MOST: usize = 20;
+
+    /// Returns whether it was a problem.
+    fn note(&mut self, result: Result<()>) -> bool {
+        match result {
+            Ok(()) => return false,
+            Err(_) if self.errors.len() >= Problems::MOST => self.more += 1,
+            Err(error) => self.errors.push(error),
+        }
+        true
+    }
+    fn all(mut self) -> Result<()> {
+        if self.more > 0 {
+            self.errors.push(Error::msg(format!("and {} more problems", self.more)));
+        }
+        Error::all(self.errors)
     }
 }
 

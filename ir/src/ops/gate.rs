@@ -8,6 +8,8 @@
 //! The forward value of the soft gate is that of `Clip` between 0 and 1, which stands in its place where a model is only run. With `leak`
 //! above 0 (default 0.1) a gate that is shut, or open beyond 1, still learns. The hard one counts: how much work is done does not depend on
 //! how far a gate is open. NaN stays NaN. Element types: floats; the shape stays.
+//!
+//! `ai.sartor::Detach`: its operand, whose gradient ends here: what a loss reads as if it were a constant.
 
 use super::elementwise::{UNARY, map_float, random_shape, through};
 use super::{EvalCx, GradCx, Gradient, OpDef, Sample};
@@ -17,15 +19,32 @@ use crate::rng::Draw;
 use crate::{Attributes, Tensor};
 
 /// The rows of this file.
-pub const OPS: &[OpDef] = &[OpDef {
-    domain: crate::SARTOR_DOMAIN,
-    name: "Gate",
-    eval: Some(eval),
-    grad: Gradient::Emit(grad),
-    upgrades: &[],
-    sample: Some(sample),
-    ..UNARY
-}];
+pub const OPS: &[OpDef] = &[
+    OpDef {
+        domain: crate::SARTOR_DOMAIN,
+        name: "Gate",
+        eval: Some(eval),
+        grad: Gradient::Emit(grad),
+        upgrades: &[],
+        sample: Some(sample),
+        ..UNARY
+    },
+    OpDef {
+        domain: crate::SARTOR_DOMAIN,
+        name: "Detach",
+        eval: Some(|_, inputs| map_float(inputs, |t| t)),
+        grad: Gradient::Zero,
+        upgrades: &[],
+        sample: Some(|draw| {
+            let shape = random_shape(draw);
+            let x = draw.tensor(&shape, -1.0, 1.0);
+            let mut sample = Sample::new(Operator::sartor("Detach", Attributes::new()), vec![x]);
+            sample.check = vec![false];
+            sample
+        }),
+        ..UNARY
+    },
+];
 
 fn eval(cx: &EvalCx, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>> {
     let hard = cx.op.attrs.flag("hard", false)?;

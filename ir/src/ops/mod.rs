@@ -41,6 +41,7 @@ pub mod gemm;
 pub mod global_pool;
 pub mod gradient;
 pub mod index;
+pub mod lacks;
 pub mod layer_norm;
 pub mod loss;
 pub mod loss_grad;

@@ -16,7 +16,7 @@
 //! * the program `knot.j` adds pair j-1 to that state. It changes no output: `step.j` starts where `step.j-1` ended.
 //!
 //! Targets: `MatMul` and `Gemm` with a constant weight on the right, `Conv` (grouped and depthwise too), `Gather` from a
-//! table. The weight is found through Transpose, Cast, Identity and DequantizeLinear. Patterns are those of [`crate::pattern`].
+//! table. The weight is found through Transpose, Cast, Identity, DequantizeLinear, and scales and offsets that are constant (int8 weights behind Cast and Mul). Patterns are those of [`crate::pattern`].
 //!
 //! Precondition for more than one link: `loss` has run (there is a `step` to split) and `autodiff` has not.
 //! It does not decide when knots are tied: who runs the programs does.

@@ -113,19 +113,30 @@ fn kind_of(graph: &Graph, node: &Node, id: NodeId) -> Result<Option<SiteKind>> {
     })
 }
 
-/// The parameter behind a weight, through operators that only carry it.
+/// The parameter behind a weight, through operators that only carry it, or that scale and shift it by what is constant too: quantised weights.
 fn behind(graph: &Graph, value: Value) -> Option<String> {
     let mut value = value;
     for _ in 0..16 {
-        match &graph.node(value.node).kind {
+        value = match &graph.node(value.node).kind {
             NodeKind::Param(name) => return Some(name.clone()),
             NodeKind::Op(op) if ["Transpose", "Cast", "Identity", "DequantizeLinear"].iter().any(|n| op.is(n)) => {
-                value = graph.input(value.node, 0)?;
+                graph.input(value.node, 0)?
+            }
+            NodeKind::Op(op) if ["Mul", "Div", "Add", "Sub"].iter().any(|n| op.is(n)) && is_still(graph, value) => {
+                let size = |v: Value| graph.ty(v).and_then(Type::static_shape).map(|s| s.iter().product::<usize>());
+                let (a, b) = (graph.input(value.node, 0)?, graph.input(value.node, 1)?);
+                if size(a)? >= size(b)? { a } else { b }
             }
             _ => return None,
-        }
+        };
     }
     None
+}
+
+/// Whether a value is made of parameters and constants alone.
+fn is_still(graph: &Graph, value: Value) -> bool {
+    let moves = |id: &NodeId| matches!(graph.node(*id).kind, NodeKind::Input | NodeKind::Capture(_));
+    !crate::walk::ancestors(graph, [value], |_| false).iter().any(moves)
 }
 
 /// The value of a weight as its operator reads it: the parameter, sent through what stands between.

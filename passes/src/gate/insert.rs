@@ -8,9 +8,13 @@ use crate::walk::nodes_by_name;
 use indexmap::IndexMap;
 use sartor_ir::ops::Emit;
 use sartor_ir::{
-    Attributes, DType, Graph, GraphOutput, Model, NodeId, Parameter, Result, Role, Tensor, Type, Value, bail, infer,
+    Attributes, DType, Graph, GraphOutput, Model, NodeId, Operator, Parameter, Result, Role, Tensor, Type, Value, bail,
+    infer,
 };
 use std::collections::HashMap;
+
+/// Operations per number that is normalised.
+const NORMALISATION: u64 = 8;
 
 /// What a graph is for.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -42,7 +46,8 @@ impl Gate {
                 bail!("the number of channels of \"{}\" is not known", model.graph.value_name(block.input))
             };
             let gates = usize::from(self.layers) + block.groups.iter().map(|g| g.channels).sum::<usize>();
-            record.gate_flops += costs.elements(block.input) + (2 * inputs * gates) as u64;
+            let normalised = if self.normalise { NORMALISATION * inputs as u64 } else { 0 };
+            record.gate_flops += costs.elements(block.input) + (2 * inputs * gates) as u64 + normalised;
             let weight = Tensor::zeros(dtype, vec![inputs, gates])?;
             let bias = Tensor::from_vec([gates], vec![1f32; gates]).cast(dtype)?;
             let weight = model.add_param(&format!("gate.{}.weight", block.name), weight, Role::Trainable);
@@ -135,7 +140,10 @@ impl Plan<'_> {
             None => bail!("the model has no parameter \"{name}\""),
         };
         let (weight, bias) = (param(&record.weight)?, param(&record.bias)?);
-        let pooled = pool(emit, block, mask)?;
+        let mut pooled = pool(emit, block, mask)?;
+        if self.options.normalise {
+            pooled = normalised(emit, pooled)?;
+        }
         let scores = emit.op("Gemm", &[pooled, weight, bias], Attributes::new())?;
         let sizes = record.sizes();
         let soft = match purpose {
@@ -196,7 +204,18 @@ impl Plan<'_> {
         let target = emit.add_scalar(fallen, 1.0)?;
         let excess = emit.sub(mean, target)?;
         let excess = emit.unary("Relu", excess)?;
-        let square = emit.mul(excess, excess)?;
+        let square = match self.options.easy {
+            0.0 => emit.mul(excess, excess)?,
+            easy => {
+                // Of the square's value and gradient, but for who is pressed how much.
+                let pressed = pressed(emit, loss, cost, easy)?;
+                let (level, still) = (detached(emit, excess)?, detached(emit, pressed)?);
+                let moved = emit.sub(pressed, still)?;
+                let twice = emit.mul_scalar(moved, 2.0)?;
+                let sum = emit.add(level, twice)?;
+                emit.mul(level, sum)?
+            }
+        };
         let penalty = emit.mul_scalar(square, self.options.lambda)?;
         let penalty = emit.cast(penalty, emit.dtype(loss)?)?;
         let total = emit.add(loss, penalty)?;
@@ -204,6 +223,48 @@ impl Plan<'_> {
         emit.graph.outputs.push(GraphOutput { name: "task_loss".to_string(), value: loss });
         Ok(())
     }
+}
+
+/// Each row with mean 0 and deviation 1.
+fn normalised(emit: &mut Emit, features: Value) -> Result<Value> {
+    let ty = emit.graph.ty(features).cloned();
+    let count = ty.as_ref().and_then(|t| t.shape()?.last()?.known()).and_then(|n| usize::try_from(n).ok());
+    let Some(count) = count else { bail!("the number of features of a gate is not known") };
+    let ones = Tensor::from_vec([count], vec![1f32; count]).cast(emit.dtype(features)?)?;
+    let ones = emit.constant(ones);
+    emit.op("LayerNormalization", &[features, ones], Attributes::new().with("axis", -1i64).with("epsilon", 1e-5f32))
+}
+
+fn detached(emit: &mut Emit, value: Value) -> Result<Value> {
+    emit.sartor("Detach", &[value], Attributes::new())
+}
+
+/// The mean of costs `[N]` in which examples whose loss is below the mean weigh `1 + easy` and the others `1 − easy`, divided by the mean weight.
+fn pressed(emit: &mut Emit, loss: Value, cost: Value, easy: f64) -> Result<Value> {
+    let node = loss.node;
+    let (scores, labels) = (emit.graph.input(node, 0), emit.graph.input(node, 1));
+    let by_example = scores.and_then(|v| emit.graph.ty(v)).and_then(Type::rank) == Some(2);
+    let (true, true, Some(scores), Some(labels)) =
+        (emit.graph.node(node).is("SoftmaxCrossEntropyLoss"), by_example, scores, labels)
+    else {
+        bail!(
+            "easy = {easy} tells examples apart by their cross-entropy, and the loss is no cross-entropy of scores [N, C]"
+        );
+    };
+    let mut attrs = emit.graph.node(node).op().map(|op| op.attrs.clone()).unwrap_or_default();
+    attrs.set("reduction", "none");
+    let op = Operator::onnx("SoftmaxCrossEntropyLoss", attrs);
+    let losses = emit.node(op, &[Some(scores), Some(labels)], 1)?[0];
+    let mean = emit.reduce_mean(losses, &[0], true)?;
+    let below = emit.op("Less", &[losses, mean], Attributes::new())?;
+    let below = emit.cast(below, emit.dtype(cost)?)?;
+    let twice = emit.mul_scalar(below, 2.0 * easy)?;
+    let weights = emit.add_scalar(twice, 1.0 - easy)?;
+    let weighted = emit.mul(cost, weights)?;
+    let (sum, total) = (emit.reduce_sum(weighted, &[0], false)?, emit.reduce_sum(weights, &[0], false)?);
+    let least = emit.scalar(1e-6, total)?;
+    let total = emit.op("Max", &[total, least], Attributes::new())?;
+    emit.div(sum, total)
 }
 
 /// The same block in another graph of the model; `None` if its addition is not there.

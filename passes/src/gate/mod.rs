@@ -5,19 +5,21 @@
 //! h = Relu(Conv1 x); y = Add(x, Conv2 h)
 //!
 //! z = mean of x over all places                       [N, channels]
-//! t = z · W + b;  g = clamp(t, 0, 1)                  [N, 1 + hidden channels]
+//! t = norm(z) · W + b;  g = clamp(t, 0, 1)            [N, 1 + hidden channels]
 //! s, c = Split(g)
 //! h = Relu(Conv1 x) · c;  y = Add(x, Conv2 h · s)
 //! ```
 //! Where `s` is 0 for an input, the block need not be run for it; where `c_k` is 0, neither need filter k of the first convolution, nor channel k of the
 //! second. This pass multiplies; [`harden`](crate::harden) makes models that skip. `W` starts at 0 and `b` at 1: the gated model
-//! *is* the model, bit for bit up to a multiplication by 1.
+//! *is* the model, bit for bit up to a multiplication by 1. `norm` makes the channels' means of an example 0 on average with deviation 1 (`normalise`):
+//! features of every block have one scale, on which gates learn to read them.
 //!
 //! Blocks and groups of channels are found in the graph ([`blocks`]). With text, the mean is over the tokens that `attention_mask` keeps.
 //!
 //! In training steps the gates are [`ai.sartor::Gate`](sartor_ir::ops::gate), whose gradient leaks, and the loss grows by
 //! `λ · max(0, F − target)²`, where F is the mean cost of the batch's examples as a share of the model's ([`cost`]), counted hard (a gate
-//! is open or shut) with a straight-through gradient. The target falls linearly from 1 to `target` over the share `anneal` of the run, after the share
+//! is open or shut) with a straight-through gradient. With `easy` above 0 the gradient of F tells examples apart: those whose task loss is below the batch's mean
+//! are pressed `1 + easy`, the others `1 − easy` (rescaled to the same sum), so that gates look for what makes an input easy; that needs a cross-entropy. The target falls linearly from 1 to `target` over the share `anneal` of the run, after the share
 //! `warmup`. The program `eval` gets the outputs `flops`, the cost of each example, and `gates`, all its gates, as [`GateOutputs`] adds them.
 //!
 //! Precondition: the internal opset, types inferred. For training: `loss` has run, `autodiff` has not. It does not decide how long
@@ -53,6 +55,10 @@ pub struct Gate {
     pub lambda: f64,
     /// The share of a gradient that reaches a gate that is shut or open beyond 1.
     pub leak: f64,
+    /// Whether what gates read is normalised for each example.
+    pub normalise: bool,
+    /// How much more easy examples are pressed to be cheap than hard ones, from 0 to 1.
+    pub easy: f64,
     /// The share of the run before the target falls.
     pub warmup: f64,
     /// The share of the run in which it falls.
@@ -71,6 +77,8 @@ impl Default for Gate {
             target: 0.5,
             lambda: 20.0,
             leak: 0.1,
+            normalise: true,
+            easy: 0.0,
             warmup: 0.0,
             anneal: 0.5,
             blocks: Vec::new(),
@@ -124,9 +132,13 @@ impl Gate {
             ensure!((0.0..=1.0).contains(&x), "{name} is {x}, expected a share from 0 to 1");
             Ok(())
         };
-        for (name, x) in
-            [("target", self.target), ("leak", self.leak), ("warmup", self.warmup), ("anneal", self.anneal)]
-        {
+        for (name, x) in [
+            ("target", self.target),
+            ("leak", self.leak),
+            ("easy", self.easy),
+            ("warmup", self.warmup),
+            ("anneal", self.anneal),
+        ] {
             share(name, x)?;
         }
         ensure!(self.target > 0.0, "target is 0: something has to be computed");

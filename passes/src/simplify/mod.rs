@@ -17,9 +17,9 @@ mod rules;
 
 use crate::walk::{edit_typed_graphs, edit_with_subgraphs, require_internal_opset};
 use crate::{Changed, Pass};
-use rules::{Found, RULES};
+use rules::RULES;
 use sartor_ir::ops::Emit;
-use sartor_ir::{Context, Graph, Model, NodeId, Result};
+use sartor_ir::{Context, Graph, Model, NodeId, Result, bail, ensure};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -68,11 +68,50 @@ fn simplify_node(graph: &mut Graph, id: NodeId, opset: i64) -> Result<bool> {
         let label = graph.node(id).label();
         let mut emit = Emit::new(graph, opset);
         let found = (rule.apply)(&mut emit, id).context(|| format!("rule \"{}\": {label}", rule.name))?;
-        if let Some(Found(new)) = found {
+        if let Ok(new) = found {
             let old = sartor_ir::Value { node: id, slot: 0 };
             graph.substitute(old, new);
             return Ok(true);
         }
     }
     Ok(false)
+}
+
+/// Why a rule does not change a node: a line per rule whose name contains `rule` (all rules for its operator, if that is empty). The model's types must be
+/// inferred. An error if no node or no rule has the name.
+pub fn why_not(model: &Model, rule: &str, node: &str) -> Result<Vec<String>> {
+    let opset = model.opset();
+    for graph in std::iter::once(&model.graph).chain(model.programs.values().map(|p| &p.graph)) {
+        let Some(id) = graph.find_node(node).or_else(|| by_output(graph, node)) else { continue };
+        let name = graph.node(id).op().filter(|op| op.domain.is_empty()).map(|op| op.name.clone()).unwrap_or_default();
+        let looks = |r: &rules::Rule| r.ops.contains(&name.as_str());
+        let named = |r: &&rules::Rule| if rule.is_empty() { looks(r) } else { r.name.contains(rule) };
+        ensure!(
+            rule.is_empty() || RULES.iter().any(|r| named(&r)),
+            "there is no rule \"{rule}\"; there are {}",
+            names()
+        );
+        let mut lines = Vec::new();
+        for rule in RULES.iter().filter(named) {
+            if !looks(rule) {
+                lines.push(format!("\"{}\" looks at {}, not at {name}", rule.name, rule.ops.join(", ")));
+                continue;
+            }
+            let mut trial = graph.clone();
+            match (rule.apply)(&mut Emit::new(&mut trial, opset), id)? {
+                Ok(_) => lines.push(format!("\"{}\" applies", rule.name)),
+                Err(why) => lines.push(format!("\"{}\" does not apply: {why}", rule.name)),
+            }
+        }
+        return Ok(lines);
+    }
+    bail!("there is no node \"{node}\"")
+}
+
+fn by_output(graph: &Graph, name: &str) -> Option<NodeId> {
+    graph.node_ids().find(|&id| graph.node(id).outputs.iter().any(|o| o.name == name))
+}
+
+fn names() -> String {
+    RULES.iter().map(|rule| format!("\"{}\"", rule.name)).collect::<Vec<_>>().join(", ")
 }

@@ -1,10 +1,10 @@
-//! The rules of `simplify`, one row each: which operators it looks at, and what may stand for output 0 instead.
+//! The rules of `simplify`, one row each: which operators it looks at, and what may stand for output 0 instead, or why nothing does.
 
 use sartor_ir::ops::Emit;
 use sartor_ir::{Attribute, Attributes, Dim, NodeId, Operator, Result, Tensor, Type, Value};
 
-/// The value that replaces output 0 of the node.
-pub struct Found(pub Value);
+/// The value that replaces output 0 of a node, or why the rule does not apply.
+pub type Verdict = std::result::Result<Value, &'static str>;
 
 /// A directional rule.
 pub struct Rule {
@@ -12,14 +12,14 @@ pub struct Rule {
     pub name: &'static str,
     /// The operators (of ONNX's own domain) that it looks at.
     pub ops: &'static [&'static str],
-    /// `None` if it does not apply. It may add nodes only if it does.
-    pub apply: fn(&mut Emit, NodeId) -> Result<Option<Found>>,
+    /// It may add nodes only if it applies.
+    pub apply: fn(&mut Emit, NodeId) -> Result<Verdict>,
 }
 
 /// All rules.
 pub const RULES: &[Rule] = &[
     Rule { name: "a constant node is a constant", ops: &["Constant"], apply: constant_node },
-    Rule { name: "identity", ops: &["Identity"], apply: |e, id| Ok(input(e, id, 0).map(Found)) },
+    Rule { name: "identity", ops: &["Identity"], apply: |e, id| Ok(first(e, id)) },
     Rule { name: "one operand is itself", ops: &["Concat", "Sum", "Max", "Min", "Mean"], apply: single_operand },
     Rule { name: "dropout that is off", ops: &["Dropout"], apply: dropout },
     Rule { name: "cast to the same type", ops: &["Cast", "CastLike"], apply: cast_to_same },
@@ -44,6 +44,13 @@ pub const RULES: &[Rule] = &[
 
 fn input(emit: &Emit, id: NodeId, slot: usize) -> Option<Value> {
     emit.graph.input(id, slot)
+}
+/// The first input.
+fn first(emit: &Emit, id: NodeId) -> Verdict {
+    input(emit, id, 0).ok_or("its first input is left out")
+}
+fn no(why: &'static str) -> Result<Verdict> {
+    Ok(Err(why))
 }
 fn operator<'a>(emit: &'a Emit, id: NodeId) -> Option<&'a Operator> {
     emit.graph.node(id).op()
@@ -71,153 +78,199 @@ fn made_by(emit: &Emit, value: Value, name: &str) -> Option<NodeId> {
 // ---- rules --------------------------------------------------------------------------------------------------------
 
 /// `Constant <value = t> ()` → the constant `t`.
-fn constant_node(emit: &mut Emit, id: NodeId) -> Result<Option<Found>> {
-    let Some(op) = operator(emit, id) else { return Ok(None) };
-    let Some((_, attr)) = op.attrs.0.first() else { return Ok(None) };
+fn constant_node(emit: &mut Emit, id: NodeId) -> Result<Verdict> {
+    let attr = operator(emit, id).and_then(|op| op.attrs.0.first());
     let tensor = match attr {
-        Attribute::Tensor(tensor) => tensor.clone(),
-        Attribute::Int(v) => Tensor::scalar(*v),
-        Attribute::Float(v) => Tensor::scalar(*v),
-        Attribute::Ints(v) => Tensor::from_i64s(v),
-        Attribute::Floats(v) => Tensor::from_vec([v.len()], v.clone()),
-        _ => return Ok(None),
+        Some((_, Attribute::Tensor(tensor))) => tensor.clone(),
+        Some((_, Attribute::Int(v))) => Tensor::scalar(*v),
+        Some((_, Attribute::Float(v))) => Tensor::scalar(*v),
+        Some((_, Attribute::Ints(v))) => Tensor::from_i64s(v),
+        Some((_, Attribute::Floats(v))) => Tensor::from_vec([v.len()], v.clone()),
+        _ => return no("its value is no tensor of numbers"),
     };
     let hint = emit.graph.value_name(output(id)).to_string();
-    Ok(Some(Found(emit.graph.add_const(&hint, tensor))))
+    Ok(Ok(emit.graph.add_const(&hint, tensor)))
 }
 
 /// `Concat (x)` → `x`
-fn single_operand(emit: &mut Emit, id: NodeId) -> Result<Option<Found>> {
-    let single = emit.graph.node(id).formal_inputs() == 1;
-    Ok(input(emit, id, 0).filter(|_| single).map(Found))
+fn single_operand(emit: &mut Emit, id: NodeId) -> Result<Verdict> {
+    if emit.graph.node(id).formal_inputs() != 1 {
+        return no("it has several operands");
+    }
+    Ok(first(emit, id))
 }
 
 /// `Dropout (x)` without training mode and with an unused mask → `x`
-fn dropout(emit: &mut Emit, id: NodeId) -> Result<Option<Found>> {
+fn dropout(emit: &mut Emit, id: NodeId) -> Result<Verdict> {
     let off = match input(emit, id, 2) {
         None => true,
         Some(mode) => emit.graph.constant(mode).is_some_and(|t| t.to_i64s().is_ok_and(|v| v == [0])),
     };
-    let mask_unused = emit.graph.node_outputs(id).skip(1).all(|mask| emit.graph.use_count(mask) == 0);
-    Ok(input(emit, id, 0).filter(|_| off && mask_unused).map(Found))
+    if !off {
+        return no("its training mode is on, or no constant");
+    }
+    if emit.graph.node_outputs(id).skip(1).any(|mask| emit.graph.use_count(mask) > 0) {
+        return no("its mask is read");
+    }
+    Ok(first(emit, id))
 }
 
 /// `Cast <to = T> (x)` with `x` of type `T` → `x`
-fn cast_to_same(emit: &mut Emit, id: NodeId) -> Result<Option<Found>> {
+fn cast_to_same(emit: &mut Emit, id: NodeId) -> Result<Verdict> {
     let dtype = |v: Value| emit.graph.ty(v).and_then(Type::dtype);
-    let Some(x) = input(emit, id, 0) else { return Ok(None) };
-    Ok((dtype(x).is_some() && dtype(x) == dtype(output(id))).then_some(Found(x)))
+    let x = first(emit, id);
+    match x.ok().and_then(dtype) {
+        None => no("the type of its operand is not known"),
+        ty if ty != dtype(output(id)) => no("its operand has another type"),
+        _ => Ok(x),
+    }
 }
 
-fn permutation(emit: &Emit, id: NodeId) -> Result<Option<Vec<i64>>> {
-    let Some(op) = operator(emit, id) else { return Ok(None) };
+fn permutation(emit: &Emit, id: NodeId) -> Result<std::result::Result<Vec<i64>, &'static str>> {
+    let Some(op) = operator(emit, id) else { return Ok(Err("it is no operator")) };
     let rank = input(emit, id, 0).and_then(|x| shape_of(emit, x)).map(<[Dim]>::len);
     let reversed = rank.map(|rank| (0..rank as i64).rev().collect());
-    Ok(op.attrs.get_ints("perm")?.map(<[i64]>::to_vec).or(reversed))
+    let perm = op.attrs.get_ints("perm")?.map(<[i64]>::to_vec).or(reversed);
+    Ok(perm.ok_or("it has no permutation, and the rank of its operand is not known"))
 }
 
 /// `Transpose <perm = [0, 1, 2]> (x)` → `x`
-fn trivial_transpose(emit: &mut Emit, id: NodeId) -> Result<Option<Found>> {
-    let Some(perm) = permutation(emit, id)? else { return Ok(None) };
-    let trivial = perm.iter().enumerate().all(|(i, &p)| p == i as i64);
-    Ok(input(emit, id, 0).filter(|_| trivial).map(Found))
+fn trivial_transpose(emit: &mut Emit, id: NodeId) -> Result<Verdict> {
+    match permutation(emit, id)? {
+        Err(why) => no(why),
+        Ok(perm) if perm.iter().enumerate().any(|(i, &p)| p != i as i64) => no("it moves an axis"),
+        Ok(_) => Ok(first(emit, id)),
+    }
 }
 
 /// `Transpose <perm = q> (Transpose <perm = p> (x))` → `Transpose <perm = p∘q> (x)`
-fn double_transpose(emit: &mut Emit, id: NodeId) -> Result<Option<Found>> {
-    let Some(first) = input(emit, id, 0).and_then(|v| made_by(emit, v, "Transpose")) else { return Ok(None) };
-    let (Some(p), Some(q)) = (permutation(emit, first)?, permutation(emit, id)?) else { return Ok(None) };
+fn double_transpose(emit: &mut Emit, id: NodeId) -> Result<Verdict> {
+    let Some(inner) = input(emit, id, 0).and_then(|v| made_by(emit, v, "Transpose")) else {
+        return no("its operand is made by no Transpose");
+    };
+    let (p, q) = match (permutation(emit, inner)?, permutation(emit, id)?) {
+        (Ok(p), Ok(q)) => (p, q),
+        (Err(why), _) | (_, Err(why)) => return no(why),
+    };
     let both: Option<Vec<i64>> = q.iter().map(|&i| p.get(usize::try_from(i).ok()?).copied()).collect();
-    let (Some(both), Some(x)) = (both, input(emit, first, 0)) else { return Ok(None) };
-    emit.op("Transpose", &[x], Attributes::new().with("perm", both)).map(|v| Some(Found(v)))
+    let (Some(both), Some(x)) = (both, input(emit, inner, 0)) else { return no("the permutations do not fit") };
+    emit.op("Transpose", &[x], Attributes::new().with("perm", both)).map(Ok)
 }
 
 /// `Reshape (x, s)`, `Expand (x, s)` to the shape that `x` has → `x`
-fn same_shape(emit: &mut Emit, id: NodeId) -> Result<Option<Found>> {
-    let Some(x) = input(emit, id, 0) else { return Ok(None) };
-    Ok(same_type(emit, x, output(id)).then_some(Found(x)))
+fn same_shape(emit: &mut Emit, id: NodeId) -> Result<Verdict> {
+    match first(emit, id) {
+        Ok(x) if !same_type(emit, x, output(id)) => no("the shape changes, or it is not known that it does not"),
+        verdict => Ok(verdict),
+    }
 }
 
 /// `Reshape (Reshape (x, s), t)` → `Reshape (x, t)`, where `t` does not refer to `s`
-fn double_reshape(emit: &mut Emit, id: NodeId) -> Result<Option<Found>> {
-    let Some(first) = input(emit, id, 0).and_then(|v| made_by(emit, v, "Reshape")) else { return Ok(None) };
-    let Some(op) = operator(emit, id).cloned() else { return Ok(None) };
+fn double_reshape(emit: &mut Emit, id: NodeId) -> Result<Verdict> {
+    let Some(inner) = input(emit, id, 0).and_then(|v| made_by(emit, v, "Reshape")) else {
+        return no("its operand is made by no Reshape");
+    };
+    let Some(op) = operator(emit, id).cloned() else { return no("it is no operator") };
     let absolute = op.attrs.flag("allowzero", false)? || constant_ints(emit, id, 1).is_some_and(|t| !t.contains(&0));
-    let (Some(x), Some(target)) = (input(emit, first, 0), input(emit, id, 1)) else { return Ok(None) };
     if !absolute {
-        return Ok(None);
+        return no("its target may refer to an axis of its operand (0), or is no constant");
     }
-    let new = emit.op("Reshape", &[x, target], op.attrs)?;
-    Ok(Some(Found(new)))
+    let (Some(x), Some(target)) = (input(emit, inner, 0), input(emit, id, 1)) else {
+        return no("an input is left out");
+    };
+    emit.op("Reshape", &[x, target], op.attrs).map(Ok)
 }
 
 /// `Squeeze (Unsqueeze (x, a), a)` → `x`, and the other way round
-fn undone_by(emit: &mut Emit, id: NodeId, other: &str) -> Result<Option<Found>> {
-    let Some(first) = input(emit, id, 0).and_then(|v| made_by(emit, v, other)) else { return Ok(None) };
-    let Some(x) = input(emit, first, 0) else { return Ok(None) };
-    let (Some(a), Some(b)) = (constant_ints(emit, first, 1), constant_ints(emit, id, 1)) else { return Ok(None) };
+fn undone_by(emit: &mut Emit, id: NodeId, other: &str) -> Result<Verdict> {
+    let Some(inner) = input(emit, id, 0).and_then(|v| made_by(emit, v, other)) else {
+        return no("its operand is not made by its opposite");
+    };
+    let (Some(a), Some(b)) = (constant_ints(emit, inner, 1), constant_ints(emit, id, 1)) else {
+        return no("the axes are no constants");
+    };
     // Of both, the larger rank counts negative axes; it is the same for both, so equal numbers mean equal axes.
     let sorted = |mut axes: Vec<i64>| {
         axes.sort_unstable();
         axes
     };
-    Ok((sorted(a) == sorted(b)).then_some(Found(x)))
+    if sorted(a) != sorted(b) {
+        return no("the axes are others");
+    }
+    Ok(first(emit, inner))
 }
 
 /// `Slice (x, 0, ∞)` → `x`
-fn slice_of_everything(emit: &mut Emit, id: NodeId) -> Result<Option<Found>> {
-    let Some(x) = input(emit, id, 0) else { return Ok(None) };
-    let (Some(starts), Some(ends)) = (constant_ints(emit, id, 1), constant_ints(emit, id, 2)) else { return Ok(None) };
+fn slice_of_everything(emit: &mut Emit, id: NodeId) -> Result<Verdict> {
+    let (Some(starts), Some(ends)) = (constant_ints(emit, id, 1), constant_ints(emit, id, 2)) else {
+        return no("its bounds are no constants");
+    };
     let steps = match input(emit, id, 4) {
         None => vec![1; starts.len()],
         Some(_) => constant_ints(emit, id, 4).unwrap_or_default(),
     };
-    let plain = starts.iter().all(|&s| s == 0) && steps.len() == starts.len() && steps.iter().all(|&s| s == 1);
+    if starts.iter().any(|&s| s != 0) || steps.len() != starts.len() || steps.iter().any(|&s| s != 1) {
+        return no("it starts after the first element, or its steps are not 1");
+    }
     let unbounded = ends.iter().all(|&e| e >= i64::from(i32::MAX));
-    Ok((plain && (unbounded || same_type(emit, x, output(id)))).then_some(Found(x)))
+    match first(emit, id) {
+        Ok(x) if !unbounded && !same_type(emit, x, output(id)) => no("it may end before the last element"),
+        verdict => Ok(verdict),
+    }
 }
 
 /// `x · 1`, `x + 0`, …: one operand is a constant full of the neutral element and does not stretch the other.
-fn neutral(emit: &mut Emit, id: NodeId, element: f64, either_side: bool) -> Result<Option<Found>> {
-    let (Some(a), Some(b)) = (input(emit, id, 0), input(emit, id, 1)) else { return Ok(None) };
+fn neutral(emit: &mut Emit, id: NodeId, element: f64, either_side: bool) -> Result<Verdict> {
+    let (Some(a), Some(b)) = (input(emit, id, 0), input(emit, id, 1)) else { return no("an operand is left out") };
     let full = |v: Value| {
         let constant = emit.graph.constant(v).filter(|t| t.len() <= 4096);
         constant.and_then(|t| t.to_f64s().ok()).is_some_and(|t| !t.is_empty() && t.iter().all(|&x| x == element))
     };
     let keeps = |x: Value| same_type(emit, x, output(id));
-    if full(b) && keeps(a) {
-        return Ok(Some(Found(a)));
+    match (full(b), either_side && full(a)) {
+        (true, _) if keeps(a) => Ok(Ok(a)),
+        (_, true) if keeps(b) => Ok(Ok(b)),
+        (false, false) => no("no operand is a constant of the neutral element"),
+        _ => no("the neutral operand stretches the other, or it is not known that it does not"),
     }
-    Ok((either_side && full(a) && keeps(b)).then_some(Found(b)))
 }
 
 /// `Pow (x, 2)` → `Mul (x, x)`, for floats
-fn square(emit: &mut Emit, id: NodeId) -> Result<Option<Found>> {
-    let (Some(x), Some(exponent)) = (input(emit, id, 0), input(emit, id, 1)) else { return Ok(None) };
+fn square(emit: &mut Emit, id: NodeId) -> Result<Verdict> {
+    let (Some(x), Some(exponent)) = (input(emit, id, 0), input(emit, id, 1)) else {
+        return no("an operand is left out");
+    };
     let two = emit.graph.constant(exponent).filter(|t| t.len() == 1).and_then(|t| t.to_f64s().ok());
     let float = emit.graph.ty(x).and_then(Type::dtype).is_some_and(|d| d.is_float());
-    if two != Some(vec![2.0]) || !float || !same_type(emit, x, output(id)) {
-        return Ok(None);
+    if two != Some(vec![2.0]) {
+        return no("its exponent is not the constant 2");
     }
-    emit.mul(x, x).map(|v| Some(Found(v)))
+    if !float || !same_type(emit, x, output(id)) {
+        return no("its base is no floating-point tensor of the result's shape");
+    }
+    emit.mul(x, x).map(Ok)
 }
 
 /// `Neg (Neg (x))` → `x`
-fn twice(emit: &mut Emit, id: NodeId, name: &str) -> Result<Option<Found>> {
-    let first = input(emit, id, 0).and_then(|v| made_by(emit, v, name));
-    Ok(first.and_then(|first| input(emit, first, 0)).map(Found))
+fn twice(emit: &mut Emit, id: NodeId, name: &str) -> Result<Verdict> {
+    match input(emit, id, 0).and_then(|v| made_by(emit, v, name)) {
+        Some(inner) => Ok(first(emit, inner)),
+        None => no("its operand is not made by the same operator"),
+    }
 }
 
 /// `Shape (x)` with numbers for all axes asked for → a constant
-fn static_shape(emit: &mut Emit, id: NodeId) -> Result<Option<Found>> {
-    let Some(op) = operator(emit, id) else { return Ok(None) };
+fn static_shape(emit: &mut Emit, id: NodeId) -> Result<Verdict> {
+    let Some(op) = operator(emit, id) else { return no("it is no operator") };
     let (start, end) = (op.attrs.int("start", 0)?, op.attrs.get_int("end")?);
-    let Some(shape) = input(emit, id, 0).and_then(|x| shape_of(emit, x)) else { return Ok(None) };
+    let Some(shape) = input(emit, id, 0).and_then(|x| shape_of(emit, x)) else {
+        return no("the rank of its operand is not known");
+    };
     let rank = shape.len() as i64;
     let clamp = |axis: i64| (if axis < 0 { axis.saturating_add(rank) } else { axis }).clamp(0, rank) as usize;
     let (start, end) = (clamp(start), clamp(end.unwrap_or(rank)));
     let dims: Option<Vec<i64>> = shape[start..end.max(start)].iter().map(Dim::known).collect();
-    let Some(dims) = dims else { return Ok(None) };
+    let Some(dims) = dims else { return no("an axis of its operand is dynamic") };
     let hint = emit.graph.value_name(output(id)).to_string();
-    Ok(Some(Found(emit.graph.add_const(&hint, Tensor::from_i64s(&dims)))))
+    Ok(Ok(emit.graph.add_const(&hint, Tensor::from_i64s(&dims))))
 }

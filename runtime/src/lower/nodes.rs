@@ -31,6 +31,7 @@ pub fn has_kernel(op: &Operator) -> bool {
         "Conv",
         "ConvInputGrad",
         "ConvWeightGrad",
+        "Detach",
         "Expand",
         "Flatten",
         "Gather",
@@ -96,6 +97,7 @@ impl Lowering<'_> {
         if op.domain == SARTOR_DOMAIN {
             return match op.name.as_str() {
                 "GuardedSoftmax" | "Gate" => self.elementwise(id, op, &op.name, y),
+                "Detach" => self.alias(x, y),
                 "SliceGrad" => self.slice_grad(id, x, y),
                 "SumTo" => self.sum_to(x, y),
                 "GatherGrad" => self.gather_grad(id, op),

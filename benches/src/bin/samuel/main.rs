@@ -1,6 +1,6 @@
 //! The learning rate that is chosen while training, beside a whole grid of rates and schedules.
 //!
-//! Six tasks, each with a grid of five rates and three schedules, optimizers that need no rate, and SAMUEL with its variants:
+//! Five tasks, each with a grid of five rates and three schedules, optimizers that need no rate, and SAMUEL with its variants:
 //! `sartor train` on recipes that [`tasks`] makes. Data: `tests/assets/fetch.sh --samuel`. Every run leaves a folder in RUNS, so that an
 //! interrupted series goes on where it was, and rows that this `sartor` does not know yet are told and made later. The tables
 //! go to `docs/results/samuel.md`. Everything takes days of one processor; the tasks but CIFAR take hours.

@@ -29,7 +29,7 @@ pub fn write(runs: &Path, seeds: usize) -> Result<()> {
          the grid's is the sum of its cells, diverged ones up to their end. Written by `cargo run --release -p sartor-bench \
          --bin samuel`; {}.\n\n\
          All rows of SAMUEL have `rates = [1, 0.1, 0.01, 0.001, 0.0001]` and no other key but those that their names say, on every task. \
-         The first two leave everything else to `sartor`: experts of AdamW, constant rates, averaged parameters. The other rows have experts \
+         The first two leave everything else to `sartor`: experts of AdamW, constant rates, averaged parameters; a third has experts of AdaGrad. The other rows have experts \
          of the task's own optimizer, whose rates fall linearly if their names say nothing else, and the last point; nobody is retired there. \
          Experts are never restarted unless a row says so; `independent` plays the likeliest expert, the others the average.\n",
         seeds - 1,
