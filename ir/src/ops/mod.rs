@@ -17,11 +17,13 @@ use std::sync::LazyLock;
 
 pub mod activation;
 pub mod arithmetic;
+pub mod attention;
 pub mod batch_norm;
 pub mod binary;
 pub mod bitwise;
 pub mod broadcast;
 pub mod cast;
+pub mod causal_conv;
 pub mod compare;
 pub mod concat;
 pub mod constant;
@@ -42,6 +44,7 @@ pub mod global_pool;
 pub mod gradient;
 pub mod index;
 pub mod layer_norm;
+pub mod linear_attention;
 pub mod loss;
 pub mod loss_grad;
 pub mod matmul;
@@ -59,6 +62,7 @@ pub mod reduce;
 pub mod reshape;
 pub mod resize;
 pub mod reverse_sequence;
+pub mod rotary_embedding;
 pub mod scatter;
 pub mod select;
 pub mod shape;
@@ -66,6 +70,8 @@ pub mod slice;
 pub mod softmax;
 pub mod split;
 pub mod squeeze;
+pub mod swiglu;
+pub mod tensor_scatter;
 pub mod tile;
 pub mod topk;
 pub mod transpose;
@@ -87,6 +93,7 @@ pub const FAMILIES: &[&[OpDef]] = &[
     gate::OPS,
     binary::OPS,
     variadic::OPS,
+    swiglu::OPS,
     compare::OPS,
     bitwise::OPS,
     select::OPS,
@@ -95,6 +102,9 @@ pub const FAMILIES: &[&[OpDef]] = &[
     matmul::OPS,
     gemm::OPS,
     einsum::OPS,
+    attention::OPS,
+    rotary_embedding::OPS,
+    linear_attention::OPS,
     dropout::OPS,
     random::OPS,
     // Movement.
@@ -113,6 +123,7 @@ pub const FAMILIES: &[&[OpDef]] = &[
     tile::OPS,
     gather_nd::OPS,
     scatter::OPS,
+    tensor_scatter::OPS,
     one_hot::OPS,
     depth_to_space::OPS,
     trilu::OPS,
@@ -130,6 +141,7 @@ pub const FAMILIES: &[&[OpDef]] = &[
     norms::OPS,
     conv::OPS,
     conv_transpose::OPS,
+    causal_conv::OPS,
     pool::OPS,
     global_pool::OPS,
     resize::OPS,
