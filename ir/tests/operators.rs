@@ -14,10 +14,13 @@ const NO_SAMPLE: &[(&str, &str)] =
     &[("Scatter", "stands for older models only: its upgrade renames it ScatterElements")];
 
 /// Rows that need some axes as numbers, and why. Exporters give them as numbers.
-const NEEDS_NUMBERS: &[(&str, &str)] = &[("ConvTranspose", "its gradient needs the size of the kernel")];
+const NEEDS_NUMBERS: &[(&str, &str)] = &[
+    ("ConvTranspose", "its gradient needs the size of the kernel"),
+    ("CausalConvWithState", "its convolution needs the number of channels and the size of the kernel"),
+];
 
 /// Rows that have neither an evaluation with a gradient nor a decomposition, and why.
-const LAW_EXCEPTIONS: &[(&str, &str)] = &[];
+const LAW_EXCEPTIONS: &[(&str, &str)] = &[("LinearAttentionGrad", "it runs backwards through time once, not twice")];
 
 /// Rows whose output shape depends on the input's values, so that inference leaves axes open.
 const DATA_DEPENDENT: &[&str] = &["NonZero", "Compress", "Unique", "NonMaxSuppression"];

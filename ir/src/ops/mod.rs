@@ -17,11 +17,13 @@ use std::sync::LazyLock;
 
 pub mod activation;
 pub mod arithmetic;
+pub mod attention;
 pub mod batch_norm;
 pub mod binary;
 pub mod bitwise;
 pub mod broadcast;
 pub mod cast;
+pub mod causal_conv;
 pub mod compare;
 pub mod concat;
 pub mod constant;
@@ -43,6 +45,7 @@ pub mod gradient;
 pub mod index;
 pub mod lacks;
 pub mod layer_norm;
+pub mod linear_attention;
 pub mod loss;
 pub mod loss_grad;
 pub mod matmul;
@@ -60,6 +63,7 @@ pub mod reduce;
 pub mod reshape;
 pub mod resize;
 pub mod reverse_sequence;
+pub mod rotary_embedding;
 pub mod scatter;
 pub mod select;
 pub mod shape;
@@ -67,6 +71,8 @@ pub mod slice;
 pub mod softmax;
 pub mod split;
 pub mod squeeze;
+pub mod swiglu;
+pub mod tensor_scatter;
 pub mod tile;
 pub mod topk;
 pub mod transpose;
@@ -88,6 +94,7 @@ pub const FAMILIES: &[&[OpDef]] = &[
     gate::OPS,
     binary::OPS,
     variadic::OPS,
+    swiglu::OPS,
     compare::OPS,
     bitwise::OPS,
     select::OPS,
@@ -96,6 +103,9 @@ pub const FAMILIES: &[&[OpDef]] = &[
     matmul::OPS,
     gemm::OPS,
     einsum::OPS,
+    attention::OPS,
+    rotary_embedding::OPS,
+    linear_attention::OPS,
     dropout::OPS,
     random::OPS,
     // Movement.
@@ -114,6 +124,7 @@ pub const FAMILIES: &[&[OpDef]] = &[
     tile::OPS,
     gather_nd::OPS,
     scatter::OPS,
+    tensor_scatter::OPS,
     one_hot::OPS,
     depth_to_space::OPS,
     trilu::OPS,
@@ -131,6 +142,7 @@ pub const FAMILIES: &[&[OpDef]] = &[
     norms::OPS,
     conv::OPS,
     conv_transpose::OPS,
+    causal_conv::OPS,
     pool::OPS,
     global_pool::OPS,
     resize::OPS,

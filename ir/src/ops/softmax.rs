@@ -17,7 +17,7 @@ use crate::error::Result;
 use crate::graph::{Graph, NodeId, Operator, Value};
 use crate::rng::Draw;
 use crate::types::Type;
-use crate::{Attributes, SARTOR_DOMAIN, Tensor};
+use crate::{Attributes, DType, SARTOR_DOMAIN, Tensor, bf16, f16};
 
 /// What the rows share.
 const ALONG_AXIS: OpDef = OpDef {
@@ -38,7 +38,7 @@ const UPGRADES: &[(i64, UpgradeFn)] = &[(13, without_coercion)];
 pub const OPS: &[OpDef] = &[
     OpDef {
         name: "Softmax",
-        eval: Some(|cx, inputs| along_axis(cx, inputs, softmax)),
+        eval: Some(|cx, inputs| along_axis(cx, inputs, stepwise_softmax)),
         grad: Gradient::Emit(softmax_grad),
         sample: Some(|draw| sample(draw, Operator::onnx("Softmax", Attributes::new()))),
         ..ALONG_AXIS
@@ -54,24 +54,37 @@ pub const OPS: &[OpDef] = &[
     },
     OpDef {
         name: "LogSoftmax",
-        eval: Some(|cx, inputs| along_axis(cx, inputs, log_softmax)),
+        eval: Some(|cx, inputs| along_axis(cx, inputs, |line, _| log_softmax(line))),
         grad: Gradient::Emit(log_softmax_grad),
         sample: Some(|draw| sample(draw, Operator::onnx("LogSoftmax", Attributes::new()))),
         ..ALONG_AXIS
     },
     OpDef {
         name: "Hardmax",
-        eval: Some(|cx, inputs| along_axis(cx, inputs, hardmax)),
+        eval: Some(|cx, inputs| along_axis(cx, inputs, |line, _| hardmax(line))),
         grad: Gradient::Zero,
         sample: Some(|draw| sample(draw, Operator::onnx("Hardmax", Attributes::new()))),
         ..ALONG_AXIS
     },
 ];
 
+/// The number of a tensor's type that is nearest to a real one.
+type Round = fn(f64) -> f64;
+
+/// Rounding to half precision; wider types are rounded at the end alone.
+fn rounding(dtype: DType) -> Round {
+    match dtype {
+        DType::F16 => |x| f16::from_f64(x).to_f64(),
+        DType::BF16 => |x| bf16::from_f64(x).to_f64(),
+        _ => |x| x,
+    }
+}
+
 /// Applies a function to every line of the input along the axis, in place.
-fn along_axis(cx: &EvalCx, inputs: &[Option<&Tensor>], function: fn(&mut [f64])) -> Result<Vec<Tensor>> {
+fn along_axis(cx: &EvalCx, inputs: &[Option<&Tensor>], function: fn(&mut [f64], Round)) -> Result<Vec<Tensor>> {
     let x = required(inputs, 0)?;
-    let mut values = reals(x)?;
+    let (mut values, round) = (reals(x)?, rounding(x.dtype()));
+    let function = |line: &mut [f64]| function(line, round);
     if x.rank() == 0 {
         function(&mut values);
     } else {
@@ -103,15 +116,22 @@ pub fn map_lines(values: &mut [f64], shape: &[usize], axis: usize, function: imp
 
 /// Normalised exponentials of one line.
 pub fn softmax(line: &mut [f64]) {
+    stepwise_softmax(line, |x| x);
+}
+
+/// [`softmax`] as ONNX defines it, by a subtraction, an exponential, a sum and a division of the tensor's own type. A sum beyond the type's
+/// range stays as it is.
+fn stepwise_softmax(line: &mut [f64], round: Round) {
     let top = line.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    line.iter_mut().for_each(|x| *x = (*x - top).exp());
-    let sum: f64 = line.iter().sum();
+    line.iter_mut().for_each(|x| *x = round(round(*x - top).exp()));
+    let exact: f64 = line.iter().sum();
+    let sum = if round(exact).is_finite() { round(exact) } else { exact };
     line.iter_mut().for_each(|x| *x /= sum);
 }
 
-/// [`softmax`], with 0 for what is not a number.
-fn guarded_softmax(line: &mut [f64]) {
-    softmax(line);
+/// [`stepwise_softmax`], with 0 for what is not a number.
+fn guarded_softmax(line: &mut [f64], round: Round) {
+    stepwise_softmax(line, round);
     line.iter_mut().filter(|x| x.is_nan()).for_each(|x| *x = 0.0);
 }
 
@@ -178,12 +198,12 @@ fn sample(draw: &mut Draw, mut op: Operator) -> Sample {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{DType, GraphOutput};
+    use crate::GraphOutput;
 
     #[test]
     fn a_line_of_minus_infinity_is_guarded() {
         let mut line = [f64::NEG_INFINITY; 3];
-        guarded_softmax(&mut line);
+        guarded_softmax(&mut line, |x| x);
         assert_eq!(line, [0.0; 3]);
     }
 
