@@ -72,43 +72,68 @@ pub fn run_graph(graph: &Graph, env: &Environment, inputs: &HashMap<String, Tens
         );
         values.insert(value, tensor.clone());
     }
-    let mut left: HashMap<Value, usize> = HashMap::new();
-    let order = graph.topo();
-    for &id in &order {
-        for value in graph.node_inputs(id).into_iter().flatten() {
-            *left.entry(value).or_insert(0) += 1;
-        }
-    }
-    graph.outputs.iter().for_each(|o| *left.entry(o.value).or_insert(0) += 1);
-    for id in order {
-        if matches!(graph.node(id).kind, NodeKind::Input) {
-            continue;
-        }
-        for (slot, tensor) in eval_node(graph, id, env, &values)?.into_iter().enumerate() {
-            let value = Value { node: id, slot: slot as u32 };
-            if left.contains_key(&value) {
-                values.insert(value, tensor);
-            }
-        }
-        for value in graph.node_inputs(id).into_iter().flatten() {
-            let count = left.get_mut(&value).map(|n| {
-                *n -= 1;
-                *n
-            });
-            if count == Some(0) {
-                values.remove(&value);
-            }
-        }
-    }
-    let output = |v: Value| values.get(&v).cloned();
-    graph
-        .outputs
-        .iter()
-        .map(|o| output(o.value).ok_or_else(|| Error::msg(format!("output \"{}\" was not computed", o.name))))
-        .collect()
+    Evaluator::new(graph).run(env, values)
 }
 
-fn eval_node(graph: &Graph, id: NodeId, env: &Environment, values: &HashMap<Value, Tensor>) -> Result<Vec<Tensor>> {
+/// A graph made ready to be evaluated again and again, as the body of a loop is: its nodes in order, and how often each
+/// value is read.
+pub struct Evaluator<'g> {
+    graph: &'g Graph,
+    nodes: Vec<(NodeId, Vec<Option<Value>>)>,
+    reads: HashMap<Value, usize>,
+}
+
+impl<'g> Evaluator<'g> {
+    /// For this graph.
+    pub fn new(graph: &'g Graph) -> Evaluator<'g> {
+        let mut reads: HashMap<Value, usize> = HashMap::new();
+        let mut nodes = Vec::new();
+        for id in graph.topo() {
+            let inputs = graph.node_inputs(id);
+            inputs.iter().flatten().for_each(|&value| *reads.entry(value).or_insert(0) += 1);
+            if !matches!(graph.node(id).kind, NodeKind::Input) {
+                nodes.push((id, inputs));
+            }
+        }
+        graph.outputs.iter().for_each(|o| *reads.entry(o.value).or_insert(0) += 1);
+        Evaluator { graph, nodes, reads }
+    }
+    /// Evaluates it once. `values` are the graph's inputs and, in a subgraph, its captures. Returns the outputs in order.
+    pub fn run(&self, env: &Environment, mut values: HashMap<Value, Tensor>) -> Result<Vec<Tensor>> {
+        let mut left = self.reads.clone();
+        for (id, inputs) in &self.nodes {
+            let given = Value { node: *id, slot: 0 };
+            if matches!(self.graph.node(*id).kind, NodeKind::Capture(_)) && values.contains_key(&given) {
+                continue;
+            }
+            for (slot, tensor) in eval_node(self.graph, *id, inputs, env, &values)?.into_iter().enumerate() {
+                let value = Value { node: *id, slot: slot as u32 };
+                if left.contains_key(&value) {
+                    values.insert(value, tensor);
+                }
+            }
+            for value in inputs.iter().flatten() {
+                let count = left.get_mut(value).map(|n| {
+                    *n -= 1;
+                    *n
+                });
+                if count == Some(0) {
+                    values.remove(value);
+                }
+            }
+        }
+        let missing = |name: &str| Error::msg(format!("output \"{name}\" was not computed"));
+        self.graph.outputs.iter().map(|o| values.get(&o.value).cloned().ok_or_else(|| missing(&o.name))).collect()
+    }
+}
+
+fn eval_node(
+    graph: &Graph,
+    id: NodeId,
+    inputs: &[Option<Value>],
+    env: &Environment,
+    values: &HashMap<Value, Tensor>,
+) -> Result<Vec<Tensor>> {
     let node = graph.node(id);
     match &node.kind {
         NodeKind::Input => bail!("{} has no value", node.label()),
@@ -119,11 +144,12 @@ fn eval_node(graph: &Graph, id: NodeId, env: &Environment, values: &HashMap<Valu
             value.map(|t| vec![t]).ok_or_else(|| Error::msg(format!("the model has no parameter \"{name}\"")))
         }
         NodeKind::Op(op) => {
-            let inputs = graph.node_inputs(id);
             let inputs: Vec<Option<&Tensor>> = inputs.iter().map(|v| v.and_then(|v| values.get(&v))).collect();
             let wanted = node.outputs.iter().map(|o| !o.name.is_empty()).collect();
-            let name = if node.name.is_empty() { &node.outputs[0].name } else { &node.name };
-            let cx = EvalCx { op, opset: env.opset, wanted, stream: Stream::new(env.seed, env.step, name) };
+            let first = node.outputs.first().map_or("", |o| &o.name);
+            let name = if node.name.is_empty() { first } else { &node.name };
+            let stream = Stream::new(env.seed, env.step, name);
+            let cx = EvalCx { op, opset: env.opset, wanted, stream, params: env.params };
             eval_op(&cx, &inputs).context(|| node.label())
         }
     }
@@ -156,6 +182,5 @@ fn eval_decomposed(cx: &EvalCx, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor
     let node = graph.add_op("node", cx.op.clone(), &values, cx.wanted.len());
     crate::infer::infer_node(&mut graph, node, cx.opset)?;
     ops::decompose(&mut graph, node, cx.opset)?;
-    let params = |_: &str| None;
-    run_graph(&graph, &Environment { opset: cx.opset, seed: 0, step: 0, params: &params }, &named)
+    run_graph(&graph, &Environment { opset: cx.opset, seed: 0, step: 0, params: cx.params }, &named)
 }

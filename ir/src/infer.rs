@@ -58,6 +58,12 @@ pub fn infer_graph(graph: &mut Graph, opset: i64) -> Result<Facts> {
 /// Infers without changing the graph. `known` gives some values (graph inputs, captures) a more precise fact than their
 /// declaration: with static input shapes this is how a graph is specialised.
 pub fn facts(graph: &Graph, opset: i64, known: &HashMap<Value, Fact>) -> Result<Facts> {
+    // A specialised graph has other shapes than it declares; only the rules speak then.
+    facts_of(graph, opset, known, known.is_empty())
+}
+
+/// The same; `declared` says whether what the graph declares counts besides the rules.
+pub(crate) fn facts_of(graph: &Graph, opset: i64, known: &HashMap<Value, Fact>, declared: bool) -> Result<Facts> {
     let mut facts = Facts::default();
     let mut errors = Vec::new();
     for id in graph.topo() {
@@ -67,8 +73,7 @@ pub fn facts(graph: &Graph, opset: i64, known: &HashMap<Value, Fact>) -> Result<
             NodeKind::Op(op) => {
                 let inputs = graph.node_inputs(id);
                 let inputs = inputs.iter().map(|v| v.and_then(|v| facts.get(v).cloned())).collect();
-                // A specialised graph has other shapes than it declares; only the rules speak then.
-                match infer_outputs(node, ops::of(op), opset, inputs, known.is_empty()) {
+                match infer_outputs(node, ops::of(op), opset, inputs, declared) {
                     Ok(outputs) => outputs,
                     Err(e) => {
                         errors.push(e.at(node.label()));
@@ -109,6 +114,11 @@ fn stored_facts(graph: &Graph, id: NodeId, opset: i64, depth: usize) -> Vec<Opti
     graph.node_inputs(id).into_iter().map(|v| v.and_then(|v| stored_fact(graph, v, opset, depth))).collect()
 }
 
+/// The elements of an integer or boolean value of a graph, where what the graph stores says them.
+pub(crate) fn stored_value(graph: &Graph, value: Value, opset: i64) -> Option<Tensor> {
+    stored_fact(graph, value, opset, STORED_DEPTH)?.tensor
+}
+
 /// What the graph itself stores about a value. Shape arithmetic (integers of rank 0 or 1) is inferred again from what it
 /// is computed from, so that emitted reshapes know their target.
 fn stored_fact(graph: &Graph, value: Value, opset: i64, depth: usize) -> Option<Fact> {
@@ -142,7 +152,7 @@ fn infer_outputs(
     let formal = node.formal_inputs();
     let (least, most) = def.inputs;
     crate::ensure!((least..=most).contains(&formal), "it has {formal} inputs, expected {least} to {most}");
-    let mut cx = InferCx::new(op, opset, inputs.clone(), node.outputs.len());
+    let mut cx = InferCx::new(op, opset, inputs.clone(), node.outputs.len()).with_captures(node.captures());
     (def.infer)(&mut cx)?;
     let mut outputs = cx.into_outputs();
     fold_small(op, def, opset, &inputs, &mut outputs);
@@ -163,7 +173,8 @@ fn infer_outputs(
     Ok(outputs)
 }
 
-/// Fills in the values of small integer and boolean outputs whose inputs are all known.
+/// Fills in the values of small integer and boolean outputs whose inputs are all known. Bodies are not run: a loop may
+/// take long, or never end.
 fn fold_small(op: &crate::Operator, def: &OpDef, opset: i64, inputs: &[Option<Fact>], outputs: &mut [Option<Fact>]) {
     for fact in outputs.iter_mut().flatten() {
         if let (None, Some(dims), Some(dtype)) = (&fact.tensor, &fact.dims, fact.ty.dtype()) {
@@ -181,11 +192,13 @@ fn fold_small(op: &crate::Operator, def: &OpDef, opset: i64, inputs: &[Option<Fa
     let wanted = |fact: &Fact| fact.tensor.is_none() && small(fact) && fact.ty.dtype().is_some_and(|d| !d.is_float());
     let all_known = inputs.iter().flatten().all(|f| f.tensor.as_ref().is_some_and(|t| t.len() <= MAX_FOLDED));
     let Some(eval) = def.eval else { return };
-    if !outputs.iter().flatten().any(wanted) || !all_known || !ops::is_pure(op) {
+    let plain = ops::is_pure(op) && op.attrs.graphs().next().is_none();
+    if !outputs.iter().flatten().any(wanted) || !all_known || !plain {
         return;
     }
     let tensors: Vec<Option<&Tensor>> = inputs.iter().map(|f| f.as_ref().and_then(|f| f.tensor.as_ref())).collect();
-    let cx = EvalCx { op, opset, wanted: vec![true; outputs.len()], stream: Stream::new(0, 0, "") };
+    let cx =
+        EvalCx { op, opset, wanted: vec![true; outputs.len()], stream: Stream::new(0, 0, ""), params: &ops::no_params };
     if let Ok(values) = eval(&cx, &tensors) {
         for (fact, value) in outputs.iter_mut().zip(values) {
             if let Some(fact) = fact.as_mut().filter(|f| wanted(f)) {

@@ -17,8 +17,9 @@
 //! and trainable parameters that the loss does not depend on. It does not differentiate twice.
 
 use crate::{Changed, Pass, training};
+use sartor_ir::ops::gradient::{between, decompose_between, sweep};
 use sartor_ir::ops::{self, Emit, Gradient};
-use sartor_ir::{Context, Error, Graph, Model, NodeId, Program, Result, Value, bail, ensure, infer};
+use sartor_ir::{Error, Graph, Model, Program, Result, Value, bail, ensure, infer};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
@@ -51,9 +52,10 @@ fn differentiate(program: &mut Program, model: &Model) -> Result<()> {
     crate::fuse::fuse(graph, opset)?;
     crate::fuse::guard_softmax(graph, opset)?;
     crate::narrow::narrow(graph, opset)?;
-    decompose_composites(graph, &params, opset)?;
+    let sources: Vec<Value> = params.iter().filter_map(|p| graph.find_param(p)).collect();
+    decompose_between(graph, &sources, |graph| graph.find_output("loss").into_iter().collect(), opset)?;
     let Some(loss) = graph.find_output("loss") else { bail!("it has no output \"loss\"") };
-    let needed = values_between(graph, &params, loss);
+    let needed = between(graph, &sources, &[loss]);
     refuse_missing_rules(graph, &needed)?;
     let grads = reverse_sweep(graph, &needed, loss, opset)?;
     let missing: Vec<Error> = params
@@ -69,43 +71,6 @@ fn differentiate(program: &mut Program, model: &Model) -> Result<()> {
     }
     graph.remove_dead();
     Ok(())
-}
-
-/// The floating-point values that depend on one of the parameters and that the loss depends on.
-fn values_between(graph: &Graph, params: &[String], loss: Value) -> HashSet<Value> {
-    let upstream = crate::walk::ancestors(graph, [loss], |_| false);
-    let mut between: HashSet<Value> = params.iter().filter_map(|p| graph.find_param(p)).collect();
-    for id in graph.topo_ops() {
-        let blocks = graph.node(id).op().and_then(ops::of).is_some_and(|d| matches!(d.grad, Gradient::Zero));
-        let depends = graph.node_inputs(id).into_iter().flatten().any(|v| between.contains(&v));
-        if depends && !blocks && upstream.contains(&id) {
-            between.extend(graph.node_outputs(id).filter(|&v| infer::is_float(graph.ty(v))));
-        }
-    }
-    between
-}
-
-/// Replaces the operators on the way whose gradient is that of their decomposition, until none is left.
-fn decompose_composites(graph: &mut Graph, params: &[String], opset: i64) -> Result<()> {
-    // A decomposition may hold composites itself; nesting is shallow.
-    for _ in 0..8 {
-        let Some(loss) = graph.find_output("loss") else { return Ok(()) };
-        let between = values_between(graph, params, loss);
-        let composite = |id: &NodeId| {
-            let def = graph.node(*id).op().and_then(ops::of);
-            let on_the_way = graph.node_outputs(*id).any(|v| between.contains(&v));
-            on_the_way && def.is_some_and(|d| matches!(d.grad, Gradient::Decompose))
-        };
-        let found: Vec<NodeId> = graph.topo_ops().into_iter().filter(composite).collect();
-        if found.is_empty() {
-            return Ok(());
-        }
-        for id in found {
-            let label = graph.node(id).label();
-            ops::decompose(graph, id, opset).context(|| label)?;
-        }
-    }
-    bail!("operators decompose into each other without end")
 }
 
 fn refuse_missing_rules(graph: &Graph, needed: &HashSet<Value>) -> Result<()> {
@@ -126,33 +91,10 @@ fn refuse_missing_rules(graph: &Graph, needed: &HashSet<Value>) -> Result<()> {
 }
 
 fn reverse_sweep(graph: &mut Graph, needed: &HashSet<Value>, loss: Value, opset: i64) -> Result<HashMap<Value, Value>> {
-    let mut order = graph.topo_ops();
-    order.reverse();
     let mut emit = Emit::new(graph, opset);
     emit.prefix = "/backward/".to_string();
     let ty = emit.graph.ty(loss).and_then(|t| t.static_shape());
     ensure!(ty.is_some_and(|s| s.iter().product::<usize>() == 1), "the loss is not a single number");
-    let mut grads = HashMap::from([(loss, emit.full_like(loss, 1.0)?)]);
-    for id in order {
-        let outputs: Vec<Option<Value>> = emit.graph.node_outputs(id).map(|v| grads.get(&v).copied()).collect();
-        if outputs.iter().all(Option::is_none) {
-            continue;
-        }
-        let inputs = emit.graph.node_inputs(id);
-        let wants: Vec<bool> = inputs.iter().map(|v| v.is_some_and(|v| needed.contains(&v))).collect();
-        if !wants.contains(&true) {
-            continue;
-        }
-        let label = emit.graph.node(id).label();
-        let found = ops::gradients(&mut emit, id, outputs, wants.clone()).context(|| format!("gradient of {label}"))?;
-        for ((input, grad), wanted) in inputs.into_iter().zip(found).zip(wants) {
-            let (Some(input), Some(grad), true) = (input, grad, wanted) else { continue };
-            let sum = match grads.get(&input) {
-                Some(&other) => emit.add(other, grad)?,
-                None => grad,
-            };
-            grads.insert(input, sum);
-        }
-    }
-    Ok(grads)
+    let seed = emit.full_like(loss, 1.0)?;
+    sweep(&mut emit, HashMap::from([(loss, seed)]), needed)
 }

@@ -72,7 +72,13 @@ impl Folder {
             let op = graph.node(id).op().cloned().unwrap_or_default();
             let tensors: Vec<Option<&Tensor>> = inputs.iter().map(|i| i.as_ref().map(|(t, _)| t)).collect();
             let wanted = graph.node(id).outputs.iter().map(|o| !o.name.is_empty()).collect();
-            let cx = EvalCx { op: &op, opset: model.opset(), wanted, stream: Stream::new(0, 0, "") };
+            let cx = EvalCx {
+                op: &op,
+                opset: model.opset(),
+                wanted,
+                stream: Stream::new(0, 0, ""),
+                params: &ops::no_params,
+            };
             // An operator that cannot be computed now keeps its error for the run.
             let Ok(outputs) = eval_op(&cx, &tensors) else { continue };
             for (value, tensor) in graph.node_outputs(id).zip(outputs) {

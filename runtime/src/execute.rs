@@ -138,6 +138,7 @@ struct Run<'a> {
     graph: &'a Graph,
     opset: i64,
     key: Key,
+    params: &'a dyn Fn(&str) -> Option<Tensor>,
     bases: Vec<*mut f32>,
     scratch: *mut f32,
     packs: &'a mut Packs,
@@ -186,8 +187,9 @@ pub fn execute(
     }
     let mut packs = std::mem::take(&mut memory.packs);
     packs.begin();
-    let mut run =
-        Run { plan, graph, opset, key, bases, scratch, packs: &mut packs, host: vec![None; lowered.slots.len()] };
+    let lookup = |name: &str| params.get(name).cloned();
+    let host = vec![None; lowered.slots.len()];
+    let mut run = Run { plan, graph, opset, key, params: &lookup, bases, scratch, packs: &mut packs, host };
     for (i, slot) in lowered.slots.iter().enumerate() {
         if let Some(tensor) = leaf(slot, params, inputs)? {
             let passing = matches!(slot.origin, Origin::Input(_));
@@ -344,7 +346,7 @@ impl Run<'_> {
         let name = if node.name.is_empty() { node.outputs.first().map_or("", |o| &o.name) } else { &node.name };
         let stream = Stream::new(self.key.seed, self.key.step, name);
         let wanted = node.outputs.iter().map(|o| !o.name.is_empty()).collect();
-        Ok(EvalCx { op, opset: self.opset, wanted, stream })
+        Ok(EvalCx { op, opset: self.opset, wanted, stream, params: self.params })
     }
     fn reference(&mut self, id: NodeId, inputs: &[Option<usize>], outputs: &[Option<usize>]) -> Result<()> {
         let cx = self.context(id)?;

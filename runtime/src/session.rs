@@ -9,7 +9,7 @@ use crate::params::Params;
 use crate::plan::Plan;
 use crate::profile::Event;
 use sartor_ir::{Binding, Context, DType, Graph, Model, Result, Tensor, Type, bail, ensure, eval, infer, ops};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 /// What keys the random numbers of a run: its seed and the number of the step.
@@ -201,11 +201,16 @@ impl Session {
     }
 }
 
+/// An operator that becomes more nodes than this is not decomposed: long loops and sequences would take longer to plan than
+/// to run.
+const MAX_DECOMPOSED: usize = 2000;
+
 /// Replaces operators that have no kernel but a decomposition. One that cannot be decomposed here stays.
 fn decompose(graph: &mut Graph, opset: i64) {
+    let mut kept = HashSet::new();
     for _ in 0..4 {
         let composite = |graph: &Graph, id| {
-            let Some(op) = graph.node(id).op() else { return false };
+            let Some(op) = graph.node(id).op().filter(|_| !kept.contains(&id)) else { return false };
             let known = lower::expr::class(op).is_some() || lower::nodes::has_kernel(op);
             !known && ops::is_pure(op) && ops::of(op).is_some_and(|def| def.decompose.is_some())
         };
@@ -215,8 +220,9 @@ fn decompose(graph: &mut Graph, opset: i64) {
         }
         for id in found {
             let before = graph.clone();
-            if ops::decompose(graph, id, opset).is_err() {
+            if ops::decompose(graph, id, opset).is_err() || graph.len() > before.len() + MAX_DECOMPOSED {
                 *graph = before;
+                kept.insert(id);
             }
         }
     }

@@ -687,3 +687,50 @@ fn kernels_are_right_on_every_instruction_set() {
         classification_losses_read_scores_in_place();
     }
 }
+
+#[test]
+fn control_flow_runs_inside_of_plans() {
+    let source = "<ir_version: 10, opset_import: [\"\": 20]>
+      parameters <
+        frozen float[3, 3] w = {0.5, -0.25, 1.0, 0.125, 0.75, -0.5, 0.25, 0.5, -1.0}
+      >
+      g (bool[] c, float[batch, 3] x, float[4, batch, 3] steps) => (y, rows) <
+        float[3, 3] w = param
+      > {
+        a = MatMul (x, w)
+        h = Relu (a)
+        b = If <then_branch: graph = t () => (p) <
+            h = capture 0,
+            w = capture 1
+          > {
+            p = MatMul (h, w)
+          }, else_branch: graph = e () => (n) <
+            h = capture 0,
+            float[3, 3] own = param(w)
+          > {
+            m = MatMul (h, own)
+            n = Neg (m)
+          }> (c | h, w)
+        last, rows = Scan <num_scan_inputs = 1, body: graph = body (s, x) => (next, next_out) {
+            sum = Add (s, x)
+            next = Tanh (sum)
+            next_out = Identity (next)
+          }> (b, steps)
+        y = Mul (last, h)
+      }";
+    let model = sartor_ir::text::parse(source).unwrap();
+    for c in [true, false] {
+        let mut draw = Draw::new(1, "control flow");
+        let mut inputs = Inputs::from([("c".to_string(), Tensor::scalar(c))]);
+        for (name, shape) in [("x", &[2, 3][..]), ("steps", &[4, 2, 3])] {
+            inputs.insert(name.to_string(), draw.tensor(shape, -1.0, 1.0).cast(DType::F32).unwrap());
+        }
+        let (found, report) = run(&model, &inputs, 2);
+        assert_eq!(report.unplanned, None);
+        assert_eq!(report.reference.get("If"), Some(&1), "{report:?}");
+        assert!(report.kernels.contains_key("Contract"), "{report:?}");
+        for (name, wanted) in reference(&model, &inputs) {
+            assert_close(&found[&name], &wanted, &name);
+        }
+    }
+}

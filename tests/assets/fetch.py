@@ -81,6 +81,12 @@ ARCHIVES = {
         "971d7d5f223a7a808662229df1ef69893809d8457d834e6373d3854bc1782cbf",
         {"rapidocr_onnxruntime/models/ch_ppocr_mobile_v2.0_cls_infer.onnx": "ppocr_cls.onnx"},
     ),
+    "silero-vad": (
+        "pip", "silero-vad", "6.2.3",
+        "7b7f5436cfcb02fae583a05b512ea96467fd449fe54cb49a5e4f06c51a1e43b8",
+        {f"silero_vad/data/{name}.onnx": f"silero/{name}.onnx"
+         for name in ("silero_vad", "silero_vad_16k_op15", "silero_vad_16k_sequence", "silero_vad_op18_ifless")},
+    ),
     "movie": (
         "pip-source", "vaderSentiment", "3.3.2",
         "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",

@@ -160,16 +160,24 @@ fn missing(graph: &Graph) -> Option<String> {
 /// Lifts every node to the internal opset by its operator's rows.
 fn lift(model: &mut Model) -> sartor_ir::Result<()> {
     let opset = model.opset();
-    for id in model.graph.topo_ops() {
-        let upgrades = model.graph.node(id).op().and_then(ops::of).map_or(&[][..], |def| def.upgrades);
-        for (_, rewrite) in upgrades.iter().filter(|(version, _)| *version > opset) {
-            if model.graph.contains(id) {
-                rewrite(&mut model.graph, id)?;
-            }
-        }
-    }
+    lift_graph(&mut model.graph, opset)?;
     if opset < OPSET {
         model.opsets.insert(String::new(), OPSET);
+    }
+    Ok(())
+}
+
+fn lift_graph(graph: &mut Graph, opset: i64) -> sartor_ir::Result<()> {
+    for id in graph.topo_ops() {
+        if let Some(op) = graph.node_mut(id).op_mut() {
+            op.attrs.graphs_mut().try_for_each(|body| lift_graph(body, opset))?;
+        }
+        let upgrades = graph.node(id).op().and_then(ops::of).map_or(&[][..], |def| def.upgrades);
+        for (_, rewrite) in upgrades.iter().filter(|(version, _)| *version > opset) {
+            if graph.contains(id) {
+                rewrite(graph, id)?;
+            }
+        }
     }
     Ok(())
 }

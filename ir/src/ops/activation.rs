@@ -204,12 +204,12 @@ fn relu(_: &EvalCx, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>> {
     Ok(vec![map_number(x, |x| if x < 0.0 { 0.0 } else { x }, |x| x.max(0))?])
 }
 
-fn sigmoid(x: f64) -> f64 {
+pub(super) fn sigmoid(x: f64) -> f64 {
     1.0 / (1.0 + (-x).exp())
 }
 
 /// `ln(1 + eˣ)` without overflow.
-fn softplus(x: f64) -> f64 {
+pub(super) fn softplus(x: f64) -> f64 {
     x.max(0.0) + (-x.abs()).exp().ln_1p()
 }
 

@@ -82,6 +82,10 @@ impl<'g> Emit<'g> {
         }
         Ok(value)
     }
+    /// An output slot of this type under a fresh name, for nodes that are put together by hand.
+    pub fn slot(&mut self, hint: &str, ty: Option<Type>) -> OutputSlot {
+        OutputSlot { name: self.graph.fresh_name(&format!("{}{hint}", self.prefix)), ty }
+    }
     /// The element type of a value.
     pub fn dtype(&self, value: Value) -> Result<DType> {
         match self.graph.ty(value).and_then(Type::dtype) {

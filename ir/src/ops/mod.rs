@@ -21,11 +21,13 @@ pub mod attention;
 pub mod batch_norm;
 pub mod binary;
 pub mod bitwise;
+pub mod body;
 pub mod broadcast;
 pub mod cast;
 pub mod causal_conv;
 pub mod compare;
 pub mod concat;
+pub mod conditional;
 pub mod constant;
 pub mod conv;
 pub mod conv_transpose;
@@ -46,6 +48,7 @@ pub mod index;
 pub mod lacks;
 pub mod layer_norm;
 pub mod linear_attention;
+pub mod loops;
 pub mod loss;
 pub mod loss_grad;
 pub mod matmul;
@@ -59,11 +62,13 @@ mod probe;
 pub mod random;
 pub mod range;
 pub mod real;
+pub mod recurrent;
 pub mod reduce;
 pub mod reshape;
 pub mod resize;
 pub mod reverse_sequence;
 pub mod rotary_embedding;
+pub mod scan;
 pub mod scatter;
 pub mod select;
 pub mod shape;
@@ -146,6 +151,11 @@ pub const FAMILIES: &[&[OpDef]] = &[
     pool::OPS,
     global_pool::OPS,
     resize::OPS,
+    // Control flow and recurrence.
+    conditional::OPS,
+    loops::OPS,
+    scan::OPS,
+    recurrent::OPS,
 ];
 
 /// One operator's behaviour.
@@ -183,7 +193,8 @@ pub type EvalFn = fn(&EvalCx, &[Option<&Tensor>]) -> Result<Vec<Tensor>>;
 pub type DecomposeFn = fn(&mut Emit, NodeId) -> Result<Vec<Value>>;
 /// See [`OpDef::upgrades`]. It may change the node, or replace it in the graph.
 pub type UpgradeFn = fn(&mut Graph, NodeId) -> Result<()>;
-/// Adds the nodes that compute the inputs' gradients; one entry per formal input, `None` where no gradient flows.
+/// Adds the nodes that compute the inputs' gradients; one entry per input slot (captures, where there are none, may be
+/// missing), `None` where no gradient flows.
 pub type GradFn = fn(&mut GradCx) -> Result<Vec<Option<Value>>>;
 
 /// How gradients flow through an operator.
@@ -283,13 +294,22 @@ pub struct InferCx<'a> {
     /// The version of ONNX's own operators that the model is written in.
     pub opset: i64,
     inputs: Vec<Option<Fact>>,
+    captures: usize,
     outputs: Vec<Option<Fact>>,
 }
 
 impl<'a> InferCx<'a> {
     /// For a node with these inputs (by slot) and this many output slots.
     pub fn new(op: &'a Operator, opset: i64, inputs: Vec<Option<Fact>>, outputs: usize) -> InferCx<'a> {
-        InferCx { op, opset, inputs, outputs: vec![None; outputs] }
+        InferCx { op, opset, inputs, captures: 0, outputs: vec![None; outputs] }
+    }
+    /// The same; the last `captures` of the inputs are captures.
+    pub fn with_captures(self, captures: usize) -> InferCx<'a> {
+        InferCx { captures, ..self }
+    }
+    /// What is known of the formal inputs, and of the captures.
+    pub fn split_captures(&self) -> (&[Option<Fact>], &[Option<Fact>]) {
+        self.inputs.split_at(self.inputs.len().saturating_sub(self.captures))
     }
     /// What was inferred, by output slot.
     pub fn into_outputs(self) -> Vec<Option<Fact>> {
@@ -386,6 +406,13 @@ pub struct EvalCx<'a> {
     pub wanted: Vec<bool>,
     /// The random numbers of this node in this step.
     pub stream: Stream,
+    /// The value of a parameter, for bodies that read some.
+    pub params: &'a dyn Fn(&str) -> Option<Tensor>,
+}
+
+/// The parameters of an evaluation outside of a model: none.
+pub fn no_params(_: &str) -> Option<Tensor> {
+    None
 }
 
 /// What [`OpDef::flops`] sees: static shapes.
@@ -475,10 +502,12 @@ impl Sample {
     }
 }
 
-/// Whether two runs of the operator on the same inputs give the same outputs, so that it may be folded or merged.
+/// Whether two runs of the operator on the same inputs give the same outputs, so that it may be folded or merged. One
+/// with subgraphs is pure if all that stands in them is.
 pub fn is_pure(op: &Operator) -> bool {
     let random = ["RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"];
-    !(op.domain.is_empty() && (random.contains(&op.name.as_str()) || op.name == "Dropout"))
+    let draws = op.domain.is_empty() && (random.contains(&op.name.as_str()) || op.name == "Dropout");
+    !draws && op.attrs.graphs().all(|(_, body)| body.node_ids().filter_map(|id| body.node(id).op()).all(is_pure))
 }
 
 /// Replaces a node by its decomposition: the node's readers, or for a node nobody reads new graph outputs, read the

@@ -443,11 +443,13 @@ impl<'a> Lowering<'a> {
         self.push(Step::Reference(id, inputs, outputs), reads, writes);
         Ok(())
     }
-    /// A node whose inputs are all known is evaluated now, if its results are small. Returns whether it was.
+    /// A node whose inputs are all known is evaluated now, if its results are small and it has no body, which may take long.
+    /// Returns whether it was.
     pub(crate) fn fold(&mut self, id: NodeId) -> bool {
         const LARGEST: usize = 4096;
         let node = self.graph.node(id);
-        let Some(op) = node.op().filter(|op| sartor_ir::ops::is_pure(op)) else { return false };
+        let plain = |op: &&sartor_ir::Operator| sartor_ir::ops::is_pure(op) && op.attrs.graphs().next().is_none();
+        let Some(op) = node.op().filter(plain) else { return false };
         let inputs = self.graph.node_inputs(id);
         let tensors: Vec<Option<Tensor>> = inputs.iter().map(|v| v.and_then(|v| self.constant(v))).collect();
         let known = inputs.iter().zip(&tensors).all(|(v, t)| v.is_none() || t.is_some());
@@ -457,7 +459,8 @@ impl<'a> Lowering<'a> {
         }
         let stream = sartor_ir::rng::Stream::new(0, 0, &node.name);
         let wanted = vec![true; node.outputs.len()];
-        let cx = sartor_ir::ops::EvalCx { op, opset: self.opset, wanted, stream };
+        let params = &sartor_ir::ops::no_params;
+        let cx = sartor_ir::ops::EvalCx { op, opset: self.opset, wanted, stream, params };
         let tensors: Vec<Option<&Tensor>> = tensors.iter().map(Option::as_ref).collect();
         let Ok(results) = sartor_ir::eval::eval_op(&cx, &tensors) else { return false };
         let outputs = self.graph.node_outputs(id);
