@@ -14,7 +14,13 @@ const NO_SAMPLE: &[(&str, &str)] =
     &[("Scatter", "stands for older models only: its upgrade renames it ScatterElements")];
 
 /// Rows that need some axes as numbers, and why. Exporters give them as numbers.
-const NEEDS_NUMBERS: &[(&str, &str)] = &[("ConvTranspose", "its gradient needs the size of the kernel")];
+const NEEDS_NUMBERS: &[(&str, &str)] = &[
+    ("ConvTranspose", "its gradient needs the size of the kernel"),
+    ("Attention", "its scale needs the size of a head"),
+    ("MultiHeadAttention", "its scale needs the size of a head"),
+    ("GroupQueryAttention", "its scale needs the size of a head"),
+    ("RotaryEmbedding", "its parts need the size of a head"),
+];
 
 /// Rows that have neither an evaluation with a gradient nor a decomposition, and why.
 const LAW_EXCEPTIONS: &[(&str, &str)] = &[];

@@ -23,6 +23,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
 
+/// What the names of the nodes of a backward pass begin with.
+pub(crate) const PREFIX: &str = "/backward/";
+
 /// The options (none), and the pass.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -51,11 +54,10 @@ fn differentiate(program: &mut Program, model: &Model) -> Result<()> {
     crate::fuse::fuse(graph, opset)?;
     crate::fuse::guard_softmax(graph, opset)?;
     crate::narrow::narrow(graph, opset)?;
-    decompose_composites(graph, &params, opset)?;
-    let Some(loss) = graph.find_output("loss") else { bail!("it has no output \"loss\"") };
-    let needed = values_between(graph, &params, loss);
-    refuse_missing_rules(graph, &needed)?;
-    let grads = reverse_sweep(graph, &needed, loss, opset)?;
+    let Some(place) = graph.outputs.iter().position(|o| o.name == "loss") else { bail!("it has no output \"loss\"") };
+    let ty = graph.ty(graph.outputs[place].value).and_then(|t| t.static_shape());
+    ensure!(ty.is_some_and(|s| s.iter().product::<usize>() == 1), "the loss is not a single number");
+    let grads = gradients_of_output(graph, place, |graph| values_of(graph, &params), opset)?;
     let missing: Vec<Error> = params
         .iter()
         .filter(|p| graph.find_param(p).is_none_or(|v| !grads.contains_key(&v)))
@@ -71,10 +73,15 @@ fn differentiate(program: &mut Program, model: &Model) -> Result<()> {
     Ok(())
 }
 
-/// The floating-point values that depend on one of the parameters and that the loss depends on.
-fn values_between(graph: &Graph, params: &[String], loss: Value) -> HashSet<Value> {
+/// The values of these parameters.
+fn values_of(graph: &Graph, params: &[String]) -> HashSet<Value> {
+    params.iter().filter_map(|p| graph.find_param(p)).collect()
+}
+
+/// The floating-point values that depend on one of the sources and that the loss depends on.
+fn values_between(graph: &Graph, sources: HashSet<Value>, loss: Value) -> HashSet<Value> {
     let upstream = crate::walk::ancestors(graph, [loss], |_| false);
-    let mut between: HashSet<Value> = params.iter().filter_map(|p| graph.find_param(p)).collect();
+    let mut between = sources;
     for id in graph.topo_ops() {
         let blocks = graph.node(id).op().and_then(ops::of).is_some_and(|d| matches!(d.grad, Gradient::Zero));
         let depends = graph.node_inputs(id).into_iter().flatten().any(|v| between.contains(&v));
@@ -85,12 +92,31 @@ fn values_between(graph: &Graph, params: &[String], loss: Value) -> HashSet<Valu
     between
 }
 
+/// Adds the gradients of the sum of a graph output by what lies between it and the sources. Operators on the way may be replaced by
+/// their decompositions.
+pub(crate) fn gradients_of_output(
+    graph: &mut Graph,
+    place: usize,
+    sources: impl Fn(&Graph) -> HashSet<Value>,
+    opset: i64,
+) -> Result<HashMap<Value, Value>> {
+    decompose_composites(graph, place, &sources, opset)?;
+    let y = graph.outputs[place].value;
+    let needed = values_between(graph, sources(graph), y);
+    refuse_missing_rules(graph, &needed)?;
+    reverse_sweep(graph, &needed, y, opset)
+}
+
 /// Replaces the operators on the way whose gradient is that of their decomposition, until none is left.
-fn decompose_composites(graph: &mut Graph, params: &[String], opset: i64) -> Result<()> {
+fn decompose_composites(
+    graph: &mut Graph,
+    place: usize,
+    sources: impl Fn(&Graph) -> HashSet<Value>,
+    opset: i64,
+) -> Result<()> {
     // A decomposition may hold composites itself; nesting is shallow.
     for _ in 0..8 {
-        let Some(loss) = graph.find_output("loss") else { return Ok(()) };
-        let between = values_between(graph, params, loss);
+        let between = values_between(graph, sources(graph), graph.outputs[place].value);
         let composite = |id: &NodeId| {
             let def = graph.node(*id).op().and_then(ops::of);
             let on_the_way = graph.node_outputs(*id).any(|v| between.contains(&v));
@@ -129,9 +155,7 @@ fn reverse_sweep(graph: &mut Graph, needed: &HashSet<Value>, loss: Value, opset:
     let mut order = graph.topo_ops();
     order.reverse();
     let mut emit = Emit::new(graph, opset);
-    emit.prefix = "/backward/".to_string();
-    let ty = emit.graph.ty(loss).and_then(|t| t.static_shape());
-    ensure!(ty.is_some_and(|s| s.iter().product::<usize>() == 1), "the loss is not a single number");
+    emit.prefix = PREFIX.to_string();
     let mut grads = HashMap::from([(loss, emit.full_like(loss, 1.0)?)]);
     for id in order {
         let outputs: Vec<Option<Value>> = emit.graph.node_outputs(id).map(|v| grads.get(&v).copied()).collect();

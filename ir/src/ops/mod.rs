@@ -25,6 +25,7 @@ pub mod cast;
 pub mod compare;
 pub mod concat;
 pub mod constant;
+pub mod contrib;
 pub mod conv;
 pub mod conv_transpose;
 pub mod cumsum;
@@ -41,6 +42,7 @@ pub mod gemm;
 pub mod global_pool;
 pub mod gradient;
 pub mod index;
+pub mod integer_products;
 pub mod layer_norm;
 pub mod loss;
 pub mod loss_grad;
@@ -48,10 +50,12 @@ pub mod matmul;
 pub mod nonzero;
 pub mod norms;
 pub mod one_hot;
+pub mod optimizers;
 pub mod pad;
 pub mod pool;
 #[cfg(test)]
 mod probe;
+pub mod quantize;
 pub mod random;
 pub mod range;
 pub mod real;
@@ -133,12 +137,22 @@ pub const FAMILIES: &[&[OpDef]] = &[
     pool::OPS,
     global_pool::OPS,
     resize::OPS,
+    // Numbers on a grid, and products of them.
+    quantize::OPS,
+    integer_products::OPS,
+    // Other domains.
+    optimizers::OPS,
+    contrib::elementwise::OPS,
+    contrib::norm::OPS,
+    contrib::matmul::OPS,
+    contrib::attention::OPS,
+    contrib::grouped::OPS,
 ];
 
 /// One operator's behaviour.
 #[derive(Clone, Copy)]
 pub struct OpDef {
-    /// `""` for ONNX's own, or [`crate::SARTOR_DOMAIN`].
+    /// `""` for ONNX's own, [`crate::SARTOR_DOMAIN`], [`contrib::DOMAIN`], ….
     pub domain: &'static str,
     /// `MatMul`, ….
     pub name: &'static str,
