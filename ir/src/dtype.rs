@@ -1,7 +1,8 @@
 //! Element types: what a tensor's elements are, how wide they are, and which Rust type views them.
 //!
 //! The codes are those of `onnx.TensorProto.DataType`. Types narrower than a byte, and the 8-bit floats, are
-//! stored packed and carried through unchanged; only [`Element`] types can be viewed as slices.
+//! stored packed; they are carried through, and converted to and from the others ([`crate::minifloat`]), but only
+//! [`Element`] types can be viewed as slices.
 
 use half::{bf16, f16};
 use std::borrow::Cow;
@@ -104,6 +105,10 @@ impl DType {
     /// Whether it is a signed or unsigned integer of at least 8 bits.
     pub fn is_int(self) -> bool {
         self.is_signed_int() || matches!(self, DType::U8 | DType::U16 | DType::U32 | DType::U64)
+    }
+    /// Whether it is a type that is only stored and converted: narrower than a byte, or an 8-bit float.
+    pub fn is_narrow(self) -> bool {
+        self.bits() > 0 && self.bits() < 8 || (self as usize >= DType::F8E4M3FN as usize && self.bits() == 8)
     }
     /// Whether it is a signed integer of at least 8 bits.
     pub fn is_signed_int(self) -> bool {

@@ -76,6 +76,10 @@ impl Operator {
     pub fn sartor(name: &str, attrs: Attributes) -> Operator {
         Operator { domain: crate::SARTOR_DOMAIN.to_string(), name: name.to_string(), attrs, ..Operator::default() }
     }
+    /// An operator of any domain.
+    pub fn of_domain(domain: &str, name: &str, attrs: Attributes) -> Operator {
+        Operator { domain: domain.to_string(), name: name.to_string(), attrs, ..Operator::default() }
+    }
     /// Whether it is ONNX's operator of this name.
     pub fn is(&self, name: &str) -> bool {
         self.domain.is_empty() && self.name == name
@@ -131,6 +135,10 @@ impl Node {
             NodeKind::Op(op) => Some(op),
             _ => None,
         }
+    }
+    /// An operator of any domain.
+    pub fn of_domain(domain: &str, name: &str, attrs: Attributes) -> Operator {
+        Operator { domain: domain.to_string(), name: name.to_string(), attrs, ..Operator::default() }
     }
     /// Whether it is ONNX's operator of this name.
     pub fn is(&self, name: &str) -> bool {

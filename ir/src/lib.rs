@@ -12,6 +12,7 @@ pub mod error;
 pub mod eval;
 pub mod graph;
 pub mod infer;
+pub mod minifloat;
 pub mod model;
 pub mod onnx;
 pub mod ops;

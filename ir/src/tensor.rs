@@ -3,6 +3,7 @@
 
 use crate::dtype::{DType, Element};
 use crate::error::{Error, Result};
+use crate::minifloat::{self, Conversion};
 use crate::{bail, dispatch, ensure};
 use bytes::Bytes;
 use ndarray::{ArrayD, ArrayViewD, IxDyn};
@@ -188,10 +189,24 @@ impl Tensor {
         Ok(Tensor { shape, ..self.clone() })
     }
     /// The elements converted one by one as Rust's `as` does (floats saturate into integers, NaN becomes 0);
-    /// to bool: not zero.
+    /// to bool: not zero; to types of at most 8 bits: by [`minifloat::encode`], floats saturating.
     pub fn cast(&self, to: DType) -> Result<Tensor> {
+        self.cast_by(to, Conversion::default())
+    }
+    /// The same, with a rule for the conversion to 8-bit floats.
+    pub fn cast_by(&self, to: DType, how: Conversion) -> Result<Tensor> {
         if to == self.dtype {
             return Ok(self.clone());
+        }
+        if self.dtype.is_narrow() {
+            let table: Vec<f32> =
+                (0..1u32 << self.dtype.bits()).map(|c| minifloat::decode(self.dtype, c as u8)).collect();
+            let values: Vec<f32> = self.codes()?.into_iter().map(|c| table[usize::from(c)]).collect();
+            return Tensor::from_vec(self.shape.clone(), values).cast_by(to, how);
+        }
+        if to.is_narrow() {
+            let codes = self.to_f64s()?.into_iter().map(|x| minifloat::encode(to, x, how)).collect();
+            return Tensor::from_codes(to, self.shape.clone(), codes);
         }
         if self.dtype == DType::Bool {
             let ones: Vec<u8> = self.bytes().iter().map(|&b| (b != 0) as u8).collect();
@@ -209,6 +224,29 @@ impl Tensor {
                 Ok(Tensor::from_vec(self.shape.clone(), cast))
             }, else Err(unsupported()))
         }, else Err(unsupported()))
+    }
+    /// One byte per element of a type of at most 8 bits, the unused high bits 0.
+    pub fn codes(&self) -> Result<Vec<u8>> {
+        match self.dtype.bits() {
+            8 => Ok(self.bytes().to_vec()),
+            bits @ 1..8 => Ok(minifloat::unpack(self.bytes(), bits, self.len())),
+            _ => bail!("the elements of {} are wider than a byte", self.dtype),
+        }
+    }
+    /// A tensor of a type of at most 8 bits from one byte per element; high bits that it has no place for are dropped.
+    pub fn from_codes(dtype: DType, shape: impl Into<Vec<usize>>, mut codes: Vec<u8>) -> Result<Tensor> {
+        let (shape, bits) = (shape.into(), dtype.bits());
+        ensure!((1..=8).contains(&bits), "the elements of {dtype} are not one byte each");
+        ensure!(
+            element_count(&shape) == Some(codes.len()),
+            "tensor {dtype}{shape:?} needs another number of elements than {}",
+            codes.len()
+        );
+        if bits < 8 {
+            codes.iter_mut().for_each(|code| *code &= (1 << bits) - 1);
+            codes = minifloat::pack(&codes, bits);
+        }
+        Tensor::from_bytes(dtype, shape, Bytes::from(codes))
     }
     /// The same values in memory that this process owns and that is aligned: what leaves a memory-mapped file.
     pub fn detached(&self) -> Tensor {
@@ -272,6 +310,17 @@ mod tests {
         let bytes = Bytes::from(raw).slice(1..);
         let tensor = Tensor::from_bytes(DType::F32, vec![1], bytes).unwrap();
         assert_eq!(tensor.item::<f32>().unwrap(), 1.5);
+    }
+
+    #[test]
+    fn narrow_types_are_converted() {
+        let tensor = Tensor::from_vec([3], vec![-8.0f32, 7.0, 0.5]);
+        let nibbles = tensor.cast(DType::I4).unwrap();
+        assert_eq!(nibbles.bytes().as_ref(), [0x78, 0x00]);
+        assert_eq!(nibbles.cast(DType::I8).unwrap().to_vec::<i8>().unwrap(), [-8, 7, 0]);
+        let floats = tensor.cast(DType::F8E4M3FN).unwrap();
+        assert_eq!(floats.cast(DType::F64).unwrap().to_vec::<f64>().unwrap(), [-8.0, 7.0, 0.5]);
+        assert_eq!(nibbles.cast(DType::F8E5M2).unwrap().to_f64s().unwrap(), [-8.0, 7.0, 0.0]);
     }
 
     #[test]

@@ -21,6 +21,10 @@ const NEEDS_NUMBERS: &[(&str, &str)] = &[
     ("LSTM", "it is unrolled for its gradient, which needs the number of steps"),
     ("RNN", "it is unrolled for its gradient, which needs the number of steps"),
     ("Scan", "it is unrolled for its gradient, which needs the number of steps"),
+    ("Attention", "its scale needs the size of a head"),
+    ("MultiHeadAttention", "its scale needs the size of a head"),
+    ("GroupQueryAttention", "its scale needs the size of a head"),
+    ("RotaryEmbedding", "its parts need the size of a head"),
 ];
 
 /// Rows that have neither an evaluation with a gradient nor a decomposition, and why.

@@ -24,6 +24,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
 
+/// What the names of the nodes of a backward pass begin with.
+pub(crate) const PREFIX: &str = "/backward/";
+
 /// The options (none), and the pass.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -52,12 +55,11 @@ fn differentiate(program: &mut Program, model: &Model) -> Result<()> {
     crate::fuse::fuse(graph, opset)?;
     crate::fuse::guard_softmax(graph, opset)?;
     crate::narrow::narrow(graph, opset)?;
+    let Some(place) = graph.outputs.iter().position(|o| o.name == "loss") else { bail!("it has no output \"loss\"") };
+    let ty = graph.ty(graph.outputs[place].value).and_then(|t| t.static_shape());
+    ensure!(ty.is_some_and(|s| s.iter().product::<usize>() == 1), "the loss is not a single number");
     let sources: Vec<Value> = params.iter().filter_map(|p| graph.find_param(p)).collect();
-    decompose_between(graph, &sources, |graph| graph.find_output("loss").into_iter().collect(), opset)?;
-    let Some(loss) = graph.find_output("loss") else { bail!("it has no output \"loss\"") };
-    let needed = between(graph, &sources, &[loss]);
-    refuse_missing_rules(graph, &needed)?;
-    let grads = reverse_sweep(graph, &needed, loss, opset)?;
+    let grads = gradients_of_output(graph, place, &sources, opset)?;
     let missing: Vec<Error> = params
         .iter()
         .filter(|p| graph.find_param(p).is_none_or(|v| !grads.contains_key(&v)))
@@ -71,6 +73,24 @@ fn differentiate(program: &mut Program, model: &Model) -> Result<()> {
     }
     graph.remove_dead();
     Ok(())
+}
+
+/// Adds the gradients of the sum of a graph output by what lies between it and the sources. Operators on the way may be replaced by
+/// their decompositions.
+pub(crate) fn gradients_of_output(
+    graph: &mut Graph,
+    place: usize,
+    sources: &[Value],
+    opset: i64,
+) -> Result<HashMap<Value, Value>> {
+    decompose_between(graph, sources, |graph| vec![graph.outputs[place].value], opset)?;
+    let y = graph.outputs[place].value;
+    let needed = between(graph, sources, &[y]);
+    refuse_missing_rules(graph, &needed)?;
+    let mut emit = Emit::new(graph, opset);
+    emit.prefix = PREFIX.to_string();
+    let seed = emit.full_like(y, 1.0)?;
+    sweep(&mut emit, HashMap::from([(y, seed)]), &needed)
 }
 
 fn refuse_missing_rules(graph: &Graph, needed: &HashSet<Value>) -> Result<()> {
@@ -88,13 +108,4 @@ fn refuse_missing_rules(graph: &Graph, needed: &HashSet<Value>) -> Result<()> {
         }
     }
     Error::all(errors)
-}
-
-fn reverse_sweep(graph: &mut Graph, needed: &HashSet<Value>, loss: Value, opset: i64) -> Result<HashMap<Value, Value>> {
-    let mut emit = Emit::new(graph, opset);
-    emit.prefix = "/backward/".to_string();
-    let ty = emit.graph.ty(loss).and_then(|t| t.static_shape());
-    ensure!(ty.is_some_and(|s| s.iter().product::<usize>() == 1), "the loss is not a single number");
-    let seed = emit.full_like(loss, 1.0)?;
-    sweep(&mut emit, HashMap::from([(loss, seed)]), needed)
 }

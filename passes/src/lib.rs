@@ -19,6 +19,7 @@ pub mod freeze;
 pub mod fuse;
 pub mod fuse_batch_norm;
 pub mod gate;
+pub mod gradient;
 pub mod harden;
 pub mod head;
 pub mod infer;
@@ -129,6 +130,13 @@ const BUILTIN: &[fn() -> PassInfo] = &[
         )
     },
     || PassInfo::of::<upgrade::Upgrade>("upgrade", "clean-up", "bring the model to the internal opset"),
+    || {
+        PassInfo::of::<gradient::Gradient>(
+            "gradient",
+            "clean-up",
+            "compute the gradients that `Gradient` operators ask for",
+        )
+    },
     || PassInfo::of::<lift::Lift>("lift", "clean-up", "make parameters of weights in `Constant` operators"),
     || PassInfo::of::<inline::Inline>("inline", "clean-up", "replace calls of model-local functions by their bodies"),
     || PassInfo::of::<infer::Infer>("infer", "clean-up", "find the types and shapes of all values"),

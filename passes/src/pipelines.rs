@@ -9,7 +9,20 @@ use sartor_ir::{Model, Result};
 pub const PIPELINES: &[(&str, &str, &[&str])] = &[(
     "optimize",
     "lift to the internal opset, inline, fold, simplify, compute only what is read, and remove what is left over",
-    &["upgrade", "inline", "infer", "fold", "simplify", "fuse-batch-norm", "narrow", "fold", "cse", "dce", "infer"],
+    &[
+        "upgrade",
+        "inline",
+        "gradient",
+        "infer",
+        "fold",
+        "simplify",
+        "fuse-batch-norm",
+        "narrow",
+        "fold",
+        "cse",
+        "dce",
+        "infer",
+    ],
 )];
 
 /// The passes that a pipeline's name stands for.
@@ -19,7 +32,7 @@ pub fn expand(name: &str) -> Option<Vec<Invocation>> {
 }
 
 /// The passes of [`prepare`].
-const PREPARATION: &[&str] = &["inline", "upgrade", "lift", "infer"];
+const PREPARATION: &[&str] = &["inline", "upgrade", "gradient", "lift", "infer"];
 
 /// The passes of [`prepare_inference`] after these.
 const FOR_INFERENCE: &[&str] = &["fold", "simplify", "fuse-batch-norm", "narrow", "fold", "cse", "dce", "infer"];

@@ -4,9 +4,10 @@ usage: dump_onnx_tests.py OUT
 
 KIND is `node` (made in memory by the wheel, one operator each), `pytorch-converted`, `pytorch-operator`, `simple`, or
 `light` (nine image classifiers whose weights come from ConstantOfShape). io.npz has one array per graph input,
-`in_<name>`, and per graph output, `out_<name>`. bfloat16, which NumPy lacks, is widened to float32: the model says
-which type it wants. A test with strings, sequences, optionals, float8 or sub-byte types gets a file `skip` that says
-so instead of io.npz. tolerance.txt has the test's relative and absolute tolerance.
+`in_<name>`, and per graph output, `out_<name>`. Of the types that NumPy lacks, bfloat16 is widened to float32, and 8-bit
+floats and narrower types are one byte per element: the model says which type it wants. A test with strings, sequences or
+optionals gets a file `skip` that says so instead of io.npz. tolerance.txt has the test's relative and absolute
+tolerance.
 """
 
 import sys
@@ -18,6 +19,8 @@ import onnx
 from onnx.backend.test.loader import DATA_DIR, load_model_tests
 from onnx.backend.test.runner import Runner
 
+# Beginnings of the names of the types of at most 8 bits that NumPy lacks; in memory each element has a byte.
+NARROW = ("float8", "float4", "int4", "uint4", "int2", "uint2")
 FILE_KINDS = ("pytorch-converted", "pytorch-operator", "simple")
 
 
@@ -103,6 +106,8 @@ def to_numeric(value):
         raise NotNumeric(f"a value is no tensor but {type(value).__name__}")
     if value.dtype.name == "bfloat16":
         value = value.astype(np.float32)
+    if value.dtype.name.startswith(NARROW):
+        value = value.view(np.uint8)
     if value.dtype.kind not in "biufc":
         raise NotNumeric(f"a tensor has elements of type {value.dtype.name}")
     return np.asarray(value, order="C")

@@ -1,14 +1,17 @@
-//! Change of element type, and no change at all: Cast, CastLike, Identity.
+//! Change of element type, of its meaning, and no change at all: Cast, CastLike, BitCast, Identity.
 //!
-//! Floats become integers by dropping the fraction (saturating, NaN becomes 0); anything but 0 becomes true. The
-//! gradient is cast back; between floats and integers none flows. Spec: <https://onnx.ai/onnx/operators/onnx__Cast.html>.
+//! Floats become integers by dropping the fraction (saturating, NaN becomes 0); anything but 0 becomes true; 8-bit floats
+//! and narrower types as [`crate::minifloat`] says. The gradient is cast back; between floats and integers none flows.
+//! BitCast reads the same bits as another type of the same width.
+//! Spec: <https://onnx.ai/onnx/operators/onnx__Cast.html>, <https://onnx.ai/onnx/operators/onnx__BitCast.html>.
 
 use super::elementwise::{present, random_shape, sample_unary, sample_unary_with};
-use super::{GradCx, Gradient, InferCx, OpDef, Sample};
+use super::{EvalCx, GradCx, Gradient, InferCx, OpDef, Sample};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, NodeId, Operator, Value};
+use crate::minifloat::{Conversion, RoundMode};
 use crate::rng::Draw;
-use crate::{Attribute, Attributes, DType, Dim, Tensor, bail};
+use crate::{Attribute, Attributes, DType, Dim, Tensor, bail, ensure};
 
 /// The rows of this file.
 pub const OPS: &[OpDef] = &[
@@ -18,7 +21,7 @@ pub const OPS: &[OpDef] = &[
             let to = target(cx.op)?;
             infer_to(cx, to)
         },
-        eval: Some(|cx, inputs| Ok(vec![present::<1>(inputs)?[0].cast(target(cx.op)?)?])),
+        eval: Some(|cx, inputs| Ok(vec![present::<1>(inputs)?[0].cast_by(target(cx.op)?, conversion(cx.op)?)?])),
         grad: Gradient::Emit(grad),
         upgrades: &[(6, type_from_name)],
         sample: Some(|d| {
@@ -34,12 +37,26 @@ pub const OPS: &[OpDef] = &[
             let to = cx.dtype(1)?;
             infer_to(cx, to)
         },
-        eval: Some(|_, inputs| {
+        eval: Some(|cx, inputs| {
             let [x, like] = present(inputs)?;
-            Ok(vec![x.cast(like.dtype())?])
+            Ok(vec![x.cast_by(like.dtype(), conversion(cx.op)?)?])
         }),
         grad: Gradient::Emit(grad),
         sample: Some(sample_like),
+        ..OpDef::DEFAULT
+    },
+    OpDef {
+        name: "BitCast",
+        infer: |cx| {
+            let to = target(cx.op)?;
+            same_width(cx.dtype(0)?, to)?;
+            let shape = cx.shape(0).map(<[Dim]>::to_vec);
+            cx.set_tensor(0, to, shape);
+            Ok(())
+        },
+        eval: Some(bit_cast),
+        grad: Gradient::Zero,
+        sample: Some(sample_bits),
         ..OpDef::DEFAULT
     },
     OpDef {
@@ -74,6 +91,29 @@ fn target(op: &Operator) -> Result<DType> {
         Some(dtype) => Ok(dtype),
         None => bail!("attribute `to` is missing"),
     }
+}
+
+/// How Cast treats what a narrow type has no place for.
+fn conversion(op: &Operator) -> Result<Conversion> {
+    let round = match op.attrs.str("round_mode", "up")? {
+        "up" => RoundMode::Up,
+        "down" => RoundMode::Down,
+        "nearest" => RoundMode::Nearest,
+        other => bail!("attribute `round_mode` is \"{other}\", expected \"up\", \"down\" or \"nearest\""),
+    };
+    Ok(Conversion { saturate: op.attrs.flag("saturate", true)?, round })
+}
+
+fn same_width(from: DType, to: DType) -> Result<()> {
+    let strings = from == DType::String || to == DType::String;
+    ensure!(!strings && from.bits() == to.bits(), "{from} and {to} are not of the same width");
+    Ok(())
+}
+
+fn bit_cast(cx: &EvalCx, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>> {
+    let ([x], to) = (present(inputs)?, target(cx.op)?);
+    same_width(x.dtype(), to)?;
+    Ok(vec![Tensor::from_bytes(to, x.shape().to_vec(), x.bytes().clone())?])
 }
 
 fn infer_to(cx: &mut InferCx, to: DType) -> Result<()> {
@@ -113,6 +153,11 @@ fn sample_like(draw: &mut Draw) -> Sample {
     let mut sample = Sample::new(Operator::onnx("CastLike", Attributes::new()), inputs);
     sample.check[1] = false;
     sample
+}
+
+fn sample_bits(draw: &mut Draw) -> Sample {
+    let shape = random_shape(draw);
+    Sample::new(Operator::onnx("BitCast", to_attribute(DType::F64)), vec![draw.ints(&shape, 0, 1 << 40)])
 }
 
 #[cfg(test)]

@@ -68,29 +68,30 @@ pub(crate) fn kernel_of(weight: Option<&[Dim]>) -> Option<Vec<usize>> {
 fn infer(cx: &mut InferCx) -> Result<()> {
     let dtype = cx.dtype(0)?;
     ensure!(dtype == cx.dtype(1)?, "it convolves {dtype} with {}", cx.dtype(1)?);
-    let groups = count(&cx.op.attrs, "group", 1)? as i64;
-    let kernel = kernel_of(cx.shape(1));
-    let channels = cx.shape(1).and_then(|w| w.first().cloned()).unwrap_or(Dim::Unknown);
-    let shape = match cx.shape(0) {
-        Some(x) => {
-            ensure!(x.len() >= 3, "its data has rank {}, expected at least 3", x.len());
-            if let Some(w) = cx.shape(1) {
-                ensure!(w.len() == x.len(), "data of rank {} and weight of rank {}", x.len(), w.len());
-                if let (Some(have), Some(per_group)) = (x[1].known(), w[1].known()) {
-                    let want = per_group.checked_mul(groups);
-                    ensure!(want == Some(have), "{have} channels, but {groups} groups of {per_group}");
-                }
-            }
-            let spatial = match (cx.op.attrs.has("kernel_shape"), &kernel) {
-                (false, None) => vec![Dim::Unknown; x.len() - 2],
-                _ => Window::read(&cx.op.attrs, kernel.as_deref())?.output_dims(&x[2..])?,
-            };
-            Some([&[x[0].clone(), channels][..], &spatial].concat())
-        }
-        None => None,
-    };
+    let shape = output_shape(cx, 0, 1)?;
     cx.set_tensor(0, dtype, shape);
     Ok(())
+}
+
+/// The shape of y, for the data and the weight in these slots; `None` if the rank of the data is unknown.
+pub(super) fn output_shape(cx: &InferCx, data: usize, weight: usize) -> Result<Option<Vec<Dim>>> {
+    let groups = count(&cx.op.attrs, "group", 1)? as i64;
+    let kernel = kernel_of(cx.shape(weight));
+    let channels = cx.shape(weight).and_then(|w| w.first().cloned()).unwrap_or(Dim::Unknown);
+    let Some(x) = cx.shape(data) else { return Ok(None) };
+    ensure!(x.len() >= 3, "its data has rank {}, expected at least 3", x.len());
+    if let Some(w) = cx.shape(weight) {
+        ensure!(w.len() == x.len(), "data of rank {} and weight of rank {}", x.len(), w.len());
+        if let (Some(have), Some(per_group)) = (x[1].known(), w[1].known()) {
+            let want = per_group.checked_mul(groups);
+            ensure!(want == Some(have), "{have} channels, but {groups} groups of {per_group}");
+        }
+    }
+    let spatial = match (cx.op.attrs.has("kernel_shape"), &kernel) {
+        (false, None) => vec![Dim::Unknown; x.len() - 2],
+        _ => Window::read(&cx.op.attrs, kernel.as_deref())?.output_dims(&x[2..])?,
+    };
+    Ok(Some([&[x[0].clone(), channels][..], &spatial].concat()))
 }
 
 /// The output has the type of input 0 and the shape that an integer input holds.

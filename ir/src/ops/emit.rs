@@ -54,6 +54,17 @@ impl<'g> Emit<'g> {
         let inputs: Vec<Option<Value>> = inputs.iter().copied().map(Some).collect();
         Ok(self.node(Operator::sartor(name, attrs), &inputs, 1)?[0])
     }
+    /// An input of an existing node that must be there.
+    pub fn operand(&self, id: NodeId, slot: usize) -> Result<Value> {
+        match self.graph.input(id, slot) {
+            Some(value) => Ok(value),
+            None => bail!("input {slot} is missing"),
+        }
+    }
+    /// The attributes of an existing node, cloned, so that nodes can be added while they are read.
+    pub fn attrs(&self, id: NodeId) -> Attributes {
+        self.graph.node(id).op().map(|op| op.attrs.clone()).unwrap_or_default()
+    }
     /// Adds a constant.
     pub fn constant(&mut self, tensor: Tensor) -> Value {
         let hint = format!("{}const", self.prefix);

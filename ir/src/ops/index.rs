@@ -9,6 +9,7 @@
 use super::arithmetic::Arithmetic;
 use super::{InferCx, MAX_FACT_DIMS, broadcast, normal_axis};
 use crate::error::{Context, Error, Result};
+use crate::minifloat::{pack, unpack};
 use crate::tensor::element_count;
 use crate::{DType, Dim, Tensor, bail, dispatch, ensure};
 use bytes::Bytes;
@@ -59,18 +60,6 @@ fn pick_cells<const WIDTH: usize>(parts: &[&[u8]], places: &[usize]) -> Result<V
         out.extend_from_slice(cells.get(place).ok_or_else(out_of_pool)?);
     }
     Ok(out)
-}
-
-/// One byte per element out of packed ones, the first element in the low bits.
-fn unpack(bytes: &[u8], bits: usize, count: usize) -> Vec<u8> {
-    let per_byte = 8 / bits;
-    let mask = (1u8 << bits) - 1;
-    (0..count).map(|i| (bytes[i / per_byte] >> (bits * (i % per_byte))) & mask).collect()
-}
-
-fn pack(cells: &[u8], bits: usize) -> Vec<u8> {
-    let pack_one = |chunk: &[u8]| chunk.iter().enumerate().fold(0, |byte, (i, cell)| byte | cell << (bits * i));
-    cells.chunks(8 / bits).map(pack_one).collect()
 }
 
 /// The gradient of picking `dy`'s elements at `places`: zeros of shape `shape` to which each element of `dy` is added

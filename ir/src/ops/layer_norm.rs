@@ -49,12 +49,12 @@ pub const OPS: &[OpDef] = &[
 ];
 
 /// The axes of one row.
-fn rows(attrs: &Attributes, rank: usize) -> Result<std::ops::Range<usize>> {
+pub(super) fn rows(attrs: &Attributes, rank: usize) -> Result<std::ops::Range<usize>> {
     Ok(normal_axis(attrs.int("axis", -1)?, rank)?..rank)
 }
 
 /// The type in which the statistics are computed and given out.
-fn stash_type(attrs: &Attributes) -> Result<DType> {
+pub(super) fn stash_type(attrs: &Attributes) -> Result<DType> {
     let code = attrs.int("stash_type", 1)?;
     let dtype = i32::try_from(code).ok().and_then(DType::from_onnx_code).filter(|d| d.is_float());
     dtype.ok_or_else(|| Error::msg(format!("attribute `stash_type` is {code}, expected a floating-point type")))

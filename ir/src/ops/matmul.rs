@@ -33,7 +33,8 @@ fn infer(cx: &mut InferCx) -> Result<()> {
     Ok(())
 }
 
-fn result_dims(a: &[Dim], b: &[Dim]) -> Result<Vec<Dim>> {
+/// The shape of the product of operands of these shapes.
+pub(super) fn result_dims(a: &[Dim], b: &[Dim]) -> Result<Vec<Dim>> {
     ensure!(!a.is_empty() && !b.is_empty(), "an operand of rank 0");
     let (ka, kb) = (&a[a.len() - 1], &b[b.len().saturating_sub(2)]);
     if let (Some(x), Some(y)) = (ka.known(), kb.known()) {

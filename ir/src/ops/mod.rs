@@ -29,6 +29,7 @@ pub mod compare;
 pub mod concat;
 pub mod conditional;
 pub mod constant;
+pub mod contrib;
 pub mod conv;
 pub mod conv_transpose;
 pub mod cumsum;
@@ -46,6 +47,7 @@ pub mod global_pool;
 pub mod gradient;
 pub mod index;
 pub mod lacks;
+pub mod integer_products;
 pub mod layer_norm;
 pub mod linear_attention;
 pub mod loops;
@@ -55,10 +57,12 @@ pub mod matmul;
 pub mod nonzero;
 pub mod norms;
 pub mod one_hot;
+pub mod optimizers;
 pub mod pad;
 pub mod pool;
 #[cfg(test)]
 mod probe;
+pub mod quantize;
 pub mod random;
 pub mod range;
 pub mod real;
@@ -156,12 +160,22 @@ pub const FAMILIES: &[&[OpDef]] = &[
     loops::OPS,
     scan::OPS,
     recurrent::OPS,
+    // Numbers on a grid, and products of them.
+    quantize::OPS,
+    integer_products::OPS,
+    // Other domains.
+    optimizers::OPS,
+    contrib::elementwise::OPS,
+    contrib::norm::OPS,
+    contrib::matmul::OPS,
+    contrib::attention::OPS,
+    contrib::grouped::OPS,
 ];
 
 /// One operator's behaviour.
 #[derive(Clone, Copy)]
 pub struct OpDef {
-    /// `""` for ONNX's own, or [`crate::SARTOR_DOMAIN`].
+    /// `""` for ONNX's own, [`crate::SARTOR_DOMAIN`], [`contrib::DOMAIN`], ….
     pub domain: &'static str,
     /// `MatMul`, ….
     pub name: &'static str,
