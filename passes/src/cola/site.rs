@@ -2,7 +2,7 @@
 
 use super::record::{LinkRecord, SiteRecord};
 use crate::pattern::{Patterns, candidate_names, module_paths};
-use sartor_ir::ops::EvalCx;
+use sartor_ir::ops::{self, EvalCx};
 use sartor_ir::rng::Stream;
 use sartor_ir::{
     Context, DType, Graph, Model, Node, NodeId, NodeKind, Result, Tensor, Type, Value, bail, ensure, eval,
