@@ -24,7 +24,7 @@ def main():
             refused.append(f"{model.name}: {str(error).splitlines()[0]}")
             continue
         np.savez(model.with_suffix(".out.npz"), **outputs)
-    sys.exit("\n".join(refused))
+    sys.exit("\n".join(refused) or None)
 
 
 if __name__ == "__main__":

@@ -467,8 +467,7 @@ fn sample_attention(draw: &mut Draw) -> Sample {
     }
     if p > 0 {
         optional.push((4, draw.tensor(&[2, 2, 2, p, 2], -1.0, 1.0)));
-    }
-    if draw.chance(0.3) {
+    } else if draw.chance(0.3) {
         optional.push((5, draw.tensor(&[1, 2, s, s + p], -1.0, 1.0)));
     }
     let sample = with_inputs(Sample::new(operator("Attention", attrs), inputs), optional);

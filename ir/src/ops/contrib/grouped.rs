@@ -235,7 +235,7 @@ fn sample(draw: &mut Draw) -> Sample {
         1 => attrs.set("local_window_size", 2i64),
         _ => {}
     }
-    let size = 8usize;
+    let size = 16usize;
     let mut inputs = vec![Some(draw.tensor(&[1, s, if packed { 8 } else { 4 } * size], -1.0, 1.0))];
     inputs.extend((0..2).map(|_| Some(draw.tensor(&[1, s, 2 * size], -1.0, 1.0)).filter(|_| !packed)));
     inputs.extend((0..2).map(|_| Some(draw.tensor(&[1, 2, past, size], -1.0, 1.0)).filter(|_| !prompt)));
