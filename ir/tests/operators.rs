@@ -14,7 +14,10 @@ const NO_SAMPLE: &[(&str, &str)] =
     &[("Scatter", "stands for older models only: its upgrade renames it ScatterElements")];
 
 /// Rows that need some axes as numbers, and why. Exporters give them as numbers.
-const NEEDS_NUMBERS: &[(&str, &str)] = &[("ConvTranspose", "its gradient needs the size of the kernel")];
+const NEEDS_NUMBERS: &[(&str, &str)] = &[
+    ("ConvTranspose", "its gradient needs the size of the kernel"),
+    ("Det", "its gradient is written out in as many products as the matrices have rows"),
+];
 
 /// Rows that have neither an evaluation with a gradient nor a decomposition, and why.
 const LAW_EXCEPTIONS: &[(&str, &str)] = &[];
