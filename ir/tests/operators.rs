@@ -25,6 +25,7 @@ const NEEDS_NUMBERS: &[(&str, &str)] = &[
     ("MultiHeadAttention", "its scale needs the size of a head"),
     ("GroupQueryAttention", "its scale needs the size of a head"),
     ("RotaryEmbedding", "its parts need the size of a head"),
+    ("Det", "its gradient is written out in as many products as the matrices have rows"),
 ];
 
 /// Rows that have neither an evaluation with a gradient nor a decomposition, and why.

@@ -319,6 +319,46 @@ impl<'g> Emit<'g> {
         let axes = self.ints(&axes);
         self.op("Unsqueeze", &[a, axes], Attributes::new())
     }
+    /// Reshaped to lengths, of which one may be the number -1.
+    pub fn reshape_to(&mut self, a: Value, lengths: &[Length]) -> Result<Value> {
+        let shape = self.shape_tensor(lengths)?;
+        let whole = !lengths.iter().any(|l| matches!(l, Length::Number(-1)));
+        self.op("Reshape", &[a, shape], Attributes::new().with("allowzero", whole))
+    }
+    /// Entry `index` of an axis, which goes away.
+    pub fn entry(&mut self, a: Value, index: i64, axis: usize) -> Result<Value> {
+        let index = self.constant(Tensor::scalar(index));
+        self.op("Gather", &[a, index], Attributes::new().with("axis", axis as i64))
+    }
+    /// The length of an axis as an `int64` scalar.
+    pub fn length(&mut self, a: Value, axis: usize) -> Result<Value> {
+        let length = self.shape_tensor(&[Length::Axis(a, axis)])?;
+        self.int_scalar(length)
+    }
+    /// The length of an axis as a scalar of an element type.
+    pub fn length_as(&mut self, a: Value, axis: usize, dtype: DType) -> Result<Value> {
+        match self.shape(a)?.get(axis).and_then(Dim::known) {
+            Some(length) => Ok(self.constant(Tensor::scalar_of(dtype, length as f64)?)),
+            None => {
+                let length = self.length(a, axis)?;
+                self.cast(length, dtype)
+            }
+        }
+    }
+    /// The one element of an integer tensor as an `int64` scalar.
+    pub fn int_scalar(&mut self, a: Value) -> Result<Value> {
+        if let Some(known) = self.graph.constant(a) {
+            let number = known.cast(DType::I64)?.item::<i64>()?;
+            return Ok(self.constant(Tensor::scalar(number)));
+        }
+        let wide = self.cast(a, DType::I64)?;
+        self.reshape(wide, &[])
+    }
+    /// The `int64` numbers 0, 1, … before a scalar.
+    pub fn range(&mut self, limit: Value) -> Result<Value> {
+        let (zero, one) = (self.constant(Tensor::scalar(0i64)), self.constant(Tensor::scalar(1i64)));
+        self.op("Range", &[zero, limit, one], Attributes::new())
+    }
     /// Broadcast to the shape of another value.
     pub fn expand_like(&mut self, a: Value, like: Value) -> Result<Value> {
         let shape = self.shape(like)?;

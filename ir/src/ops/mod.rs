@@ -25,6 +25,8 @@ pub mod body;
 pub mod broadcast;
 pub mod cast;
 pub mod causal_conv;
+pub mod center_crop_pad;
+pub mod col2im;
 pub mod compare;
 pub mod concat;
 pub mod conditional;
@@ -33,7 +35,10 @@ pub mod contrib;
 pub mod conv;
 pub mod conv_transpose;
 pub mod cumsum;
+pub mod deform_conv;
 pub mod depth_to_space;
+pub mod det;
+pub mod dft;
 pub mod dropout;
 pub mod einsum;
 pub mod elementwise;
@@ -45,8 +50,10 @@ pub mod gather_nd;
 pub mod gemm;
 pub mod global_pool;
 pub mod gradient;
+pub mod grid_sample;
 pub mod index;
 pub mod integer_products;
+pub mod interpolate;
 pub mod lacks;
 pub mod layer_norm;
 pub mod linear_attention;
@@ -54,10 +61,13 @@ pub mod loops;
 pub mod loss;
 pub mod loss_grad;
 pub mod matmul;
+pub mod max_unpool;
+pub mod non_max_suppression;
 pub mod nonzero;
 pub mod norms;
 pub mod one_hot;
 pub mod optimizers;
+pub mod optional;
 pub mod pad;
 pub mod pool;
 #[cfg(test)]
@@ -71,11 +81,13 @@ pub mod reduce;
 pub mod reshape;
 pub mod resize;
 pub mod reverse_sequence;
+pub mod roi;
 pub mod rotary_embedding;
 pub mod scan;
 pub mod scatter;
 pub mod select;
 pub mod shape;
+pub mod signal;
 pub mod slice;
 pub mod softmax;
 pub mod split;
@@ -87,6 +99,7 @@ pub mod topk;
 pub mod transpose;
 pub mod trilu;
 pub mod unary;
+pub mod unique;
 pub mod upgrade;
 pub mod variadic;
 pub mod window;
@@ -141,6 +154,10 @@ pub const FAMILIES: &[&[OpDef]] = &[
     cumsum::OPS,
     topk::OPS,
     reverse_sequence::OPS,
+    center_crop_pad::OPS,
+    unique::OPS,
+    non_max_suppression::OPS,
+    optional::OPS,
     // Reductions, normalisation, losses, convolution, pools.
     reduce::OPS,
     softmax::OPS,
@@ -170,6 +187,15 @@ pub const FAMILIES: &[&[OpDef]] = &[
     contrib::matmul::OPS,
     contrib::attention::OPS,
     contrib::grouped::OPS,
+    max_unpool::OPS,
+    col2im::OPS,
+    // Images at other places, spectra, matrices.
+    grid_sample::OPS,
+    deform_conv::OPS,
+    roi::OPS,
+    dft::OPS,
+    signal::OPS,
+    det::OPS,
 ];
 
 /// One operator's behaviour.

@@ -1,10 +1,12 @@
-//! Random tensors: RandomNormal, RandomUniform, their `Like` forms, and Bernoulli. One row each; no gradient.
+//! Random tensors: RandomNormal, RandomUniform, their `Like` forms, Bernoulli and Multinomial. One row each; no gradient.
 //!
 //! Element `i` is a pure function of the run's seed, the step, the node and `i` (see [`crate::rng`]); an attribute
 //! `seed` enters into it too. Spec: <https://onnx.ai/onnx/operators/>.
 
 use super::cast::dtype_attribute;
 use super::elementwise::{present, random_shape};
+use super::real::{count, reals};
+use super::softmax::{map_lines, softmax};
 use super::{EvalCx, Gradient, InferCx, OpDef, Sample};
 use crate::error::Result;
 use crate::graph::Operator;
@@ -39,6 +41,16 @@ pub const OPS: &[OpDef] = &[
         ..LIKE
     },
     OpDef { name: "Bernoulli", eval: Some(bernoulli), sample: Some(|d| sample_like(d, "Bernoulli")), ..LIKE },
+    OpDef {
+        name: "Multinomial",
+        infer: infer_multinomial,
+        eval: Some(multinomial),
+        sample: Some(|d| {
+            let attrs = Attributes::new().with("sample_size", d.int(0, 5));
+            Sample::new(Operator::onnx("Multinomial", attrs), vec![d.tensor(&[2, 3], -2.0, 2.0)])
+        }),
+        ..LIKE
+    },
 ];
 
 const FREE: OpDef = OpDef { inputs: (0, 0), infer: infer_free, grad: Gradient::Zero, ..OpDef::DEFAULT };
@@ -115,6 +127,39 @@ fn bernoulli(cx: &EvalCx, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>> {
     ensure!(p.dtype().is_float(), "its probabilities are {}, expected a floating-point type", p.dtype());
     let (stream, p) = (seeded(cx)?, p.to_f64s()?);
     fill(like(cx, inputs)?, |i| f64::from(u8::from(stream.unit(i) < p[i as usize])))
+}
+
+fn infer_multinomial(cx: &mut InferCx) -> Result<()> {
+    let dtype = dtype_attribute(cx.op, "dtype")?.unwrap_or(DType::I32);
+    ensure!(cx.dtype(0)?.is_float(), "its log-probabilities are {}, expected a floating-point type", cx.dtype(0)?);
+    let shape = cx.shape(0).map(<[Dim]>::to_vec);
+    if let Some(shape) = &shape {
+        ensure!(shape.len() == 2, "its log-probabilities have rank {}, expected 2", shape.len());
+    }
+    let batch = shape.and_then(|s| s.into_iter().next()).unwrap_or(Dim::Unknown);
+    cx.set_tensor(0, dtype, Some(vec![batch, Dim::Known(count(&cx.op.attrs, "sample_size", 1)? as i64)]));
+    Ok(())
+}
+
+/// The numbers of classes, drawn with the probabilities that a softmax gives each row of the input, `[batch, classes]`.
+fn multinomial(cx: &EvalCx, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>> {
+    let [x] = present(inputs)?;
+    let [batch, classes] = *x.shape() else { bail!("its log-probabilities have rank {}, expected 2", x.rank()) };
+    ensure!(classes > 0 || batch == 0, "there are no classes to draw from");
+    let draws = count(&cx.op.attrs, "sample_size", 1)?;
+    ensure!(element_count(&[batch, draws]).is_some(), "{batch} × {draws} draws are too many");
+    let (stream, mut p) = (seeded(cx)?, reals(x)?);
+    map_lines(&mut p, x.shape(), 1, softmax);
+    let dtype = dtype_attribute(cx.op, "dtype")?.unwrap_or(DType::I32);
+    fill((dtype, vec![batch, draws]), |i| {
+        let row = i as usize / draws * classes;
+        let (mut rest, mut class) = (stream.unit(i), 0);
+        while class + 1 < classes && rest >= p[row + class] {
+            rest -= p[row + class];
+            class += 1;
+        }
+        class as f64
+    })
 }
 
 fn sample_free(draw: &mut Draw, name: &str) -> Sample {

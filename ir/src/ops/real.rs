@@ -15,6 +15,11 @@ pub fn rounded(dtype: DType, shape: impl Into<Vec<usize>>, values: Vec<f64>) -> 
     Tensor::from_vec(shape, values).cast(dtype)
 }
 
+/// The element type in which half precision is computed: single.
+pub fn wide(dtype: DType) -> DType {
+    if matches!(dtype, DType::F16 | DType::BF16) { DType::F32 } else { dtype }
+}
+
 /// An input that must be there.
 pub fn required<'a>(inputs: &[Option<&'a Tensor>], slot: usize) -> Result<&'a Tensor> {
     match optional(inputs, slot) {

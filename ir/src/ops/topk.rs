@@ -62,7 +62,7 @@ fn infer_topk(cx: &mut InferCx) -> Result<()> {
 }
 
 /// Numbers by size, NaN above all.
-fn compare<T: Element>(a: &T, b: &T) -> Ordering {
+pub(super) fn compare<T: Element>(a: &T, b: &T) -> Ordering {
     let is_nan = |x: &T| x.partial_cmp(x).is_none();
     a.partial_cmp(b).unwrap_or_else(|| is_nan(a).cmp(&is_nan(b)))
 }
