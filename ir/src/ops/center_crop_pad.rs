@@ -111,7 +111,13 @@ mod tests {
         let op = Operator::onnx("CenterCropPad", Attributes::new());
         let to = |length: i64| {
             let (x, shape) = (Tensor::from_i64s(&[1, 2, 3]), Tensor::from_i64s(&[length]));
-            let cx = EvalCx { op: &op, opset: crate::OPSET, wanted: vec![true], stream: Stream::new(0, 0, "") };
+            let cx = EvalCx {
+                op: &op,
+                opset: crate::OPSET,
+                wanted: vec![true],
+                stream: Stream::new(0, 0, ""),
+                params: &crate::ops::no_params,
+            };
             eval_op(&cx, &[Some(&x), Some(&shape)]).unwrap()[0].to_vec::<i64>().unwrap()
         };
         assert_eq!(to(2), [1, 2]);

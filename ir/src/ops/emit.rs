@@ -274,12 +274,6 @@ impl<'g> Emit<'g> {
         let (start, step) = (self.constant(Tensor::scalar(0i64)), self.constant(Tensor::scalar(1i64)));
         self.op("Range", &[start, limit, step], Attributes::new())
     }
-    /// Reshaped to lengths of which some are known only when the program runs. A length of 0 copies the axis of `a` at its place, as in
-    /// [`reshape`](Emit::reshape), and one may be -1.
-    pub fn reshape_to(&mut self, a: Value, lengths: &[Length]) -> Result<Value> {
-        let shape = self.shape_tensor(lengths)?;
-        self.op("Reshape", &[a, shape], Attributes::new())
-    }
     /// Zeros in the shape of a value, of another element type.
     pub fn zeros_like(&mut self, like: Value, dtype: DType) -> Result<Value> {
         let shape = self.shape_of(like)?;
