@@ -10,8 +10,12 @@ use std::collections::HashMap;
 
 type Feeds = HashMap<String, Tensor>;
 
+fn parsed(source: &str) -> Model {
+    text::parse(&format!("<ir_version: 10, opset_import: [\"\": 20]>\n{source}")).unwrap()
+}
+
 fn model(source: &str) -> Model {
-    let model = text::parse(&format!("<ir_version: 10, opset_import: [\"\": 20]>\n{source}")).unwrap();
+    let model = parsed(source);
     verify::verify(&model).unwrap();
     model
 }
@@ -42,7 +46,7 @@ fn numbers(tensor: &Tensor) -> Vec<f64> {
 /// Appends the number of the iteration to what it carries until there are five entries.
 const GROWING: &str = "
 g (int64[n] start, int64[] most) => (all, rows) <
-  bool[] yes = {true},
+  bool[] yes = {1},
   int64[] five = {5},
   int64[1] axis = {0}
 > {
@@ -79,7 +83,7 @@ fn a_known_number_of_iterations_is_an_axis() {
     let m = model(
         "g (float[n, 3] x) => (last, rows) <
           int64[] four = {4},
-          bool[] yes = {true}
+          bool[] yes = {1}
         > {
           last, rows = Loop <body: graph = body (i, going, s) => (going, next, s) <
               x = capture 0
@@ -157,10 +161,7 @@ fn every_iteration_draws_its_own_numbers() {
 
 #[test]
 fn what_does_not_fit_is_reported() {
-    let problem = |source: &str| {
-        let model = text::parse(&format!("<ir_version: 10, opset_import: [\"\": 20]>\n{source}")).unwrap();
-        verify::verify(&model).unwrap_err().to_string()
-    };
+    let problem = |source: &str| verify::verify(&parsed(source)).unwrap_err().to_string();
     let few = problem(
         "g (int64[] n) => (y) {
           y = Loop <body: graph = body (i, going, s) => (going, s) { }> (n, \"\")
@@ -308,7 +309,7 @@ fn gradients_flow_through_scans() {
 #[test]
 fn gradients_flow_through_branches_in_loops_in_branches() {
     let source = "g (double[2] x, double[2] w) => (y) <
-      bool[] yes = {true}
+      bool[] yes = {1}
     > {
       limit = Constant <value_float = 0.0> ()
       total = ReduceSum <keepdims = 0> (x)
@@ -372,7 +373,7 @@ fn loops_of_unknown_length_have_no_gradient() {
 
 #[test]
 fn a_scan_of_version_8_becomes_two() {
-    let mut m = model(
+    let mut m = parsed(
         "g (double[2, 1] s, double[2, 3, 1] x) => (last, rows) {
           last, rows = Scan <num_scan_inputs = 1, body: graph = body (s, x) => (sum, sum_out) {
               sum = Add (s, x)
@@ -380,7 +381,7 @@ fn a_scan_of_version_8_becomes_two() {
             }> (s, x)
         }",
     );
-    let node = m.graph.find_node("").unwrap_or_else(|| m.graph.topo_ops()[0]);
+    let node = m.graph.topo_ops()[0];
     let inputs: Vec<Option<Value>> = std::iter::once(None).chain(m.graph.node_inputs(node)).collect();
     m.graph.set_inputs(node, &inputs);
     let (_, rewrite) = lookup("", "Scan").unwrap().upgrades[0];

@@ -50,7 +50,13 @@ pub fn facts(
     }
     for (value, index) in captured(body) {
         let Some(fact) = captures.get(index) else { bail!("its body reads capture {index} of {}", captures.len()) };
-        known.extend(fact.clone().map(|fact| (value, fact)));
+        let Some(mut fact) = fact.clone() else { continue };
+        // The gradient of a branch knows the rank that its output has where the branch is taken.
+        let rank = body.ty(value).and_then(Type::rank);
+        if let (Type::Tensor { shape: shape @ None, .. }, Some(rank)) = (&mut fact.ty, rank) {
+            *shape = Some(vec![Dim::Unknown; rank]);
+        }
+        known.insert(value, fact);
     }
     // What a body declares is what its exporter saw in one iteration.
     let facts = infer::facts_of(body, opset, &known, false).context(|| format!("graph \"{}\"", body.name))?;

@@ -76,6 +76,8 @@ struct Wanted {
     opset: i64,
     /// The types of the captures.
     types: Vec<Option<Type>>,
+    /// The values of those that are known: numbers of iterations, axes, shapes.
+    known: Vec<Option<Tensor>>,
     /// The captures whose gradients are wanted.
     captures: Vec<usize>,
     /// The outputs that have a gradient, by slot, and its type. They are captures too, after the others.
@@ -85,11 +87,14 @@ struct Wanted {
 fn grad(cx: &mut GradCx) -> Result<Vec<Option<Value>>> {
     let op = cx.op();
     let inputs = cx.emit.graph.node_inputs(cx.node);
-    let ty = |value: Value| cx.emit.graph.ty(value).cloned();
+    let (graph, opset) = (&*cx.emit.graph, cx.emit.opset);
+    let ty = |value: Value| graph.ty(value).cloned();
+    let known = |value: Value| infer::stored_value(graph, value, opset);
     let dys: Vec<(usize, Value)> = cx.grads.iter().enumerate().filter_map(|(i, dy)| Some((i, (*dy)?))).collect();
     let wanted = Wanted {
-        opset: cx.emit.opset,
+        opset,
         types: inputs.iter().skip(1).map(|v| v.and_then(ty)).collect(),
+        known: inputs.iter().skip(1).map(|v| v.and_then(known)).collect(),
         captures: (0..inputs.len() - 1).filter(|k| cx.want(k + 1)).collect(),
         outputs: dys.iter().map(|(slot, dy)| (*slot, ty(*dy))).collect(),
     };
@@ -123,6 +128,10 @@ impl Wanted {
             let value = Value { node, slot: 0 };
             graph.set_ty(value, self.types.get(index).cloned().flatten());
             nodes.entry(index).or_default().push(value);
+            if let Some(tensor) = self.known.get(index).cloned().flatten() {
+                let known = graph.add_const("known", tensor);
+                graph.replace_uses(value, known);
+            }
         }
         infer::infer_graph(&mut graph, self.opset)?;
         let sources: Vec<Value> = self.captures.iter().filter_map(|k| nodes.get(k)).flatten().copied().collect();
@@ -138,7 +147,9 @@ impl Wanted {
         let mut seeds: HashMap<Value, Value> = HashMap::new();
         for (i, (output, (_, ty))) in targets(emit.graph).into_iter().zip(&self.outputs).enumerate() {
             let name = emit.graph.fresh_name(&format!("backward/dy{i}"));
-            let dy = emit.graph.add_capture(self.types.len() + i, &name, ty.clone());
+            // Where this branch is taken, the gradient has the type of its output.
+            let ty = emit.graph.ty(output).cloned().or(ty.clone());
+            let dy = emit.graph.add_capture(self.types.len() + i, &name, ty);
             let sum = seeds.get(&output).map_or(Ok(dy), |&other| emit.add(other, dy))?;
             seeds.insert(output, sum);
         }
