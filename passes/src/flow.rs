@@ -9,7 +9,7 @@
 
 use crate::{training, walk};
 use sartor_ir::ops::{self, Gradient};
-use sartor_ir::{Graph, Model, NodeId, Value, infer};
+use sartor_ir::{DType, Graph, Model, NodeId, Type, Value};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -43,6 +43,11 @@ fn rule(graph: &Graph, id: NodeId) -> Rule {
     }
 }
 
+/// Whether a value may carry a gradient: where a file does not say its type, it may.
+fn carries(graph: &Graph, value: Value) -> bool {
+    graph.ty(value).and_then(Type::dtype).is_none_or(DType::is_float)
+}
+
 /// Follows the gradients of all floating-point outputs of the inference graph, whose types must be inferred.
 pub fn flow(model: &Model) -> Flow {
     let graph = &model.graph;
@@ -50,7 +55,7 @@ pub fn flow(model: &Model) -> Flow {
         .into_iter()
         .filter_map(|name| graph.find_param(&name).map(|value| (name, value)))
         .collect();
-    let outputs: Vec<Value> = graph.outputs.iter().map(|o| o.value).filter(|&v| infer::is_float(graph.ty(v))).collect();
+    let outputs: Vec<Value> = graph.outputs.iter().map(|o| o.value).filter(|&v| carries(graph, v)).collect();
     let upstream = walk::ancestors(graph, outputs.iter().copied(), |_| false);
     let order = graph.topo_ops();
     // What each node depends on, and which values a gradient reaches.
@@ -62,7 +67,7 @@ pub fn flow(model: &Model) -> Flow {
         }
         match rule(graph, id) {
             Rule::Passes => {
-                live.extend(graph.node_inputs(id).into_iter().flatten().filter(|&v| infer::is_float(graph.ty(v))));
+                live.extend(graph.node_inputs(id).into_iter().flatten().filter(|&v| carries(graph, v)));
             }
             Rule::Zero | Rule::Missing => cutting.push(id),
         }
@@ -98,6 +103,7 @@ pub fn flow(model: &Model) -> Flow {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use sartor_ir::infer;
 
     #[test]
     fn says_what_is_reached_and_what_is_in_the_way() {

@@ -9,6 +9,8 @@
 //! Some exporters (Paddle, tf2onnx) write no initializers. Only parameters can be adapted, trained, shared by programs and kept
 //! out of the arena, so `cola` and `freeze` do this first.
 //!
+//! What decides about shapes, the scales of a `Resize`, becomes a constant in return where it was made of weights.
+//!
 //! *Needs* nothing. *Leaves* no `Constant` operator with a floating-point tensor of two elements or more in the inference graph and
 //! the programs; equal ones of one name are one `Frozen` parameter. Integers, single numbers, functions and subgraphs stay as they are. The
 //! same numbers. Idempotent.
@@ -39,6 +41,7 @@ pub fn lift(model: &mut Model) -> Result<bool> {
     let mut changed = false;
     edit_with_model(model, |graph, model| {
         changed |= lift_graph(graph, model);
+        changed |= settle_shapes(graph, model);
         Ok(())
     })?;
     Ok(changed)
@@ -58,6 +61,41 @@ fn lift_graph(graph: &mut Graph, model: &mut Model) -> bool {
         graph.remove(*id);
     }
     !found.is_empty()
+}
+
+/// Most numbers of what is read as scales.
+const MOST_SCALES: usize = 64;
+
+/// Scales of images that are made of parameters alone become constants: shapes depend on them.
+fn settle_shapes(graph: &mut Graph, model: &Model) -> bool {
+    let mut changed = false;
+    for id in graph.topo_ops() {
+        let node = graph.node(id);
+        let slots: &[usize] = if node.is("Resize") {
+            &[1, 2]
+        } else if node.is("Upsample") {
+            &[1]
+        } else {
+            &[]
+        };
+        for &slot in slots {
+            let Some(value) = graph.input(id, slot).filter(|&v| graph.constant(v).is_none()) else { continue };
+            if !crate::cola::is_still(graph, value) {
+                continue;
+            }
+            let Ok(tensor) = crate::cola::effective_weight(graph, model, value) else { continue };
+            if tensor.len() <= MOST_SCALES {
+                let hint = format!("{}.constant", graph.value_name(value));
+                let constant = graph.add_const(&hint, tensor);
+                graph.set_input(id, slot, Some(constant));
+                changed = true;
+            }
+        }
+    }
+    if changed {
+        graph.remove_dead();
+    }
+    changed
 }
 
 fn weight(graph: &Graph, id: NodeId) -> Option<Tensor> {

@@ -220,8 +220,12 @@ fn clean_up_passes_preserve_results() {
         };
         let changed = |model: &Model, name: &str| -> Result<Option<Model>, String> {
             let mut after = model.clone();
-            let report = Driver::new().run_pass(&*build(name), &mut after).map_err(|e| format!("{name}: {e}"))?;
-            Ok(report.changed.then_some(after))
+            match Driver::new().run_pass(&*build(name), &mut after) {
+                Ok(report) => Ok(report.changed.then_some(after)),
+                // Passes that know one opset say so.
+                Err(e) if e.to_string().contains("run the pass `upgrade` first") => Ok(None),
+                Err(e) => Err(format!("{name}: {e}")),
+            }
         };
         for first in &names {
             let Some(model) = changed(&case.model, first)? else { continue };

@@ -91,7 +91,8 @@ fn adapters_train_on_them() {
              [[pass]]\nname = \"autodiff\"\n[[pass]]\nname = \"optimizer\"\nkind = \"adamw\"\n"
         );
         run_passes(&mut model, &pipeline).map_err(text)?;
-        let mut session = Session::program(&model, "step.0", SessionOptions { threads: 2 }).map_err(text)?;
+        let step = model.programs.keys().find(|name| name.starts_with("step")).cloned().unwrap_or_default();
+        let mut session = Session::program(&model, &step, SessionOptions { threads: 2 }).map_err(text)?;
         let mut params = Params::of(&model);
         let mut feeds = inputs.clone();
         feeds.insert("label".to_string(), label);

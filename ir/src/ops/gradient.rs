@@ -28,7 +28,7 @@ pub fn gradients(
     let rule = match super::of(&op).map(|def| def.grad) {
         Some(Gradient::Emit(rule)) => rule,
         Some(Gradient::Zero) => return Ok(vec![None; count]),
-        Some(Gradient::Decompose) => bail!("{name} must be decomposed before it is differentiated"),
+        Some(Gradient::Decompose) => return super::deferred::emit(emit, node, &grads, &wants),
         Some(Gradient::Missing) | None => bail!("the operator {name} has no gradient"),
     };
     let label = emit.graph.node(node).label();
@@ -106,20 +106,21 @@ pub fn between(graph: &Graph, sources: &[Value], targets: &[Value]) -> HashSet<V
 }
 
 /// Replaces the operators [between] `sources` and `targets` whose gradient is that of their decomposition, until none is
-/// left. `targets` are asked for anew each time, since a target may be the output of one that is replaced.
+/// left but those that cannot be decomposed yet, because it needs numbers that only a run knows: their gradients are [deferred](super::deferred). `targets` are asked for anew each time, since a target may be the output of one that is replaced.
 pub fn decompose_between(
     graph: &mut Graph,
     sources: &[Value],
     targets: impl Fn(&Graph) -> Vec<Value>,
     opset: i64,
 ) -> Result<()> {
+    let mut deferred: HashSet<NodeId> = HashSet::new();
     // A decomposition may hold composites itself; nesting is shallow, but loops may hold loops.
     for _ in 0..2 * crate::verify::MAX_SUBGRAPH_DEPTH {
         let between = between(graph, sources, &targets(graph));
         let composite = |id: &NodeId| {
             let def = graph.node(*id).op().and_then(super::of);
             let on_the_way = graph.node_outputs(*id).any(|value| between.contains(&value));
-            on_the_way && def.is_some_and(|def| matches!(def.grad, Gradient::Decompose))
+            on_the_way && !deferred.contains(id) && def.is_some_and(|def| matches!(def.grad, Gradient::Decompose))
         };
         let found: Vec<NodeId> = graph.topo_ops().into_iter().filter(composite).collect();
         if found.is_empty() {
@@ -127,7 +128,12 @@ pub fn decompose_between(
         }
         for id in found {
             let label = graph.node(id).label();
-            super::decompose(graph, id, opset).context(|| label)?;
+            let mut trial = graph.clone();
+            match super::decompose(&mut trial, id, opset) {
+                Ok(_) => *graph = trial,
+                Err(_) if graph.node(id).captures() == 0 => _ = deferred.insert(id),
+                Err(error) => return Err(error.at(label)),
+            }
         }
     }
     bail!("operators decompose into each other without end")

@@ -35,6 +35,7 @@ pub mod contrib;
 pub mod conv;
 pub mod conv_transpose;
 pub mod cumsum;
+pub mod deferred;
 pub mod deform_conv;
 pub mod depth_to_space;
 pub mod det;
@@ -177,6 +178,7 @@ pub const FAMILIES: &[&[OpDef]] = &[
     loops::OPS,
     scan::OPS,
     recurrent::OPS,
+    deferred::OPS,
     // Numbers on a grid, and products of them.
     quantize::OPS,
     integer_products::OPS,

@@ -27,6 +27,7 @@ mod site;
 
 pub use branch::delta;
 pub use record::{LinkRecord, Record, SiteRecord};
+pub(crate) use site::is_still;
 pub use site::{Site, SiteKind, effective_weight, find_sites};
 
 use crate::{Changed, Pass, training};

@@ -48,7 +48,7 @@ pub struct Site {
     pub kind: SiteKind,
     /// The value of its weight, as the operator reads it.
     pub weight: Value,
-    /// The parameter behind it.
+    /// The parameter behind it, or, of quantised weights, the constant.
     pub param: String,
     /// The weight's shape, as the operator reads it.
     pub shape: Vec<usize>,
@@ -78,8 +78,8 @@ fn site_at(graph: &Graph, model: &Model, id: NodeId) -> Result<Option<Site>> {
     let node = graph.node(id);
     let Some(kind) = kind_of(graph, node, id)? else { return Ok(None) };
     let Some(weight) = graph.input(id, kind.weight_slot()) else { return Ok(None) };
-    let Some(param) = behind(graph, weight) else { return Ok(None) };
-    if !model.params.contains_key(&param) {
+    let Some((param, constant)) = behind(graph, weight) else { return Ok(None) };
+    if !constant && !model.params.contains_key(&param) {
         return Ok(None);
     }
     let Some(ty) = graph.ty(weight) else { return Ok(None) };
@@ -113,12 +113,14 @@ fn kind_of(graph: &Graph, node: &Node, id: NodeId) -> Result<Option<SiteKind>> {
     })
 }
 
-/// The parameter behind a weight, through operators that only carry it, or that scale and shift it by what is constant too: quantised weights.
-fn behind(graph: &Graph, value: Value) -> Option<String> {
+/// The name of the parameter behind a weight, through operators that only carry it, or that scale and shift it by what is constant too. Quantised
+/// weights are constants of the graph instead; the second says so.
+fn behind(graph: &Graph, value: Value) -> Option<(String, bool)> {
     let mut value = value;
     for _ in 0..16 {
         value = match &graph.node(value.node).kind {
-            NodeKind::Param(name) => return Some(name.clone()),
+            NodeKind::Param(name) => return Some((name.clone(), false)),
+            NodeKind::Const(tensor) if tensor.rank() > 1 => return Some((graph.value_name(value).to_string(), true)),
             NodeKind::Op(op) if ["Transpose", "Cast", "Identity", "DequantizeLinear"].iter().any(|n| op.is(n)) => {
                 graph.input(value.node, 0)?
             }
@@ -134,7 +136,7 @@ fn behind(graph: &Graph, value: Value) -> Option<String> {
 }
 
 /// Whether a value is made of parameters and constants alone.
-fn is_still(graph: &Graph, value: Value) -> bool {
+pub(crate) fn is_still(graph: &Graph, value: Value) -> bool {
     let moves = |id: &NodeId| matches!(graph.node(*id).kind, NodeKind::Input | NodeKind::Capture(_));
     !crate::walk::ancestors(graph, [value], |_| false).iter().any(moves)
 }

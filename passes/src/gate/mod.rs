@@ -5,14 +5,14 @@
 //! h = Relu(Conv1 x); y = Add(x, Conv2 h)
 //!
 //! z = mean of x over all places                       [N, channels]
-//! t = norm(z) · W + b;  g = clamp(t, 0, 1)            [N, 1 + hidden channels]
+//! t = z · W + b;  g = clamp(t, 0, 1)                  [N, 1 + hidden channels]
 //! s, c = Split(g)
 //! h = Relu(Conv1 x) · c;  y = Add(x, Conv2 h · s)
 //! ```
 //! Where `s` is 0 for an input, the block need not be run for it; where `c_k` is 0, neither need filter k of the first convolution, nor channel k of the
 //! second. This pass multiplies; [`harden`](crate::harden) makes models that skip. `W` starts at 0 and `b` at 1: the gated model
-//! *is* the model, bit for bit up to a multiplication by 1. `norm` makes the channels' means of an example 0 on average with deviation 1 (`normalise`):
-//! features of every block have one scale, on which gates learn to read them.
+//! *is* the model, bit for bit up to a multiplication by 1. With `normalise` the means `z` of an example are brought to mean 0 and deviation 1 first:
+//! features of every block have one scale then.
 //!
 //! Blocks and groups of channels are found in the graph ([`blocks`]). With text, the mean is over the tokens that `attention_mask` keeps.
 //!
@@ -77,7 +77,7 @@ impl Default for Gate {
             target: 0.5,
             lambda: 20.0,
             leak: 0.1,
-            normalise: true,
+            normalise: false,
             easy: 0.0,
             warmup: 0.0,
             anneal: 0.5,
