@@ -55,15 +55,27 @@ pub fn infer_graph(graph: &mut Graph, opset: i64) -> Result<Facts> {
     Ok(facts)
 }
 
+/// What is inferred, and so what counts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) enum Scope {
+    /// A graph as it stands: what it declares counts besides the rules.
+    #[default]
+    Declared,
+    /// A body in such a graph: the rules alone, since it declares what its exporter saw in one iteration.
+    Body,
+    /// A graph with other shapes than it declares, and its bodies: the rules alone, and branches that these shapes contradict are not taken.
+    Special,
+}
+
 /// Infers without changing the graph. `known` gives some values (graph inputs, captures) a more precise fact than their
 /// declaration: with static input shapes this is how a graph is specialised.
 pub fn facts(graph: &Graph, opset: i64, known: &HashMap<Value, Fact>) -> Result<Facts> {
     // A specialised graph has other shapes than it declares; only the rules speak then.
-    facts_of(graph, opset, known, known.is_empty())
+    facts_of(graph, opset, known, if known.is_empty() { Scope::Declared } else { Scope::Special })
 }
 
-/// The same; `declared` says whether what the graph declares counts besides the rules.
-pub(crate) fn facts_of(graph: &Graph, opset: i64, known: &HashMap<Value, Fact>, declared: bool) -> Result<Facts> {
+/// The same within a scope.
+pub(crate) fn facts_of(graph: &Graph, opset: i64, known: &HashMap<Value, Fact>, scope: Scope) -> Result<Facts> {
     let mut facts = Facts::default();
     let mut errors = Vec::new();
     for id in graph.topo() {
@@ -73,7 +85,7 @@ pub(crate) fn facts_of(graph: &Graph, opset: i64, known: &HashMap<Value, Fact>, 
             NodeKind::Op(op) => {
                 let inputs = graph.node_inputs(id);
                 let inputs = inputs.iter().map(|v| v.and_then(|v| facts.get(v).cloned())).collect();
-                match infer_outputs(node, ops::of(op), opset, inputs, declared) {
+                match infer_outputs(node, ops::of(op), opset, inputs, scope) {
                     Ok(outputs) => outputs,
                     Err(e) => {
                         errors.push(e.at(node.label()));
@@ -98,7 +110,7 @@ pub fn infer_node(graph: &mut Graph, id: NodeId, opset: i64) -> Result<()> {
     let inputs = stored_facts(graph, id, opset, STORED_DEPTH);
     let node = graph.node(id);
     let Some(op) = node.op() else { return Ok(()) };
-    let outputs = infer_outputs(node, ops::of(op), opset, inputs, true)?;
+    let outputs = infer_outputs(node, ops::of(op), opset, inputs, Scope::Declared)?;
     for (slot, fact) in outputs.into_iter().enumerate() {
         if let Some(fact) = fact {
             graph.set_ty(Value { node: id, slot: slot as u32 }, Some(fact.ty));
@@ -130,7 +142,7 @@ fn stored_fact(graph: &Graph, value: Value, opset: i64, depth: usize) -> Option<
     let node = graph.node(value.node);
     if let (true, Some(op)) = (arithmetic && depth > 0, node.op()) {
         let inputs = stored_facts(graph, value.node, opset, depth - 1);
-        let outputs = infer_outputs(node, ops::of(op), opset, inputs, true).ok();
+        let outputs = infer_outputs(node, ops::of(op), opset, inputs, Scope::Declared).ok();
         if let Some(fact) = outputs.and_then(|o| o.into_iter().nth(value.slot as usize)) {
             return fact;
         }
@@ -143,7 +155,7 @@ fn infer_outputs(
     def: Option<&OpDef>,
     opset: i64,
     inputs: Vec<Option<Fact>>,
-    merge_declared: bool,
+    scope: Scope,
 ) -> Result<Vec<Option<Fact>>> {
     let declared = |slot: usize| node.outputs[slot].ty.clone();
     let (Some(def), Some(op)) = (def, node.op()) else {
@@ -152,11 +164,12 @@ fn infer_outputs(
     let formal = node.formal_inputs();
     let (least, most) = def.inputs;
     crate::ensure!((least..=most).contains(&formal), "it has {formal} inputs, expected {least} to {most}");
-    let mut cx = InferCx::new(op, opset, inputs.clone(), node.outputs.len()).with_captures(node.captures());
+    let mut cx =
+        InferCx::new(op, opset, inputs.clone(), node.outputs.len()).with_captures(node.captures()).within(scope);
     (def.infer)(&mut cx)?;
     let mut outputs = cx.into_outputs();
     fold_small(op, def, opset, &inputs, &mut outputs);
-    for (slot, output) in outputs.iter_mut().enumerate().filter(|_| merge_declared) {
+    for (slot, output) in outputs.iter_mut().enumerate().filter(|_| scope == Scope::Declared) {
         if let Some(declared) = declared(slot) {
             let merged = match output.as_ref() {
                 Some(found) => found.ty.merge(&declared).ok_or_else(|| {

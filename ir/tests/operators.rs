@@ -16,10 +16,7 @@ const NO_SAMPLE: &[(&str, &str)] = &[
 ];
 
 /// Rows that need some axes as numbers, and why. Exporters give them as numbers.
-const NEEDS_NUMBERS: &[(&str, &str)] = &[
-    ("ConvTranspose", "its gradient needs the size of the kernel"),
-    ("Det", "its gradient is written out in as many products as the matrices have rows"),
-];
+const NEEDS_NUMBERS: &[(&str, &str)] = &[("ConvTranspose", "its gradient needs the size of the kernel")];
 
 /// Rows that have neither an evaluation with a gradient nor a decomposition, and why.
 const LAW_EXCEPTIONS: &[(&str, &str)] =

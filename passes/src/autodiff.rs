@@ -11,7 +11,7 @@
 //! lowest trained layer.
 //!
 //! Before that, the programs are made cheaper to differentiate: `simplify`, `fuse`, `narrow`, and a softmax that is guarded against NaN becomes one
-//! operator (whose gradient is 0, not NaN, for a line that has no finite entry).
+//! operator (whose gradient is 0, not NaN, for a line that has no finite entry). Quantisation to integers and back becomes one operator too, whose gradient passes straight through.
 //!
 //! Precondition: the programs have an output `loss` of one element. It refuses, naming *all* of them at once, operators on the way that have no gradient rule,
 //! and trainable parameters that the loss does not depend on. It does not differentiate twice.
@@ -54,6 +54,7 @@ fn differentiate(program: &mut Program, model: &Model) -> Result<()> {
     crate::simplify::simplify_graph(graph, opset)?;
     crate::fuse::fuse(graph, opset)?;
     crate::fuse::guard_softmax(graph, opset)?;
+    crate::fuse::fake_quantize(graph, opset)?;
     crate::narrow::narrow(graph, opset)?;
     let Some(place) = graph.outputs.iter().position(|o| o.name == "loss") else { bail!("it has no output \"loss\"") };
     let ty = graph.ty(graph.outputs[place].value).and_then(|t| t.static_shape());

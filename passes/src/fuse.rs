@@ -16,7 +16,7 @@
 use crate::walk::require_internal_opset;
 use crate::{Changed, Pass};
 use sartor_ir::ops::Emit;
-use sartor_ir::{Attributes, Graph, Model, NodeId, Result, Value, infer};
+use sartor_ir::{Attributes, Graph, Model, NodeId, Result, Type, Value, infer};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use std::f64::consts::{FRAC_1_SQRT_2, SQRT_2};
@@ -77,6 +77,34 @@ pub(crate) fn guard_softmax(graph: &mut Graph, opset: i64) -> Result<()> {
     }
     graph.remove_dead();
     Ok(())
+}
+
+/// Makes one operator, with a straight-through gradient, of every pair of QuantizeLinear and DequantizeLinear with one scale: what is trained behind
+/// them, adapters on a quantised network, would get no gradient through integers.
+pub(crate) fn fake_quantize(graph: &mut Graph, opset: i64) -> Result<()> {
+    for id in graph.topo_ops() {
+        let Some((quantize, inputs)) = quantized_pair(graph, id) else { continue };
+        let attrs = graph.node(quantize).op().map(|op| op.attrs.clone()).unwrap_or_default();
+        let old = Value { node: id, slot: 0 };
+        let (ty, name) = (graph.ty(old).cloned(), graph.node(id).name.clone());
+        let new = Emit::new(graph, opset).sartor("FakeQuantize", &inputs, attrs)?;
+        graph.node_mut(new.node).name = name;
+        graph.set_ty(new, ty);
+        graph.replace_uses(old, new);
+    }
+    graph.remove_dead();
+    Ok(())
+}
+
+/// The QuantizeLinear before a DequantizeLinear with the same single scale and zero, and its inputs.
+fn quantized_pair(graph: &Graph, id: NodeId) -> Option<(NodeId, Vec<Value>)> {
+    let codes = graph.input(id, 0)?;
+    let pair = graph.node(id).is("DequantizeLinear") && graph.node(codes.node).is("QuantizeLinear");
+    let scale = graph.input(id, 1)?;
+    let single = graph.ty(scale).and_then(Type::static_shape).is_some_and(|s| s.iter().product::<usize>() == 1);
+    let inputs: Vec<Option<Value>> = (0..3).map(|slot| graph.input(codes.node, slot)).collect();
+    let same = inputs[1] == Some(scale) && inputs[2] == graph.input(id, 2);
+    (pair && single && same).then(|| (codes.node, inputs.into_iter().flatten().collect()))
 }
 
 /// The `Softmax` that a `Where` guards.

@@ -97,7 +97,7 @@ fn show_gradients(mut model: Model, registry: &Registry, args: &Args) -> Outcome
     files::prepare(&mut model, registry)?;
     let trainable = if args.trainable.is_empty() { vec!["*".to_string()] } else { args.trainable.clone() };
     freeze::Freeze { frozen: vec!["*".to_string()], trainable }.run(&mut model)?;
-    let found = flow::flow(&model);
+    let found = flow::flow(&model)?;
     if args.json {
         say!("{}", serde_json::to_string_pretty(&found).unwrap_or_default());
         return Ok(());

@@ -36,11 +36,12 @@ pub fn graph<'a>(op: &'a Operator, name: &str) -> Result<&'a Graph> {
 // ---- types ----------------------------------------------------------------------------------------------------------
 
 /// What is known of the outputs of a body, given what is known of its inputs and of the captures of its node.
-pub fn facts(
+pub(crate) fn facts(
     body: &Graph,
     opset: i64,
     inputs: &[Option<Fact>],
     captures: &[Option<Fact>],
+    scope: infer::Scope,
 ) -> Result<Vec<Option<Fact>>> {
     let count = body.inputs().len();
     ensure!(inputs.len() == count, "its body has {count} inputs, expected {}", inputs.len());
@@ -58,8 +59,8 @@ pub fn facts(
         }
         known.insert(value, fact);
     }
-    // What a body declares is what its exporter saw in one iteration.
-    let facts = infer::facts_of(body, opset, &known, false).context(|| format!("graph \"{}\"", body.name))?;
+    let inner = if scope == infer::Scope::Special { scope } else { infer::Scope::Body };
+    let facts = infer::facts_of(body, opset, &known, inner).context(|| format!("graph \"{}\"", body.name))?;
     Ok(body.outputs.iter().map(|output| facts.get(output.value).cloned()).collect())
 }
 
@@ -129,7 +130,7 @@ pub fn settle(
             .chain(state.iter().cloned().map(|ty| ty.map(Fact::new)))
             .chain(after.iter().cloned())
             .collect();
-        let found = facts(body, cx.opset, &given, captures)?;
+        let found = facts(body, cx.opset, &given, captures, cx.scope)?;
         let mut types = found.into_iter().map(|fact| fact.map(|fact| fact.ty)).skip(lead);
         let mut next = Vec::with_capacity(carried);
         for (i, (old, new)) in state.iter().zip(types.by_ref()).enumerate() {

@@ -2,7 +2,8 @@
 //! bodies have no inputs; what they read from outside are captures.
 //!
 //! Spec: <https://onnx.ai/onnx/operators/onnx__If.html>. Where the branches' types differ, the output's is open in what they do not
-//! share; a known condition decides.
+//! share; a known condition decides. While it is not known, in a graph with other shapes than it declares, a branch that
+//! these contradict cannot be the one that runs, and the other decides.
 //!
 //! The gradient is an `If` on the same condition: each branch computes its forward part again and goes back through it,
 //! to the captures; one that a branch does not read gets zeros. Branches that draw random numbers are refused, since they would draw others.
@@ -10,7 +11,7 @@
 use super::body::{self, Body};
 use super::gradient::{between, decompose_between, sweep};
 use super::{Emit, EvalCx, GradCx, Gradient, InferCx, OpDef, Sample};
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 use crate::graph::{Graph, GraphOutput, NodeKind, Operator, OutputSlot, Value};
 use crate::rng::Draw;
 use crate::types::Type;
@@ -41,15 +42,28 @@ fn infer(cx: &mut InferCx) -> Result<()> {
     let condition = cx.tensor(0).map(body::truth).transpose()?;
     let (_, captures) = cx.split_captures();
     let mut types: Option<Vec<Option<Type>>> = None;
-    for name in BRANCHES.into_iter().filter(|name| condition.is_none_or(|c| name_of(c) == *name)) {
+    let mut refused = Vec::new();
+    let possible: Vec<&str> =
+        BRANCHES.into_iter().filter(|name| condition.is_none_or(|c| name_of(c) == *name)).collect();
+    for name in &possible {
         let branch = body::graph(cx.op, name)?;
-        let found = body::facts(branch, cx.opset, &[], captures).context(|| name)?;
+        let found = match body::facts(branch, cx.opset, &[], captures, cx.scope).context(|| *name) {
+            Ok(found) => found,
+            Err(error) if cx.scope == infer::Scope::Special => {
+                refused.push(error);
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
         ensure!(found.len() == cx.output_count(), "{name} has {} outputs, the node {}", found.len(), cx.output_count());
         let found: Vec<Option<Type>> = found.into_iter().map(|fact| fact.map(|fact| fact.ty)).collect();
         types = Some(match types {
             None => found,
             Some(others) => others.iter().zip(&found).map(|(a, b)| either(a, b)).collect::<Result<_>>()?,
         });
+    }
+    if refused.len() == possible.len() {
+        Error::all(refused)?;
     }
     for (slot, ty) in types.into_iter().flatten().enumerate() {
         if let Some(ty) = ty {

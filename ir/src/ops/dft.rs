@@ -231,7 +231,7 @@ fn fft<T: Float>(x: &[Complex<T>], roots: &[Complex<T>]) -> Vec<Complex<T>> {
     if n <= 1 {
         return x.to_vec();
     }
-    let factor = (2..).take_while(|p| p * p <= n).find(|p| n % p == 0).unwrap_or(n);
+    let factor = (2..).take_while(|p| p * p <= n).find(|p| n.is_multiple_of(*p)).unwrap_or(n);
     let (length, stride) = (n / factor, roots.len() / n);
     let mut parts = vec![Vec::with_capacity(length); factor];
     for i in 0..length {

@@ -337,17 +337,22 @@ pub struct InferCx<'a> {
     pub opset: i64,
     inputs: Vec<Option<Fact>>,
     captures: usize,
+    pub(crate) scope: crate::infer::Scope,
     outputs: Vec<Option<Fact>>,
 }
 
 impl<'a> InferCx<'a> {
     /// For a node with these inputs (by slot) and this many output slots.
     pub fn new(op: &'a Operator, opset: i64, inputs: Vec<Option<Fact>>, outputs: usize) -> InferCx<'a> {
-        InferCx { op, opset, inputs, captures: 0, outputs: vec![None; outputs] }
+        InferCx { op, opset, inputs, captures: 0, scope: crate::infer::Scope::Declared, outputs: vec![None; outputs] }
     }
     /// The same; the last `captures` of the inputs are captures.
     pub fn with_captures(self, captures: usize) -> InferCx<'a> {
         InferCx { captures, ..self }
+    }
+    /// The same within a scope.
+    pub(crate) fn within(self, scope: crate::infer::Scope) -> InferCx<'a> {
+        InferCx { scope, ..self }
     }
     /// What is known of the formal inputs, and of the captures.
     pub fn split_captures(&self) -> (&[Option<Fact>], &[Option<Fact>]) {

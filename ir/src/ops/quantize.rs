@@ -10,11 +10,15 @@
 //! `[n]` with n the length of `axis`, or, with `block_size` B, like x but of length ⌈n / B⌉ on that axis. The grid is an
 //! integer type, or a float of 8 or 4 bits. Gradients flow through scales of DequantizeLinear and of DynamicQuantizeLinear;
 //! none through integers.
+//!
+//! `ai.sartor::FakeQuantize` (x, scale, zero) is the two after each other with one scale, `DequantizeLinear(QuantizeLinear(x))`, for training: its gradient is that of
+//! the identity where x lies on the grid's range, and 0 beyond it (straight-through estimation, Bengio et al., arXiv 1308.3432). Attributes: those
+//! of QuantizeLinear.
 
 use super::cast::dtype_attribute;
 use super::emit::Length;
 use super::real::count;
-use super::{Emit, Gradient, InferCx, OpDef, Sample, normal_axis};
+use super::{Emit, GradCx, Gradient, InferCx, OpDef, Sample, normal_axis};
 use crate::error::Result;
 use crate::graph::{NodeId, Operator, Value};
 use crate::rng::Draw;
@@ -43,6 +47,16 @@ pub const OPS: &[OpDef] = &[
         ..OpDef::DEFAULT
     },
     OpDef {
+        domain: crate::SARTOR_DOMAIN,
+        name: "FakeQuantize",
+        inputs: (2, 3),
+        decompose: Some(decompose_fake),
+        grad: Gradient::Emit(fake_grad),
+        flops: |cx| 5 * cx.output_len(0),
+        sample: Some(sample_fake),
+        ..OpDef::DEFAULT
+    },
+    OpDef {
         name: "DynamicQuantizeLinear",
         outputs: (3, 3),
         infer: infer_dynamic,
@@ -57,6 +71,32 @@ pub const OPS: &[OpDef] = &[
         ..OpDef::DEFAULT
     },
 ];
+
+/// The gradient is an estimate, so that it is not compared with differences.
+fn sample_fake(draw: &mut Draw) -> Sample {
+    let (x, scale) = (draw.tensor(&[2, 5], -9.0, 9.0), Tensor::scalar(0.05f64));
+    let zero = Tensor::scalar(7u8);
+    let mut sample = Sample::new(Operator::sartor("FakeQuantize", Attributes::new()), vec![x, scale, zero]);
+    sample.check = vec![false; 3];
+    sample
+}
+
+fn decompose_fake(emit: &mut Emit, id: NodeId) -> Result<Vec<Value>> {
+    let attrs = emit.graph.node(id).op().map(|op| op.attrs.clone()).unwrap_or_default();
+    let inputs = [emit.graph.input(id, 0), emit.graph.input(id, 1), emit.graph.input(id, 2)];
+    let codes = emit.node(Operator::onnx("QuantizeLinear", attrs), &inputs, 1)?[0];
+    emit.node(Operator::onnx("DequantizeLinear", Attributes::new()), &[Some(codes), inputs[1], inputs[2]], 1)
+}
+
+/// On the range a number is never further than a step from its place on the grid.
+fn fake_grad(cx: &mut GradCx) -> Result<Vec<Option<Value>>> {
+    let (x, scale, dy) = (cx.input(0)?, cx.input(1)?, cx.dy()?);
+    let y = Value { node: cx.node, slot: 0 };
+    let apart = cx.emit.sub(x, y)?;
+    let apart = cx.emit.unary("Abs", apart)?;
+    let inside = cx.emit.op("LessOrEqual", &[apart, scale], Attributes::new())?;
+    Ok(vec![Some(cx.emit.select_or(inside, dy, 0.0)?), None, None])
+}
 
 // ---- types ----------------------------------------------------------------------------------------------------------
 

@@ -171,7 +171,7 @@ fn type_of_output(
     output: usize,
 ) -> Result<Type> {
     let captures: Vec<Option<Fact>> = captures.iter().map(|t| t.map(|t| Fact::new(Type::of(t)))).collect();
-    let found = body::facts(graph, cx.opset, inputs, &captures)?;
+    let found = body::facts(graph, cx.opset, inputs, &captures, crate::infer::Scope::Special)?;
     match found.into_iter().nth(output).flatten() {
         Some(fact) => Ok(fact.ty),
         None => bail!("it runs no iteration, and the type of what it hands out is unknown"),

@@ -8,8 +8,8 @@
 //! ```
 //!
 //! A column of the mel matrix is a triangle over the bins of a spectrum, from the centre of the band before it to that of
-//! the band behind it; the centres are evenly spaced in mel between the two edges and rounded down to bins, `⌊(dft_length +
-//! 1) f / sample_rate⌋`. Spec: <https://onnx.ai/onnx/operators/onnx__HannWindow.html>,
+//! the band behind it; the centres are evenly spaced in mel between the two edges and rounded down to bins,
+//! `⌊(dft_length + 1) f / sample_rate⌋`. Spec: <https://onnx.ai/onnx/operators/onnx__HannWindow.html>,
 //! <https://onnx.ai/onnx/operators/onnx__MelWeightMatrix.html>. Shapes: windows `[size]`, the matrix `[dft_length/2 + 1,
 //! num_mel_bins]`. Their element type is `output_datatype` (default `float`). No gradients: they are piecewise constant in
 //! their inputs.
