@@ -87,6 +87,11 @@ ARCHIVES = {
         {f"silero_vad/data/{name}.onnx": f"silero/{name}.onnx"
          for name in ("silero_vad", "silero_vad_16k_op15", "silero_vad_16k_sequence", "silero_vad_op18_ifless")},
     ),
+    "magika": (
+        "pip", "magika", "1.0.3",
+        "3e9b49134e8116ee40b431664dcbed9e199413efddcce1a173c734b4e0521529",
+        {"magika/models/standard_v3_3/model.onnx": "magika.onnx"},
+    ),
     "movie": (
         "pip-source", "vaderSentiment", "3.3.2",
         "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",

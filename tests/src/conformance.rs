@@ -89,6 +89,8 @@ fn as_declared(tensor: &Tensor, declared: DType) -> Option<Tensor> {
 /// An operator that the table does not have.
 pub fn unknown(graph: &Graph) -> Option<String> {
     graph.node_ids().find_map(|id| match &graph.node(id).kind {
+        // A pass replaces it.
+        NodeKind::Op(op) if op.name == "Gradient" => None,
         NodeKind::Op(op) if ops::of(op).is_none() => Some(op.full_name()),
         NodeKind::Op(op) => op.attrs.graphs().find_map(|(_, g)| unknown(g)),
         _ => None,

@@ -2,11 +2,11 @@
 //! import and export are the identity; adapters go in and twenty steps of training lower the loss.
 
 use sartor_ir::rng::Draw;
-use sartor_ir::{DType, Tensor, Type, onnx};
+use sartor_ir::{DType, Model, Tensor, Type, onnx};
 use sartor_passes::{Registry, pipelines};
 use sartor_runtime::data::npz;
 use sartor_runtime::{Key, Params, Session, SessionOptions};
-use sartor_tests::{Named, asset, distance, prepared, run_passes};
+use sartor_tests::{Named, asset, distance, peer, prepared, run_passes, succeeds};
 use std::path::PathBuf;
 
 fn zoo() -> Vec<PathBuf> {
@@ -76,6 +76,30 @@ fn import_and_export_keep_them() {
     });
 }
 
+/// The losses of twenty steps with adapters on every product and convolution that takes them: the squared distance of an output from drawn targets of its
+/// shape, AdamW.
+fn train(model: &mut Model, inputs: &Named, name: &str, output: &Tensor) -> Result<Vec<f64>, String> {
+    let label = Draw::new(1, "label").tensor(output.shape(), -1.0, 1.0).cast(DType::F32).map_err(text)?;
+    let pipeline = format!(
+        "[[pass]]\nname = \"loss\"\nkind = \"mse\"\nlogits = {name:?}\n\
+         [[pass]]\nname = \"cola\"\nrank = 2\ntargets = [\"*\"]\n\
+         [[pass]]\nname = \"autodiff\"\n[[pass]]\nname = \"optimizer\"\nkind = \"adamw\"\n"
+    );
+    run_passes(model, &pipeline).map_err(text)?;
+    let step = model.programs.keys().find(|name| name.starts_with("step")).cloned().unwrap_or_default();
+    let mut session = Session::program(model, &step, SessionOptions { threads: 2 }).map_err(text)?;
+    let mut params = Params::of(model);
+    let mut feeds = inputs.clone();
+    feeds.insert("label".to_string(), label);
+    feeds.insert("learning_rate".to_string(), Tensor::scalar(1e-2f32));
+    let mut losses = Vec::new();
+    for step in 0..20 {
+        let found = session.run(&mut params, &feeds, Key { seed: 1, step }).map_err(text)?;
+        losses.push(found["loss"].to_f64s().map_err(text)?[0]);
+    }
+    Ok(losses)
+}
+
 /// Adapters on every product and convolution that takes them, a squared distance from drawn targets, AdamW.
 #[test]
 fn adapters_train_on_them() {
@@ -84,27 +108,30 @@ fn adapters_train_on_them() {
         let inputs = arrays(path, "in_");
         let outputs = arrays(path, "out_");
         let (name, output) = outputs.iter().next().ok_or("it has no output")?;
-        let label = Draw::new(1, "label").tensor(output.shape(), -1.0, 1.0).cast(DType::F32).map_err(text)?;
-        let pipeline = format!(
-            "[[pass]]\nname = \"loss\"\nkind = \"mse\"\nlogits = {name:?}\n\
-             [[pass]]\nname = \"cola\"\nrank = 2\ntargets = [\"*\"]\n\
-             [[pass]]\nname = \"autodiff\"\n[[pass]]\nname = \"optimizer\"\nkind = \"adamw\"\n"
-        );
-        run_passes(&mut model, &pipeline).map_err(text)?;
-        let step = model.programs.keys().find(|name| name.starts_with("step")).cloned().unwrap_or_default();
-        let mut session = Session::program(&model, &step, SessionOptions { threads: 2 }).map_err(text)?;
-        let mut params = Params::of(&model);
-        let mut feeds = inputs.clone();
-        feeds.insert("label".to_string(), label);
-        feeds.insert("learning_rate".to_string(), Tensor::scalar(1e-2f32));
-        let mut losses = Vec::new();
-        for step in 0..20 {
-            let found = session.run(&mut params, &feeds, Key { seed: 1, step }).map_err(text)?;
-            losses.push(found["loss"].to_f64s().map_err(text)?[0]);
-        }
+        let losses = train(&mut model, &inputs, name, output)?;
         let fell = losses.iter().all(|l| l.is_finite()) && losses[19] < losses[0];
         if fell { Ok(()) } else { Err(format!("losses {losses:?}")) }
     });
+}
+
+/// A classifier of files, from JAX through tf2onnx: integers in, normalisation written out, every weight a `Const`.
+#[test]
+fn a_model_of_tf2onnx_runs_and_trains() {
+    let path = asset("magika.onnx");
+    let dir = tempfile::tempdir().unwrap();
+    let [x, y] = ["x.npz", "y.npz"].map(|name| dir.path().join(name));
+    let bytes = Draw::new(1, "bytes").ints(&[3, 2048], 0, 256).cast(DType::I32).unwrap();
+    npz::write(&x, [("bytes", &bytes)]).unwrap();
+    succeeds(peer("ort_run.py").arg(&path).args([&x, &y]));
+    let wanted = npz::read(&y).unwrap()["target_label"].clone();
+    let mut model = prepared(&path, "[[pass]]\nname = \"optimize\"").unwrap();
+    let inputs = Named::from([("bytes".to_string(), bytes)]);
+    let mut session = Session::new(&model, SessionOptions { threads: 2 }).unwrap();
+    let found = session.run(&mut Params::of(&model), &inputs, Key::default()).unwrap();
+    let apart = distance(&found["target_label"], &wanted);
+    assert!(apart < 1e-4, "differs by {apart:e}");
+    let losses = train(&mut model, &inputs, "target_label", &wanted).unwrap();
+    assert!(losses[19] < losses[0], "{losses:?}");
 }
 
 /// What a value in the middle gives under other lengths of the dynamic axes is of the inferred type.

@@ -1,7 +1,7 @@
 //! Bodies: the subgraphs of `If`, `Loop` and `Scan`, and what can be done with one.
 //!
 //! A body reads its own inputs and what it captures from the graph around its node. Three things are done with it: its
-//! types are inferred under what is known of both ([`facts`], and [`settle`] where it feeds itself), it is evaluated ([`Body`]), and
+//! types are inferred under what is known of both (`facts`, and [`settle`] where it feeds itself), it is evaluated ([`Body`]), and
 //! it is copied into the graph around it ([`Splicer`]), which is how loops of a known length are unrolled. What the iterations
 //! of a loop hand out is laid side by side by [`Stack`].
 //!

@@ -2,7 +2,7 @@
 //!
 //! Specs: <https://onnx.ai/onnx/operators/onnx__LSTM.html>, <https://onnx.ai/onnx/operators/onnx__GRU.html>,
 //! <https://onnx.ai/onnx/operators/onnx__RNN.html>. With `T` steps, batch `B`, `I` features, `D` directions, `H` hidden
-//! units and `G` gates ([`Cell::gates`]):
+//! units and `G` gates (`Cell::gates`):
 //!
 //! | input | shape (`layout` 0) | output | shape (`layout` 0) |
 //! |---|---|---|---|
@@ -16,8 +16,8 @@
 //! With `layout` 1 the batch comes first in `X`, the initial states and the outputs. Behind the end of its sequence an entry of the batch
 //! keeps its states, and `Y` is 0; backwards it begins at its own end.
 //!
-//! A cell is a row of functions ([`lstm`], [`gru`], [`rnn`]): one step on numbers ([`evaluate`]), and one step in operators
-//! ([`unroll`]), of which the gradient is made; so for a gradient the number of steps must be known.
+//! A cell is a row of functions (`lstm`, `gru`, `rnn`): one step on numbers (`evaluate`), and one step in operators
+//! (`unroll`), of which the gradient is made; so for a gradient the number of steps must be known.
 
 mod activation;
 mod evaluate;
