@@ -165,19 +165,23 @@ pub fn eval_op(cx: &EvalCx, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>> {
     }
 }
 
+/// A value that stands for a tensor in a graph that is made to be run once: an input that is fed, or, where it is small, a constant, so that
+/// rules that read it (axes, shapes) can.
+pub(crate) fn stand_in(graph: &mut Graph, feeds: &mut HashMap<String, Tensor>, name: String, tensor: &Tensor) -> Value {
+    if tensor.dtype().is_int() && tensor.len() <= ops::MAX_FACT_DIMS {
+        return graph.add_const(&name, tensor.clone());
+    }
+    let value = graph.add_input(&name, crate::Type::of(tensor));
+    feeds.insert(name, tensor.clone());
+    value
+}
+
 fn eval_decomposed(cx: &EvalCx, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>> {
     let mut graph = Graph::new("decomposed");
     let mut values = Vec::new();
     let mut named = HashMap::new();
     for (i, tensor) in inputs.iter().enumerate() {
-        values.push(tensor.map(|t| {
-            // Small inputs stand as constants, so that rules that read their values (axes, shapes) can.
-            if t.dtype().is_int() && t.len() <= ops::MAX_FACT_DIMS {
-                return graph.add_const("input", t.clone());
-            }
-            named.insert(format!("input{i}"), t.clone());
-            graph.add_input(&format!("input{i}"), crate::Type::of(t))
-        }));
+        values.push(tensor.map(|t| stand_in(&mut graph, &mut named, format!("input{i}"), t)));
     }
     let node = graph.add_op("node", cx.op.clone(), &values, cx.wanted.len());
     crate::infer::infer_node(&mut graph, node, cx.opset)?;

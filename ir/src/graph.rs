@@ -364,6 +364,17 @@ impl Graph {
         };
         self.find_output(name).or_else(|| self.node_ids().find_map(of_node))
     }
+    /// The nodes that values need, their own included. The search ends at values for which `stop` holds.
+    pub fn ancestors(&self, values: impl IntoIterator<Item = Value>, stop: impl Fn(&Value) -> bool) -> HashSet<NodeId> {
+        let mut found = HashSet::new();
+        let mut stack: Vec<Value> = values.into_iter().collect();
+        while let Some(value) = stack.pop() {
+            if !stop(&value) && found.insert(value.node) {
+                stack.extend(self.node_inputs(value.node).into_iter().flatten());
+            }
+        }
+        found
+    }
     /// The node of this name.
     pub fn find_node(&self, name: &str) -> Option<NodeId> {
         self.node_ids().find(|&id| self.node(id).name == name)

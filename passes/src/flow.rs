@@ -7,7 +7,7 @@
 //! It looks at the operators' rules only and adds no nodes: the answer of [`autodiff`](crate::autodiff) before it is asked, for all parameters and all
 //! operators at once. Values that are no floating-point numbers carry no gradient.
 
-use crate::{training, walk};
+use crate::training;
 use sartor_ir::ops::{self, Gradient};
 use sartor_ir::{DType, Graph, Model, NodeId, Result, Type, Value};
 use serde::Serialize;
@@ -58,7 +58,7 @@ pub fn flow(model: &Model) -> Result<Flow> {
         .filter_map(|name| graph.find_param(&name).map(|value| (name, value)))
         .collect();
     let outputs: Vec<Value> = graph.outputs.iter().map(|o| o.value).filter(|&v| carries(graph, v)).collect();
-    let upstream = walk::ancestors(graph, outputs.iter().copied(), |_| false);
+    let upstream = graph.ancestors(outputs.iter().copied(), |_| false);
     let order = graph.topo_ops();
     // What each node depends on, and which values a gradient reaches.
     let mut live: HashSet<Value> = outputs.into_iter().collect();
@@ -78,7 +78,7 @@ pub fn flow(model: &Model) -> Result<Flow> {
     let trained: HashSet<NodeId> = params.iter().map(|(_, value)| value.node).collect();
     let mut below: HashMap<NodeId, HashSet<NodeId>> = HashMap::new();
     for id in cutting {
-        let needs = walk::ancestors(graph, graph.node_inputs(id).into_iter().flatten(), |_| false);
+        let needs = graph.ancestors(graph.node_inputs(id).into_iter().flatten(), |_| false);
         if needs.is_disjoint(&trained) {
             continue;
         }

@@ -112,7 +112,7 @@ fn values(graph: &Graph, attrs: &Attributes, list: &str) -> Result<Vec<Value>> {
 /// `y` as it would be if the named values were those at `places`: everything that depends on them is computed again.
 fn replayed(graph: &mut Graph, y: Value, named: &[Value], places: &[Value]) -> Result<Value> {
     let mut copies: HashMap<Value, Value> = named.iter().copied().zip(places.iter().copied()).collect();
-    let needed = walk::ancestors(graph, [y], |v| named.contains(v));
+    let needed = graph.ancestors([y], |v| named.contains(v));
     for id in graph.topo_ops() {
         let inputs = graph.node_inputs(id);
         let depends = inputs.iter().flatten().any(|v| copies.contains_key(v));

@@ -42,7 +42,7 @@ mod constant;
 mod weights;
 
 use crate::gate::{BlockRecord, Record, blocks};
-use crate::walk::{ancestors, nodes_by_name};
+use crate::walk::nodes_by_name;
 use crate::{Changed, Pass, training};
 use branch::Branch;
 use sartor_ir::ops::Emit;
@@ -179,7 +179,7 @@ fn skip_body(graph: &mut Graph, opset: i64, block: &BlockRecord, add: NodeId, la
 
 /// The nodes of a body and of its multiplications, in order, without the gate network.
 fn body_nodes(graph: &Graph, block: &BlockRecord, input: Value, body: Value) -> Vec<NodeId> {
-    let above = ancestors(graph, [body], |value| *value == input);
+    let above = graph.ancestors([body], |value| *value == input);
     let ours = format!("/gate/{}/", block.name);
     let mul = |name: &str| block.layer.as_deref() == Some(name) || block.groups.iter().any(|g| g.mul == name);
     let mut nodes = blocks::region(graph, &blocks::order(graph), &above, input);

@@ -1,7 +1,7 @@
 //! Walks over all graphs of a model: the inference graph, the programs, and every subgraph, innermost first.
 
 use sartor_ir::{Graph, Model, Node, NodeId, OPSET, Operator, Result, Value, ensure, infer};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 /// Runs `edit` on every graph; returns whether any call said that it changed something.
 pub fn edit_graphs(model: &mut Model, mut edit: impl FnMut(&mut Graph) -> Result<bool>) -> Result<bool> {
@@ -78,22 +78,6 @@ pub fn add_copy(
         graph.push_capture(id, *value);
     }
     id
-}
-
-/// The nodes that values need, their own included. The search ends at values for which `stop` holds.
-pub fn ancestors(
-    graph: &Graph,
-    values: impl IntoIterator<Item = Value>,
-    stop: impl Fn(&Value) -> bool,
-) -> HashSet<NodeId> {
-    let mut found = HashSet::new();
-    let mut stack: Vec<Value> = values.into_iter().collect();
-    while let Some(value) = stack.pop() {
-        if !stop(&value) && found.insert(value.node) {
-            stack.extend(graph.node_inputs(value.node).into_iter().flatten());
-        }
-    }
-    found
 }
 
 /// Gives every unnamed operator of the inference graph and of the programs the name of its first output, so that nodes can be found again by name.

@@ -7,7 +7,7 @@
 use crate::cpu::LINE;
 use crate::cpu::contract::Product;
 use crate::cpu::patch::Patch;
-use crate::lower::{Home, Lowered, Step};
+use crate::lower::{Home, Lowered};
 use bytes::Bytes;
 use sartor_ir::Tensor;
 use std::collections::{HashMap, HashSet};
@@ -78,12 +78,7 @@ impl Packs {
     }
     /// The bytes that all runs of a plan keep packed.
     pub fn planned_bytes(&self, lowered: &Lowered) -> usize {
-        let contracts = lowered.steps.iter().flat_map(|planned| match &planned.step {
-            Step::Contract(contract) => vec![contract],
-            Step::Chain(chain) => chain.members.iter().collect(),
-            Step::LineBuffer(both) => both.contracts().to_vec(),
-            _ => Vec::new(),
-        });
+        let contracts = lowered.steps.iter().flat_map(|planned| planned.step.contracts());
         let mut seen = HashSet::new();
         let mut elements = 0;
         for (contract, product) in contracts.flat_map(|c| c.products.iter().map(move |p| (c, p))) {

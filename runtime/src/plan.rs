@@ -33,13 +33,10 @@ impl Plan {
         let (offsets, arena) = place(&lowered, &last_read, &owner);
         let drops = drops(&lowered, &last_read);
         let packed = |p: &Planned| match &p.step {
-            Step::Contract(contract) => contract.scratch(),
-            Step::Chain(chain) => chain.scratch(),
-            Step::LineBuffer(both) => both.scratch(),
             Step::ConvWeightGrad(grad) => grad.scratch(),
             Step::ChannelStats(stats) => batch_norm::scratch(stats.extent),
             Step::ChannelSums(sums) => batch_norm::scratch(sums.extent),
-            _ => 0,
+            step => step.contracts().into_iter().map(Contract::scratch).sum(),
         };
         let scratch = lowered.steps.iter().map(packed).max().map_or(0, |most| most + LINE);
         Plan { lowered, offsets, arena, scratch, drops }

@@ -111,11 +111,8 @@ pub fn chrome_trace(events: &[Event]) -> serde_json::Value {
 /// Floating-point operations of the products of a step.
 pub(crate) fn flops(step: &Step) -> u64 {
     match step {
-        Step::Contract(c) => contract_flops(c),
-        Step::Chain(chain) => chain.members.iter().map(contract_flops).sum(),
-        Step::LineBuffer(both) => both.contracts().into_iter().map(contract_flops).sum(),
         Step::ConvWeightGrad(grad) => grad.flops(),
-        _ => 0,
+        step => step.contracts().into_iter().map(contract_flops).sum(),
     }
 }
 
@@ -149,9 +146,9 @@ fn pool_name((images, channels): (usize, usize), w: &Windows) -> String {
 
 fn describe(step: &Step, graph: &Graph) -> String {
     match step {
-        Step::Contract(c) => describe_contract(c),
-        Step::Chain(chain) => chain.members.iter().map(describe_contract).collect::<Vec<_>>().join("; "),
-        Step::LineBuffer(both) => both.contracts().map(describe_contract).join("; "),
+        Step::Contract(_) | Step::Chain(_) | Step::LineBuffer(_) => {
+            step.contracts().into_iter().map(describe_contract).collect::<Vec<_>>().join("; ")
+        }
         Step::Program(p) => format!("{} × {}, {} instructions", p.rows, p.cols, p.code.len()),
         Step::Reduce(r) => format!("{} × {}", r.rows, r.cols),
         Step::Copies(parts) => format!("{} parts", parts.len()),

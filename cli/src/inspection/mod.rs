@@ -118,9 +118,7 @@ pub fn inspect(model: &Model, registry: &Registry, dims: &HashMap<String, i64>) 
         without_gradient: operators_where(graph, &|op| {
             ops::of(op).is_none_or(|def| matches!(def.grad, Gradient::Missing) && def.decompose.is_none())
         }),
-        without_evaluation: operators_where(graph, &|op| {
-            ops::of(op).is_none_or(|def| def.eval.is_none() && def.decompose.is_none())
-        }),
+        without_evaluation: operators_where(graph, &|op| ops::of(op).is_none_or(|def| !def.is_evaluated())),
         operators,
         total_parameters: parameters.values().map(|row| row.elements).sum(),
         modules: modules::tree(model, &flops),

@@ -248,7 +248,7 @@ fn join_heads(emit: &mut Emit, x: Value) -> Result<Value> {
 }
 
 /// The past tokens, then the new ones.
-fn append(emit: &mut Emit, past: Option<Value>, new: Value) -> Result<Value> {
+pub(super) fn append(emit: &mut Emit, past: Option<Value>, new: Value) -> Result<Value> {
     match past {
         Some(past) => emit.op("Concat", &[past, new], Attributes::new().with("axis", 2i64)),
         None => Ok(new),

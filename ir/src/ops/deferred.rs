@@ -11,7 +11,7 @@
 //! known before, [`gradients`](super::gradient) never gets here. It has no gradient itself. Element types: those of the operator.
 
 use super::gradient::{between, decompose_between, sweep};
-use super::{Emit, EvalCx, Gradient, InferCx, MAX_FACT_DIMS, OpDef};
+use super::{Emit, EvalCx, Gradient, InferCx, OpDef};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, GraphOutput, NodeId, Operator, Value};
 use crate::{Attribute, Attributes, DType, Tensor, Type, bail, ensure, eval, infer};
@@ -117,18 +117,10 @@ fn evaluate(cx: &EvalCx, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>> {
     ensure!(inputs.len() == count + settings.grads.len(), "it has {} inputs", inputs.len());
     let op = settings.body.node(settings.node).op().cloned().unwrap_or_default();
     let (mut graph, mut feeds) = (Graph::new("deferred"), HashMap::new());
-    let mut add = |graph: &mut Graph, name: String, tensor: &Tensor, variable: bool| {
-        // Small inputs stand as constants, so that rules that read their values can.
-        if !variable && tensor.dtype().is_int() && tensor.len() <= MAX_FACT_DIMS {
-            return graph.add_const(&name, tensor.clone());
-        }
-        feeds.insert(name.clone(), tensor.clone());
-        graph.add_input(&name, Type::of(tensor))
-    };
     let mut slots = vec![None; settings.slots.last().map_or(0, |last| last + 1)];
     let mut values = Vec::with_capacity(count);
     for (place, &slot) in settings.slots.iter().enumerate() {
-        let value = add(&mut graph, format!("i{slot}"), inputs[place], settings.wants.contains(&place));
+        let value = eval::stand_in(&mut graph, &mut feeds, format!("i{slot}"), inputs[place]);
         slots[slot] = Some(value);
         values.push(value);
     }
@@ -140,7 +132,7 @@ fn evaluate(cx: &EvalCx, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>> {
     }
     let mut seeds = Vec::new();
     for (place, &slot) in settings.grads.iter().enumerate() {
-        seeds.push(add(&mut graph, format!("g{slot}"), inputs[count + place], true));
+        seeds.push(eval::stand_in(&mut graph, &mut feeds, format!("g{slot}"), inputs[count + place]));
     }
     let sources: Vec<Value> = settings.wants.iter().map(|&place| values[place]).collect();
     let targets = |graph: &Graph| graph.outputs.iter().map(|o| o.value).collect::<Vec<Value>>();

@@ -87,13 +87,7 @@ pub fn decompose_composites(graph: &mut Graph, opset: i64, which: impl Fn(&Graph
 
 /// The floating-point values that depend on one of `sources`, those included, and that one of `targets` depends on.
 pub fn between(graph: &Graph, sources: &[Value], targets: &[Value]) -> HashSet<Value> {
-    let mut upstream = HashSet::new();
-    let mut stack: Vec<NodeId> = targets.iter().map(|value| value.node).collect();
-    while let Some(id) = stack.pop() {
-        if upstream.insert(id) {
-            stack.extend(graph.node_inputs(id).into_iter().flatten().map(|value| value.node));
-        }
-    }
+    let upstream = graph.ancestors(targets.iter().copied(), |_| false);
     let mut between: HashSet<Value> = sources.iter().copied().collect();
     for id in graph.topo_ops() {
         let blocks = graph.node(id).op().and_then(super::of).is_some_and(|def| matches!(def.grad, Gradient::Zero));
@@ -106,7 +100,8 @@ pub fn between(graph: &Graph, sources: &[Value], targets: &[Value]) -> HashSet<V
 }
 
 /// Replaces the operators [between] `sources` and `targets` whose gradient is that of their decomposition, until none is
-/// left but those that cannot be decomposed yet, because it needs numbers that only a run knows: their gradients are [deferred](super::deferred). `targets` are asked for anew each time, since a target may be the output of one that is replaced.
+/// left but those that cannot be decomposed yet, because it needs numbers that only a run knows: their gradients are
+/// [deferred](super::deferred). `targets` are asked for anew each time, since a target may be the output of one that is replaced.
 pub fn decompose_between(
     graph: &mut Graph,
     sources: &[Value],
@@ -127,11 +122,11 @@ pub fn decompose_between(
             return Ok(());
         }
         for id in found {
-            let label = graph.node(id).label();
-            let mut trial = graph.clone();
-            match super::decompose(&mut trial, id, opset) {
-                Ok(_) => *graph = trial,
-                Err(_) if graph.node(id).captures() == 0 => _ = deferred.insert(id),
+            let (label, alone) = (graph.node(id).label(), graph.node(id).captures() == 0);
+            match super::decompose(graph, id, opset) {
+                Ok(()) => {}
+                // What it has added is read by nobody.
+                Err(_) if alone => _ = deferred.insert(id),
                 Err(error) => return Err(error.at(label)),
             }
         }

@@ -33,7 +33,7 @@ fn collect(graph: &Graph, errors: &mut Vec<Error>) {
                 let text = format!("the operator {name} is not known, so it cannot be run{elsewhere}");
                 errors.push(Error::msg(text).at(graph.node(id).label()));
             }
-            Some(def) if def.eval.is_none() && def.decompose.is_none() => {
+            Some(def) if !def.is_evaluated() => {
                 errors.push(Error::msg(format!("the operator {name} has no evaluation")).at(graph.node(id).label()));
             }
             Some(_) => {}

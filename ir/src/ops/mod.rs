@@ -269,6 +269,13 @@ impl OpDef {
     };
 }
 
+impl OpDef {
+    /// Whether it can be evaluated: by itself, or by its decomposition.
+    pub fn is_evaluated(&self) -> bool {
+        self.eval.is_some() || self.decompose.is_some()
+    }
+}
+
 /// Output 0 has the type of input 0.
 pub fn same_as_first(cx: &mut InferCx) -> Result<()> {
     let ty = cx.ty(0)?.clone();

@@ -86,10 +86,16 @@ fn eval_compress(cx: &EvalCx, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>>
 }
 
 fn grad_compress(cx: &mut GradCx) -> Result<Vec<Option<Value>>> {
-    let (x, condition, dy) = (cx.input(0)?, cx.input(1)?, cx.dy()?);
-    let axis = cx.op().attrs.get_int("axis")?;
+    let condition = cx.input(1)?;
     let indices = cx.emit.op("NonZero", &[condition], Attributes::new())?;
     let indices = cx.emit.reshape(indices, &[-1])?;
+    Ok(vec![Some(picked_grad(cx, indices)?), None])
+}
+
+/// The gradient of an operator's input of which it picked entries by index: along the attribute `axis`, or, without one, of all elements in order.
+pub(super) fn picked_grad(cx: &mut GradCx, indices: Value) -> Result<Value> {
+    let (x, dy) = (cx.input(0)?, cx.dy()?);
+    let axis = cx.op().attrs.get_int("axis")?;
     let shape = match axis {
         Some(_) => cx.emit.shape_of(x)?,
         None => {
@@ -101,7 +107,7 @@ fn grad_compress(cx: &mut GradCx) -> Result<Vec<Option<Value>>> {
     let dx = cx.emit.sartor("GatherGrad", &[dy, indices, shape], attrs)?;
     let dx = if axis.is_some() { dx } else { cx.emit.reshape_like(dx, x)? };
     cx.emit.type_like(dx, x);
-    Ok(vec![Some(dx), None])
+    Ok(dx)
 }
 
 fn sample_compress(draw: &mut Draw) -> Sample {

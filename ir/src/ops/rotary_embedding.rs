@@ -99,15 +99,8 @@ fn decompose(emit: &mut Emit, id: NodeId) -> Result<Vec<Value>> {
     let cos = angles(emit, cos, positions, axes)?;
     let sin = angles(emit, sin, positions, axes)?;
     let turned = count(&op.attrs, "rotary_embedding_dim", 0)? as i64;
-    let whole = turned == 0 || emit.shape(rows)?[3].known() == Some(turned);
-    let y = if whole {
-        turn(emit, rows, cos, sin, interleaved)?
-    } else {
-        let first = features(emit, rows, 0, turned)?;
-        let rest = features(emit, rows, turned, i64::MAX)?;
-        let first = turn(emit, first, cos, sin, interleaved)?;
-        emit.op("Concat", &[first, rest], Attributes::new().with("axis", 3i64))?
-    };
+    let turned = if turned == 0 { i64::MAX } else { turned };
+    let y = turn_first(emit, rows, turned, (cos, sin), interleaved)?;
     if flat {
         return Ok(vec![emit.reshape_like(y, x)?]);
     }
@@ -128,6 +121,23 @@ fn angles(emit: &mut Emit, cache: Value, positions: Option<Value>, axes: &[usize
 fn features(emit: &mut Emit, x: Value, start: i64, end: i64) -> Result<Value> {
     let (start, end, axis) = (emit.ints(&[start]), emit.ints(&[end]), emit.ints(&[3]));
     emit.op("Slice", &[x, start, end, axis], Attributes::new())
+}
+
+/// The first features of every head, so many or all, turned by their angles; the others as they are.
+pub(super) fn turn_first(
+    emit: &mut Emit,
+    x: Value,
+    turned: i64,
+    (cos, sin): (Value, Value),
+    interleaved: bool,
+) -> Result<Value> {
+    if turned == i64::MAX || emit.shape(x)?[3].known() == Some(turned) {
+        return turn(emit, x, cos, sin, interleaved);
+    }
+    let first = features(emit, x, 0, turned)?;
+    let rest = features(emit, x, turned, i64::MAX)?;
+    let first = turn(emit, first, cos, sin, interleaved)?;
+    emit.op("Concat", &[first, rest], Attributes::new().with("axis", 3i64))
 }
 
 /// Every pair of features turned by its angle.

@@ -5,6 +5,7 @@
 //! Spec: <https://onnx.ai/onnx/operators/onnx__Unique.html>. Entries are compared element by element; NaN equals itself and
 //! is above all numbers. How many there are depends on the data. The gradient is that of gathering the first occurrences.
 
+use super::nonzero::picked_grad;
 use super::topk::compare;
 use super::{EvalCx, GradCx, Gradient, InferCx, OpDef, Sample, index, normal_axis};
 use crate::error::{Error, Result};
@@ -121,21 +122,8 @@ fn eval(cx: &EvalCx, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>> {
 }
 
 fn grad(cx: &mut GradCx) -> Result<Vec<Option<Value>>> {
-    let (x, dy) = (cx.input(0)?, cx.dy()?);
-    let axis = cx.op().attrs.get_int("axis")?;
     let indices = cx.emit.optional_output(cx.node, 1)?;
-    let shape = match axis {
-        Some(_) => cx.emit.shape_of(x)?,
-        None => {
-            let size = cx.emit.op("Size", &[x], Attributes::new())?;
-            cx.emit.reshape(size, &[1])?
-        }
-    };
-    let attrs = Attributes::new().with("axis", axis.unwrap_or(0));
-    let dx = cx.emit.sartor("GatherGrad", &[dy, indices, shape], attrs)?;
-    let dx = if axis.is_some() { dx } else { cx.emit.reshape_like(dx, x)? };
-    cx.emit.type_like(dx, x);
-    Ok(vec![Some(dx)])
+    Ok(vec![Some(picked_grad(cx, indices)?)])
 }
 
 fn sample(draw: &mut Draw) -> Sample {

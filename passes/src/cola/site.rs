@@ -138,7 +138,7 @@ fn behind(graph: &Graph, value: Value) -> Option<(String, bool)> {
 /// Whether a value is made of parameters and constants alone.
 pub(crate) fn is_still(graph: &Graph, value: Value) -> bool {
     let moves = |id: &NodeId| matches!(graph.node(*id).kind, NodeKind::Input | NodeKind::Capture(_));
-    !crate::walk::ancestors(graph, [value], |_| false).iter().any(moves)
+    !graph.ancestors([value], |_| false).iter().any(moves)
 }
 
 /// The value of a weight as its operator reads it: the parameter, sent through what stands between.

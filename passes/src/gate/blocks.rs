@@ -13,7 +13,6 @@
 //! What looks like either and is not taken is kept with the reason.
 
 use crate::pattern::{self, candidate_names};
-use crate::walk::ancestors;
 use sartor_ir::{Dim, Graph, Node, NodeId, NodeKind, Result, Type, Value};
 use serde::Serialize;
 use std::collections::{HashMap, HashSet};
@@ -121,7 +120,7 @@ fn block_at(
     add: NodeId,
     [a, b]: [Value; 2],
 ) -> Result<Option<Block>, String> {
-    let above = [a, b].map(|v| ancestors(graph, [v], |_| false));
+    let above = [a, b].map(|v| graph.ancestors([v], |_| false));
     let (slot, input) = if above[1].contains(&a.node) {
         (1, a)
     } else if above[0].contains(&b.node) {

@@ -72,7 +72,7 @@ impl Split {
             }
             own.extend(more);
         };
-        let kept = walk::ancestors(graph, kept_values(graph, mode, &own, &cut), |_| false);
+        let kept = graph.ancestors(kept_values(graph, mode, &own, &cut), |_| false);
         let copied = |b: &&Binding| {
             let (value, trained) = (graph.find_param(&b.param), trained(b));
             let played = trained || read.contains(&b.param) || value.is_some_and(|v| kept.contains(&v.node));
@@ -97,7 +97,7 @@ impl Split {
         let next = |b: &Binding| graph.find_output(&b.output);
         let region = match cut.is_empty() {
             true => graph.topo().into_iter().collect(),
-            false => walk::ancestors(graph, own.iter().filter_map(|b| next(b)), |v| cut.contains(v)),
+            false => graph.ancestors(own.iter().filter_map(|b| next(b)), |v| cut.contains(v)),
         };
         let rate = graph.find_input(training::LEARNING_RATE);
         let roots = own.iter().filter_map(|b| graph.find_param(&b.param)).chain(rate);

@@ -482,15 +482,14 @@ unsafe fn roll(
     let line = wide * patch.channels;
     let (batch, start) = if maker.m == high * wide { (image, 0) } else { (0, image * high) };
     let width = maker.tile().1;
-    let sees = |rows: &Range<usize>| patch.lines(rows);
     let at_once = patch.places_of((LINES / line.max(1)).max(1)).min(places.len()).max(1);
     let step = |first: usize| first..(first + at_once).min(places.end);
-    let most = places.clone().step_by(at_once).map(|first| sees(&step(first)).len()).max().unwrap_or(0);
+    let most = places.clone().step_by(at_once).map(|first| patch.lines(&step(first)).len()).max().unwrap_or(0);
     with_memory(&LINE_MEMORY, most * line, |memory| {
         let mut there = 0..0;
         for first in places.clone().step_by(at_once) {
             let rows = step(first);
-            let wanted = sees(&rows);
+            let wanted = patch.lines(&rows);
             // SAFETY: the memory has room for the rows that are wanted at once; both contracts stay inside the image's rows.
             unsafe {
                 let kept = wanted.start.max(there.start)..there.end.max(wanted.start);

@@ -40,10 +40,6 @@ impl Chain {
     pub fn blocks(&self) -> usize {
         self.members.first().map_or(0, |c| c.batch.iter().product())
     }
-    /// Elements that packed right factors need.
-    pub fn scratch(&self) -> usize {
-        self.members.iter().map(Contract::scratch).sum()
-    }
 }
 
 /// Fewer blocks are not worth it: they are what is distributed to threads.
@@ -258,7 +254,8 @@ pub(super) fn stores(contract: &Contract) -> Vec<(BufId, Option<Area>)> {
     out.chain(stored).collect()
 }
 
-fn loads(contract: &Contract) -> Vec<(BufId, Option<Area>)> {
+/// What a contract reads, and where in each batch, if that is a matrix.
+pub(super) fn loads(contract: &Contract) -> Vec<(BufId, Option<Area>)> {
     let operands = contract
         .products
         .iter()

@@ -123,9 +123,9 @@ impl Demands {
         let whole = if on_host || planned.writes.is_empty() { ALWAYS } else { whole };
         match &planned.step {
             Step::Program(program) => _ = self.program(program),
-            Step::Contract(contract) => self.contract(contract),
-            Step::Chain(chain) => chain.members.iter().rev().for_each(|member| self.contract(member)),
-            Step::LineBuffer(both) => both.contracts().into_iter().rev().for_each(|contract| self.contract(contract)),
+            step @ (Step::Contract(_) | Step::Chain(_) | Step::LineBuffer(_)) => {
+                step.contracts().into_iter().rev().for_each(|contract| self.contract(contract));
+            }
             _ => planned.reads.iter().for_each(|&b| self.read(b, &whole)),
         }
         whole.unwrap_or_default()

@@ -8,8 +8,7 @@
 //! The wide image must be contiguous, channels last, made by one contract and read by nobody else; small images, which stay in the cache anyway, are
 //! left as they are. Rows at the border between two tasks are made twice, so what makes them may write nothing else.
 
-use super::chain::{Area, stores};
-use super::program::Ins;
+use super::chain::{Area, loads, stores};
 use super::view::BufId;
 use super::{Buffer, Home, Planned, Step};
 use crate::cpu::contract::Contract;
@@ -30,10 +29,6 @@ impl LineBuffer {
     /// Both.
     pub fn contracts(&self) -> [&Contract; 2] {
         [&self.maker, &self.windows]
-    }
-    /// Elements that packed right factors need.
-    pub fn scratch(&self) -> usize {
-        self.contracts().into_iter().map(Contract::scratch).sum()
     }
 }
 
@@ -104,13 +99,8 @@ fn reads_image(windows: &Contract, buf: BufId, len: usize) -> bool {
     let contiguous = patch.steps == [wide * patch.channels, patch.channels, 1] && product.a.offset == 0;
     let apart =
         windows.batch.iter().zip(&product.a.batch).all(|(&dim, &stride)| dim == 1 || dim == images && stride == image);
-    let tail = windows.tail.iter().flat_map(|t| t.matrices().chain(t.gates())).map(|m| m.buf);
-    let loaded = windows.epilogue.iter().flat_map(|p| &p.code).filter_map(|ins| match ins {
-        Ins::Load(_, walk) => Some(walk.buf),
-        _ => None,
-    });
-    let elsewhere = tail.chain(loaded).all(|other| other != buf);
-    contiguous && apart && elsewhere && images * image == len
+    let once = loads(windows).iter().filter(|(read, _)| *read == buf).count() == 1;
+    contiguous && apart && once && images * image == len
 }
 
 /// Whether a contract writes these images pixel by pixel, all channels side by side.

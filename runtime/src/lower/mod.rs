@@ -136,6 +136,18 @@ pub enum Step {
     Reference(NodeId, Vec<Option<usize>>, Vec<Option<usize>>),
 }
 
+impl Step {
+    /// The products and convolutions that it runs, in order.
+    pub fn contracts(&self) -> Vec<&Contract> {
+        match self {
+            Step::Contract(contract) => vec![contract],
+            Step::Chain(chain) => chain.members.iter().collect(),
+            Step::LineBuffer(both) => both.contracts().to_vec(),
+            _ => Vec::new(),
+        }
+    }
+}
+
 /// An output of the graph.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Output {

@@ -13,9 +13,11 @@
 use super::{CONTRIB, operator, refuse};
 use crate::error::{Error, Result};
 use crate::graph::{NodeId, Value};
+use crate::ops::attention::append;
 use crate::ops::emit::Length;
 use crate::ops::quantize::positions;
 use crate::ops::real::count;
+use crate::ops::rotary_embedding::turn_first;
 use crate::ops::{CostCx, Emit, InferCx, OpDef, Sample};
 use crate::rng::Draw;
 use crate::{Attributes, DType, Dim, Tensor, bail, ensure};
@@ -168,14 +170,6 @@ fn key_range(emit: &mut Emit, bounds: Value, k: Value, ranges: bool) -> Result<V
     keep.ok_or_else(|| Error::msg("a mask without bounds"))
 }
 
-/// The past ones, then the new ones, along the axis of keys.
-fn after_past(emit: &mut Emit, past: Option<Value>, new: Value) -> Result<Value> {
-    match past {
-        Some(past) => emit.op("Concat", &[past, new], Attributes::new().with("axis", 2i64)),
-        None => Ok(new),
-    }
-}
-
 /// The masks that the attributes and two inputs ask for.
 fn masks(
     emit: &mut Emit,
@@ -263,7 +257,7 @@ fn decompose_attention(emit: &mut Emit, id: NodeId) -> Result<Vec<Value>> {
         let first = emit.ints(&[0]);
         let past_k = emit.op("Squeeze", &[parts[0], first], Attributes::new())?;
         let past_v = emit.op("Squeeze", &[parts[1], first], Attributes::new())?;
-        (k, v) = (after_past(emit, Some(past_k), k)?, after_past(emit, Some(past_v), v)?);
+        (k, v) = (append(emit, Some(past_k), k)?, append(emit, Some(past_v), v)?);
     }
     let (mask, bias) = (emit.graph.input(id, 3), emit.graph.input(id, 5));
     let masks = masks(emit, &attrs, [q, k], mask, bias)?;
@@ -324,7 +318,7 @@ fn decompose_multi_head(emit: &mut Emit, id: NodeId) -> Result<Vec<Value>> {
     }
     let [q, k, v] = parts;
     let (past_k, past_v) = (emit.graph.input(id, 6), emit.graph.input(id, 7));
-    let (k, v) = (after_past(emit, past_k, k)?, after_past(emit, past_v, v)?);
+    let (k, v) = (append(emit, past_k, k)?, append(emit, past_v, v)?);
     let (mask, bias) = (emit.graph.input(id, 4), emit.graph.input(id, 5));
     let masks = masks(emit, &attrs, [q, k], mask, bias)?;
     let y = attend(emit, [q, k, v], &attrs, &masks)?;
@@ -406,30 +400,11 @@ pub(super) fn rotate(emit: &mut Emit, x: Value, cos: Value, sin: Value, interlea
     let (size, half) = (emit.shape(x)?.last().and_then(Dim::known), emit.shape(cos)?.last().and_then(Dim::known));
     let Some((size, half)) = size.zip(half) else { bail!("the size of a head or of the cache is unknown") };
     ensure!(half.checked_mul(2).is_some_and(|r| r <= size), "a cache for {half} pairs, and heads of {size}");
-    let slice = |emit: &mut Emit, from: i64, to: i64, step: i64| {
-        let (from, to, axis, step) = (emit.ints(&[from]), emit.ints(&[to]), emit.ints(&[3]), emit.ints(&[step]));
-        emit.op("Slice", &[x, from, to, axis, step], Attributes::new())
+    let (cos, sin) = match interleaved {
+        true => (emit.unsqueeze(cos, &[4])?, emit.unsqueeze(sin, &[4])?),
+        false => (cos, sin),
     };
-    let (first, second) = match interleaved {
-        true => (slice(emit, 0, 2 * half, 2)?, slice(emit, 1, 2 * half, 2)?),
-        false => (slice(emit, 0, half, 1)?, slice(emit, half, 2 * half, 1)?),
-    };
-    let rest = if size > 2 * half { Some(slice(emit, 2 * half, size, 1)?) } else { None };
-    let (a, b) = (emit.mul(first, cos)?, emit.mul(second, sin)?);
-    let real = emit.sub(a, b)?;
-    let (a, b) = (emit.mul(first, sin)?, emit.mul(second, cos)?);
-    let imaginary = emit.add(a, b)?;
-    let last = Attributes::new().with("axis", 3i64);
-    let mut parts = match interleaved {
-        true => {
-            let (real, imaginary) = (emit.unsqueeze(real, &[4])?, emit.unsqueeze(imaginary, &[4])?);
-            let pairs = emit.op("Concat", &[real, imaginary], Attributes::new().with("axis", 4i64))?;
-            vec![emit.reshape(pairs, &[0, 0, 0, 2 * half])?]
-        }
-        false => vec![real, imaginary],
-    };
-    parts.extend(rest);
-    if parts.len() == 1 { Ok(parts[0]) } else { emit.op("Concat", &parts, last) }
+    turn_first(emit, x, 2 * half, (cos, sin), interleaved)
 }
 
 // ---- samples --------------------------------------------------------------------------------------------------------
