@@ -85,13 +85,13 @@ pub fn run_watched(command: &mut Command) -> Result<(f64, f64)> {
     Ok((seconds, peak))
 }
 
-/// Processor seconds, of user and system, of all children that have ended so far, and of theirs: `cutime` and `cstime` of
-/// `/proc/self/stat`, in hundredths (man 5 proc).
-pub fn children_seconds() -> Result<f64> {
-    let path = Path::new("/proc/self/stat");
-    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-    // The second field is a name in parentheses; `cutime` is the 16th.
-    let fields = text.rsplit_once(')').map(|(_, rest)| rest.split_whitespace().skip(13).take(2));
+/// Processor seconds, of user and system, of a process that runs and of its threads: `utime` and `stime` of `/proc/PID/stat`, in
+/// hundredths (man 5 proc).
+pub fn process_seconds(process: u32) -> Result<f64> {
+    let path = PathBuf::from(format!("/proc/{process}/stat"));
+    let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
+    // The second field is a name in parentheses; `utime` is the 14th.
+    let fields = text.rsplit_once(')').map(|(_, rest)| rest.split_whitespace().skip(11).take(2));
     let ticks: Option<Vec<f64>> = fields.map(|two| two.filter_map(|field| field.parse().ok()).collect());
     match ticks.as_deref() {
         Some([user, system]) => Ok((user + system) / 100.0),

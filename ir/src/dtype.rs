@@ -195,6 +195,14 @@ macro_rules! dispatch {
             _ => $else,
         }
     };
+    ($dtype:expr, wide $T:ident => $body:expr, else $else:expr) => {
+        match $dtype {
+            $crate::DType::F32 => { type $T = f32; $body }
+            $crate::DType::F64 => { type $T = f64; $body }
+            $crate::DType::I64 => { type $T = i64; $body }
+            _ => $else,
+        }
+    };
     ($dtype:expr, number $T:ident => $body:expr, else $else:expr) => {
         $crate::dispatch!($dtype, int $T => $body, else $crate::dispatch!($dtype, float $T => $body, else $else))
     };

@@ -6,6 +6,7 @@
 pub mod accumulate;
 pub mod autodiff;
 pub mod average;
+pub mod bind;
 pub mod calibrate;
 pub mod clip;
 pub mod cola;
@@ -135,6 +136,13 @@ const BUILTIN: &[fn() -> PassInfo] = &[
             "gradient",
             "clean-up",
             "compute the gradients that `Gradient` operators ask for",
+        )
+    },
+    || {
+        PassInfo::of::<bind::Bind>(
+            "bind",
+            "clean-up",
+            "make constants of inputs that are always the same, numbers of named dimensions",
         )
     },
     || PassInfo::of::<lift::Lift>("lift", "clean-up", "make parameters of weights in `Constant` operators"),

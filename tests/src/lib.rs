@@ -5,6 +5,7 @@ pub mod conformance;
 use sartor_ir::rng::Draw;
 use sartor_ir::{DType, Graph, GraphOutput, Model, Result, Tensor, Type, Value, onnx};
 use sartor_passes::{Driver, Registry, options, pipelines};
+use sartor_runtime::{Key, Params, Session, SessionOptions};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -66,6 +67,30 @@ pub fn prepared(path: &Path, pipeline: &str) -> Result<Model> {
 pub fn run_passes(model: &mut Model, pipeline: &str) -> Result<()> {
     let passes = Registry::builtin().build_all(options::parse_pipeline(pipeline)?)?;
     Driver::new().run(&passes, model).map(drop)
+}
+
+/// The losses of twenty steps with adapters on every product and convolution that takes them: the squared distance of an output from drawn targets of its
+/// shape, AdamW.
+pub fn adapter_losses(model: &mut Model, inputs: &Named, name: &str, output: &Tensor) -> Result<Vec<f64>> {
+    let label = Draw::new(1, "label").tensor(output.shape(), -1.0, 1.0).cast(DType::F32)?;
+    let pipeline = format!(
+        "[[pass]]\nname = \"loss\"\nkind = \"mse\"\nlogits = {name:?}\n\
+         [[pass]]\nname = \"cola\"\nrank = 2\ntargets = [\"*\"]\n\
+         [[pass]]\nname = \"autodiff\"\n[[pass]]\nname = \"optimizer\"\nkind = \"adamw\"\n"
+    );
+    run_passes(model, &pipeline)?;
+    let step = model.programs.keys().find(|name| name.starts_with("step")).cloned().unwrap_or_default();
+    let mut session = Session::program(model, &step, SessionOptions { threads: 2 })?;
+    let mut params = Params::of(model);
+    let mut feeds = inputs.clone();
+    feeds.insert("label".to_string(), label);
+    feeds.insert("learning_rate".to_string(), Tensor::scalar(1e-2f32));
+    let mut losses = Vec::new();
+    for step in 0..20 {
+        let found = session.run(&mut params, &feeds, Key { seed: 1, step })?;
+        losses.push(found["loss"].to_f64s()?[0]);
+    }
+    Ok(losses)
 }
 
 /// Inputs for a graph, open dimensions bound by `dim` (name of the input, number of the axis). Integers are tokens below `tokens`,

@@ -7,7 +7,7 @@ use sartor_ir::rng::Draw;
 use sartor_ir::{DType, Tensor, eval};
 use sartor_runtime::data::npz;
 use sartor_runtime::{Key, Params, Session, SessionOptions};
-use sartor_tests::{Named, asset, distance, peer, prepared, succeeds};
+use sartor_tests::{Named, adapter_losses, asset, distance, peer, prepared, succeeds};
 use std::path::Path;
 
 const MODELS: &[&str] =
@@ -86,5 +86,32 @@ fn they_compute_what_onnx_runtime_does() {
             count += 1;
         }
         assert_eq!(count, if name.contains("sequence") { 1 } else { 2 }, "{name}");
+    }
+}
+
+/// Once the rate is a constant and the length of a window a number, no `If` is left: the model computes what it did at that rate, and takes adapters and
+/// trains.
+#[test]
+fn a_bound_switch_leaves_a_model_that_trains() {
+    let dir = tempfile::tempdir().unwrap();
+    let [x, y] = ["x.npz", "y.npz"].map(|name| dir.path().join(name));
+    let bind = "[[pass]]\nname = \"bind\"\ninputs = { sr = 16000 }\nshapes = { input = [2, 576], state = [2, 2, 128] }\n\
+                [[pass]]\nname = \"optimize\"\n[[pass]]\nname = \"lift\"\n";
+    for name in MODELS.iter().filter(|name| !name.contains("sequence")) {
+        let path = asset(&format!("silero/{name}"));
+        let mut model = prepared(&path, bind).unwrap();
+        let left = model.graph.topo_ops().into_iter().filter(|&id| model.graph.node(id).is("If")).count();
+        assert_eq!(left, 0, "{name}");
+        let mut inputs = fitting(&path, &inputs()[0]).unwrap();
+        npz::write(&x, inputs.iter().map(|(name, tensor)| (name.as_str(), tensor))).unwrap();
+        succeeds(peer("ort_run.py").arg(&path).args([&x, &y]));
+        let wanted = npz::read(&y).unwrap()["output"].clone();
+        inputs.remove("sr");
+        let mut session = Session::new(&model, SessionOptions { threads: 2 }).unwrap();
+        let found = session.run(&mut Params::of(&model), &inputs, Key::default()).unwrap();
+        let apart = distance(&found["output"], &wanted);
+        assert!(apart < 1e-4, "{name} differs by {apart:e}");
+        let losses = adapter_losses(&mut model, &inputs, "output", &wanted).unwrap();
+        assert!(losses[19] < losses[0], "{name}: {losses:?}");
     }
 }

@@ -2,11 +2,11 @@
 //! import and export are the identity; adapters go in and twenty steps of training lower the loss.
 
 use sartor_ir::rng::Draw;
-use sartor_ir::{DType, Model, Tensor, Type, onnx};
+use sartor_ir::{DType, Type, onnx};
 use sartor_passes::{Registry, pipelines};
 use sartor_runtime::data::npz;
 use sartor_runtime::{Key, Params, Session, SessionOptions};
-use sartor_tests::{Named, asset, distance, peer, prepared, run_passes, succeeds};
+use sartor_tests::{Named, adapter_losses, asset, distance, peer, prepared, succeeds};
 use std::path::PathBuf;
 
 fn zoo() -> Vec<PathBuf> {
@@ -76,30 +76,6 @@ fn import_and_export_keep_them() {
     });
 }
 
-/// The losses of twenty steps with adapters on every product and convolution that takes them: the squared distance of an output from drawn targets of its
-/// shape, AdamW.
-fn train(model: &mut Model, inputs: &Named, name: &str, output: &Tensor) -> Result<Vec<f64>, String> {
-    let label = Draw::new(1, "label").tensor(output.shape(), -1.0, 1.0).cast(DType::F32).map_err(text)?;
-    let pipeline = format!(
-        "[[pass]]\nname = \"loss\"\nkind = \"mse\"\nlogits = {name:?}\n\
-         [[pass]]\nname = \"cola\"\nrank = 2\ntargets = [\"*\"]\n\
-         [[pass]]\nname = \"autodiff\"\n[[pass]]\nname = \"optimizer\"\nkind = \"adamw\"\n"
-    );
-    run_passes(model, &pipeline).map_err(text)?;
-    let step = model.programs.keys().find(|name| name.starts_with("step")).cloned().unwrap_or_default();
-    let mut session = Session::program(model, &step, SessionOptions { threads: 2 }).map_err(text)?;
-    let mut params = Params::of(model);
-    let mut feeds = inputs.clone();
-    feeds.insert("label".to_string(), label);
-    feeds.insert("learning_rate".to_string(), Tensor::scalar(1e-2f32));
-    let mut losses = Vec::new();
-    for step in 0..20 {
-        let found = session.run(&mut params, &feeds, Key { seed: 1, step }).map_err(text)?;
-        losses.push(found["loss"].to_f64s().map_err(text)?[0]);
-    }
-    Ok(losses)
-}
-
 /// Adapters on every product and convolution that takes them, a squared distance from drawn targets, AdamW.
 #[test]
 fn adapters_train_on_them() {
@@ -108,7 +84,7 @@ fn adapters_train_on_them() {
         let inputs = arrays(path, "in_");
         let outputs = arrays(path, "out_");
         let (name, output) = outputs.iter().next().ok_or("it has no output")?;
-        let losses = train(&mut model, &inputs, name, output)?;
+        let losses = adapter_losses(&mut model, &inputs, name, output).map_err(text)?;
         let fell = losses.iter().all(|l| l.is_finite()) && losses[19] < losses[0];
         if fell { Ok(()) } else { Err(format!("losses {losses:?}")) }
     });
@@ -130,7 +106,7 @@ fn a_model_of_tf2onnx_runs_and_trains() {
     let found = session.run(&mut Params::of(&model), &inputs, Key::default()).unwrap();
     let apart = distance(&found["target_label"], &wanted);
     assert!(apart < 1e-4, "differs by {apart:e}");
-    let losses = train(&mut model, &inputs, "target_label", &wanted).unwrap();
+    let losses = adapter_losses(&mut model, &inputs, "target_label", &wanted).unwrap();
     assert!(losses[19] < losses[0], "{losses:?}");
 }
 

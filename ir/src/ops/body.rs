@@ -320,6 +320,17 @@ impl<'a> Splicer<'a> {
     }
 }
 
+/// What output `slot` of a loop without an iteration is: zeros of its inferred shape, which is empty along the new axis.
+pub fn nothing(emit: &mut Emit, id: NodeId, slot: usize) -> Result<Value> {
+    let Some(output) = emit.graph.node_outputs(id).nth(slot) else { bail!("there is no output {slot}") };
+    let (dtype, shape) = (emit.dtype(output)?, emit.shape(output)?);
+    let lengths: Option<Vec<usize>> = shape.iter().map(|d| d.known().and_then(|n| usize::try_from(n).ok())).collect();
+    match lengths {
+        Some(lengths) => Ok(emit.constant(Tensor::zeros(dtype, lengths)?)),
+        None => bail!("it runs no iteration, so the shape of what it hands out is unknown"),
+    }
+}
+
 /// Values laid side by side along a new axis. There must be one at least.
 pub fn stack(emit: &mut Emit, rows: &[Value], axis: i64, reverse: bool) -> Result<Value> {
     let Some(&first) = rows.first() else {

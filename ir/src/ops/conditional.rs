@@ -35,6 +35,11 @@ fn name_of(condition: bool) -> &'static str {
     BRANCHES[usize::from(!condition)]
 }
 
+/// The branch of an `If` that is taken under a condition.
+pub fn branch(op: &Operator, condition: bool) -> Result<&Graph> {
+    body::graph(op, name_of(condition))
+}
+
 fn infer(cx: &mut InferCx) -> Result<()> {
     if let Ok(dtype) = cx.dtype(0) {
         ensure!(dtype == DType::Bool, "its condition is {dtype}, expected bool");

@@ -12,13 +12,13 @@
 //!
 //! A scan starts with `s₋₁ = 0`, from the end if `reverse`. Its gradients are scans from the other end.
 
-use super::arithmetic::Arithmetic;
+use super::arithmetic::{Arithmetic, computed_in};
 use super::real::{reals, rounded};
 use super::{Emit, EvalCx, GradCx, Gradient, InferCx, OpDef, Sample, index, normal_axis};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::graph::{Operator, Value};
 use crate::rng::Draw;
-use crate::{Attributes, DType, SARTOR_DOMAIN, Tensor, dispatch, ensure};
+use crate::{Attributes, SARTOR_DOMAIN, Tensor, bail, dispatch, ensure};
 use num_traits::AsPrimitive;
 
 /// The rows of this file.
@@ -76,12 +76,10 @@ fn named_axis(axis: &Tensor, rank: usize) -> Result<usize> {
 fn eval(cx: &EvalCx, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>> {
     let x = index::input(inputs, 0)?;
     let axis = named_axis(index::input(inputs, 1)?, x.rank())?;
-    let unsupported = || Error::msg(format!("no sums or products of {}", x.dtype()));
-    Ok(vec![match x.dtype() {
-        // Half precision accumulates in single precision, as kernels do.
-        half @ (DType::F16 | DType::BF16) => running::<f32>(cx, &x.cast(DType::F32)?, axis)?.cast(half)?,
-        dtype => dispatch!(dtype, number T => running::<T>(cx, x, axis)?, else return Err(unsupported())),
-    }])
+    let wide = computed_in(x.dtype());
+    let out = dispatch!(wide, wide T => running::<T>(cx, &x.cast(wide)?, axis)?,
+        else bail!("no sums or products of {}", x.dtype()));
+    Ok(vec![out.cast(x.dtype())?])
 }
 
 fn running<T: Arithmetic>(cx: &EvalCx, x: &Tensor, axis: usize) -> Result<Tensor>

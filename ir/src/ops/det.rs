@@ -8,6 +8,7 @@
 //! M₁ = 1,  c_k = −tr(A M_k) / k,  M_{k+1} = A M_k + c_k,  det A = (−1)^M c_M
 //! ```
 
+use super::emit::Length;
 use super::real::{reals, required, rounded};
 use super::{Emit, EvalCx, Gradient, InferCx, OpDef, Sample};
 use crate::error::Result;
@@ -98,6 +99,12 @@ fn decompose(emit: &mut Emit, id: NodeId) -> Result<Vec<Value>> {
     let Some(order) = rows.known().or(cols.known()) else {
         bail!("the size of its matrices is known only when it runs")
     };
+    if order == 0 {
+        let batch: Vec<Length> = (0..shape.len() - 2).map(|axis| Length::Axis(x, axis)).collect();
+        let shape = emit.shape_tensor(&batch)?;
+        let one = Tensor::from_vec([1], vec![1.0f64]).cast(dtype)?;
+        return Ok(vec![emit.op("ConstantOfShape", &[shape], Attributes::new().with("value", one))?]);
+    }
     ensure!((1..=LARGEST).contains(&order), "matrices of {order} rows are not written out, only up to {LARGEST}");
     let (order, last_two) = (order as usize, [shape.len() - 2, shape.len() - 1]);
     let a = emit.cast(x, DType::F64)?;

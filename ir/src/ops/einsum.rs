@@ -4,13 +4,14 @@
 //! `...` stands for leading axes that broadcast. Without `->` the output has the axes of `...` and then, in
 //! alphabetical order, the letters that occur once. Spec: <https://onnx.ai/onnx/operators/onnx__Einsum.html>.
 
+use super::arithmetic::Arithmetic;
 use super::elementwise::one_type;
 use super::{CostCx, EvalCx, GradCx, Gradient, InferCx, OpDef, Sample, broadcast};
 use crate::error::{Error, Result};
 use crate::graph::{Operator, Value};
 use crate::rng::Draw;
-use crate::{Attributes, Dim, Tensor, bail, dispatch, ensure};
-use num_traits::AsPrimitive;
+use crate::{Attributes, DType, Dim, Tensor, bail, dispatch, ensure};
+use std::borrow::Cow;
 
 /// The rows of this file.
 pub const OPS: &[OpDef] = &[OpDef {
@@ -142,19 +143,15 @@ fn eval(cx: &EvalCx, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>> {
         .map(|(term, tensor)| labels.iter().map(|&label| stride(term, tensor.shape(), label)).collect())
         .collect();
     let (outer, inner) = lengths.split_at(equation.output.len());
-    let dtype = inputs.first().map(|t| t.dtype()).unwrap_or(crate::DType::F32);
-    let out = dispatch!(dtype, float T => {
+    let Some(dtype) = inputs.first().map(|t| t.dtype()) else { bail!("it has no operand") };
+    // Sums are computed in 64 bits.
+    let wide = if dtype.is_float() { DType::F64 } else { DType::I64 };
+    let inputs = inputs.iter().map(|t| t.cast(wide)).collect::<Result<Vec<_>>>()?;
+    let out = dispatch!(wide, wide T => {
         let data = inputs.iter().map(|t| t.as_slice::<T>()).collect::<Result<Vec<_>>>()?;
-        let factor = |operand: usize, place: usize| -> f64 { data[operand][place].as_() };
-        let sums = contract(outer, inner, &strides, factor, |x: f64, y| x * y, |x, y| x + y, 1.0);
-        Tensor::from_vec(outer, sums.into_iter().map(|x| -> T { x.as_() }).collect::<Vec<T>>())
-    }, else dispatch!(dtype, int T => {
-        let data = inputs.iter().map(|t| t.as_slice::<T>()).collect::<Result<Vec<_>>>()?;
-        let factor = |operand: usize, place: usize| -> i128 { data[operand][place].as_() };
-        let sums = contract(outer, inner, &strides, factor, i128::wrapping_mul, i128::wrapping_add, 1);
-        Tensor::from_vec(outer, sums.into_iter().map(|x| -> T { x.as_() }).collect::<Vec<T>>())
-    }, else bail!("no Einsum of {dtype}")));
-    Ok(vec![out])
+        Tensor::from_vec(outer, contract(outer, inner, &strides, &data))
+    }, else bail!("no Einsum of {dtype}"));
+    Ok(vec![out.cast(dtype)?])
 }
 
 /// How far an operand moves when a label's index grows by one. A repeated label moves along the diagonal.
@@ -164,26 +161,16 @@ fn stride(term: &[Label], shape: &[usize], label: Label) -> usize {
 }
 
 /// The sums over the inner indices of the product of all operands, for all outer indices in row-major order.
-fn contract<S: Copy + Default>(
-    outer: &[usize],
-    inner: &[usize],
-    strides: &[Vec<usize>],
-    factor: impl Fn(usize, usize) -> S,
-    times: impl Fn(S, S) -> S,
-    plus: impl Fn(S, S) -> S,
-    one: S,
-) -> Vec<S> {
+fn contract<T: Arithmetic>(outer: &[usize], inner: &[usize], strides: &[Vec<usize>], data: &[Cow<[T]>]) -> Vec<T> {
     let mut out = Vec::with_capacity(outer.iter().product());
     for_each_index(outer, |place| {
-        let mut sum = S::default();
+        let mut sum = T::default();
         for_each_index(inner, |depth| {
-            let mut product = one;
-            for (operand, strides) in strides.iter().enumerate() {
+            let factors = strides.iter().zip(data).map(|(strides, data)| {
                 let index = place.iter().chain(depth);
-                let offset = index.zip(strides).map(|(i, s)| i * s).sum();
-                product = times(product, factor(operand, offset));
-            }
-            sum = plus(sum, product);
+                data[index.zip(strides).map(|(i, s)| i * s).sum::<usize>()]
+            });
+            sum = sum.plus(factors.reduce(T::times).unwrap_or_default());
         });
         out.push(sum);
     });
@@ -249,8 +236,13 @@ fn operand_grad(cx: &mut GradCx, equation: &Equation, operands: &[Value], slot: 
     let found = cx.emit.op("Einsum", &values, Attributes::new().with("equation", text))?;
     let missing: Vec<usize> = (0..own.len()).filter(|&axis| !reached.contains(&own[axis])).collect();
     let whole = if missing.is_empty() { found } else { cx.emit.unsqueeze(found, &missing)? };
-    let summed = if missing.is_empty() { cx.emit.sum_to(whole, operands[slot])? } else { whole };
-    cx.emit.expand_like(summed, operands[slot])
+    if cx.emit.same_shape(whole, operands[slot]) {
+        return Ok(whole);
+    }
+    // An axis of length 1 of this operand was stretched, or one of all others.
+    let shape = cx.emit.shape_of(operands[slot])?;
+    let stretched = cx.emit.op("Expand", &[whole, shape], Attributes::new())?;
+    cx.emit.sum_to(stretched, operands[slot])
 }
 
 /// One multiply-add per operand beyond the first, for every combination of indices.

@@ -177,6 +177,12 @@ pub(super) fn map_float(inputs: &[Option<&Tensor>], f: impl Fn(f64) -> f64) -> R
 
 /// `f` of each element of a floating-point tensor, `g` of each of an integer tensor.
 pub(super) fn map_number(x: &Tensor, f: impl Fn(f64) -> f64, g: impl Fn(i128) -> i128) -> Result<Tensor> {
+    map_dyn(x, &f, &g)
+}
+
+// Loops exist once per element type, not once per element type and operator: half of this crate was such loops.
+
+fn map_dyn(x: &Tensor, f: &dyn Fn(f64) -> f64, g: &dyn Fn(i128) -> i128) -> Result<Tensor> {
     use num_traits::AsPrimitive;
     let dtype = x.dtype();
     dispatch!(dtype, float T => {
@@ -195,6 +201,10 @@ pub(super) fn zip_number(
     f: impl Fn(f64, f64) -> f64,
     g: impl Fn(i128, i128) -> i128,
 ) -> Result<Tensor> {
+    zip_dyn(a, b, &f, &g)
+}
+
+fn zip_dyn(a: &Tensor, b: &Tensor, f: &dyn Fn(f64, f64) -> f64, g: &dyn Fn(i128, i128) -> i128) -> Result<Tensor> {
     use num_traits::AsPrimitive;
     let dtype = a.dtype();
     dispatch!(dtype, float T => broadcast::binary::<T, T>(a, b, |x, y| f(x.as_(), y.as_()).as_()),
@@ -217,6 +227,14 @@ pub(super) fn compare(
     inputs: &[Option<&Tensor>],
     f: impl Fn(f64, f64) -> bool,
     g: impl Fn(i128, i128) -> bool,
+) -> Result<Vec<Tensor>> {
+    compare_dyn(inputs, &f, &g)
+}
+
+fn compare_dyn(
+    inputs: &[Option<&Tensor>],
+    f: &dyn Fn(f64, f64) -> bool,
+    g: &dyn Fn(i128, i128) -> bool,
 ) -> Result<Vec<Tensor>> {
     use num_traits::AsPrimitive;
     let [a, b] = present(inputs)?;

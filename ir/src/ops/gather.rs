@@ -99,6 +99,8 @@ fn infer_grad(cx: &mut InferCx) -> Result<()> {
 fn eval_grad(cx: &EvalCx, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>> {
     let (dy, indices, shape) = (index::input(inputs, 0)?, index::input(inputs, 1)?, index::shape_input(inputs, 2)?);
     let axis = normal_axis(cx.op.attrs.int("axis", 0)?, shape.len())?;
+    let taken = [&shape[..axis], indices.shape(), &shape[axis + 1..]].concat();
+    ensure!(dy.shape() == taken, "a gradient of shape {:?}, expected {taken:?}", dy.shape());
     if dy.is_empty() {
         return Ok(vec![Tensor::zeros(dy.dtype(), shape)?]);
     }

@@ -173,7 +173,8 @@ fn grad_nd(cx: &mut GradCx) -> Result<Vec<Option<Value>>> {
 
 fn eval_nd_grad(cx: &EvalCx, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>> {
     let (dy, shape) = (index::input(inputs, 0)?, index::shape_input(inputs, 2)?);
-    let (places, _) = nd_places(&shape, index::input(inputs, 1)?, batch_dims(cx.op)?)?;
+    let (places, taken) = nd_places(&shape, index::input(inputs, 1)?, batch_dims(cx.op)?)?;
+    ensure!(dy.shape() == taken, "a gradient of shape {:?}, expected {taken:?}", dy.shape());
     Ok(vec![index::accumulate(dy, &shape, &places)?])
 }
 

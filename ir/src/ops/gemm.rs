@@ -3,11 +3,11 @@
 //! Spec: <https://onnx.ai/onnx/operators/onnx__Gemm.html>. Shapes: `[M, K] · [K, N] + C → [M, N]`.
 
 use super::elementwise::{map_number, one_type, zip_number};
-use super::{CostCx, EvalCx, GradCx, Gradient, InferCx, OpDef, Sample, broadcast, matmul};
+use super::{CostCx, EvalCx, GradCx, Gradient, InferCx, OpDef, Sample, broadcast, index, matmul};
 use crate::error::Result;
 use crate::graph::{Graph, NodeId, Operator, Value};
 use crate::rng::Draw;
-use crate::{Attributes, Dim, Element, Tensor, bail, dispatch, ensure};
+use crate::{Attributes, Dim, Tensor, bail, ensure};
 
 /// The rows of this file.
 pub const OPS: &[OpDef] = &[OpDef {
@@ -92,17 +92,9 @@ fn scale(x: &Tensor, by: f64) -> Result<Tensor> {
 }
 
 fn transposed(x: &Tensor) -> Result<Tensor> {
-    dispatch!(x.dtype(), number T => swapped::<T>(x), else bail!("no Gemm of {}", x.dtype()))
-}
-
-fn swapped<T: Element>(x: &Tensor) -> Result<Tensor> {
-    let [rows, columns] = x.shape() else { bail!("an operand has shape {:?}, expected a matrix", x.shape()) };
-    let data = x.as_slice::<T>()?;
-    let mut out = Vec::with_capacity(data.len());
-    for column in 0..*columns {
-        out.extend((0..*rows).map(|row| data[row * columns + column]));
-    }
-    Ok(Tensor::from_vec([*columns, *rows], out))
+    let &[rows, columns] = x.shape() else { bail!("an operand has shape {:?}, expected a matrix", x.shape()) };
+    let places = index::outer_sum(&[index::steps(columns, 1), index::steps(rows, columns)]);
+    index::pick(&[x], vec![columns, rows], &places)
 }
 
 /// `dA' = α dY · B'ᵀ`, `dB' = α A'ᵀ · dY`, `dC = β dY` summed over the axes along which it was broadcast. Transposed

@@ -6,7 +6,7 @@
 //! separable: the place of an element is a sum of one offset per axis ([`outer_sum`]). The gradient of every such
 //! operator is [`accumulate`] over the very same places.
 
-use super::arithmetic::Arithmetic;
+use super::arithmetic::{Arithmetic, computed_in};
 use super::{InferCx, MAX_FACT_DIMS, broadcast, normal_axis};
 use crate::error::{Context, Error, Result};
 use crate::minifloat::{pack, unpack};
@@ -14,6 +14,7 @@ use crate::tensor::element_count;
 use crate::{DType, Dim, Tensor, bail, dispatch, ensure};
 use bytes::Bytes;
 use std::borrow::Cow;
+use std::cmp::Ordering;
 
 /// A place in no tensor: where [`outer_sum`] meets it, the sum stays it.
 pub const OUTSIDE: usize = usize::MAX;
@@ -66,20 +67,17 @@ fn pick_cells<const WIDTH: usize>(parts: &[&[u8]], places: &[usize]) -> Result<V
 /// at its place; [`OUTSIDE`] is skipped.
 pub fn accumulate(dy: &Tensor, shape: &[usize], places: &[usize]) -> Result<Tensor> {
     ensure!(dy.len() == places.len(), "a gradient of {} elements for {} places", dy.len(), places.len());
-    if matches!(dy.dtype(), DType::F16 | DType::BF16) {
-        // Half precision accumulates in single precision, as kernels do.
-        return accumulate(&dy.cast(DType::F32)?, shape, places)?.cast(dy.dtype());
-    }
     room(shape)?;
-    let count = shape.iter().product();
-    dispatch!(dy.dtype(), number T => {
+    let (count, wide) = (shape.iter().product(), computed_in(dy.dtype()));
+    let sums = dispatch!(wide, wide T => {
         let mut out = vec![T::default(); count];
-        for (&x, &place) in dy.as_slice::<T>()?.iter().zip(places).filter(|(_, p)| **p != OUTSIDE) {
+        for (&x, &place) in dy.cast(wide)?.as_slice::<T>()?.iter().zip(places).filter(|(_, p)| **p != OUTSIDE) {
             let target = out.get_mut(place).ok_or_else(out_of_pool)?;
             *target = target.plus(x);
         }
-        Ok(Tensor::from_vec(shape, out))
-    }, else bail!("no sums of {}", dy.dtype()))
+        Tensor::from_vec(shape, out)
+    }, else bail!("no sums of {}", dy.dtype()));
+    sums.cast(dy.dtype())
 }
 
 /// All sums of one entry per table, the last table fastest: the places of a separable operator, from the offsets that
@@ -115,6 +113,13 @@ pub fn count(lengths: &[usize]) -> usize {
 /// `(o * len + i) * inner + n`.
 pub fn lanes(shape: &[usize], axis: usize) -> (usize, usize, usize) {
     (count(&shape[..axis]), shape[axis], count(&shape[axis + 1..]))
+}
+
+/// The indices 0 to `len`, in this order; equal ones stay as they are.
+pub fn sorted(len: usize, order: &dyn Fn(usize, usize) -> Ordering) -> Vec<usize> {
+    let mut indices: Vec<usize> = (0..len).collect();
+    indices.sort_by(|&a, &b| order(a, b));
+    indices
 }
 
 /// The strides of a dense shape.

@@ -164,7 +164,10 @@ fn unroll(emit: &mut Emit, id: NodeId) -> Result<Vec<Value>> {
         rows.iter_mut().zip(&outputs[1 + carried..]).for_each(|(rows, &row)| rows.push(row));
     }
     for rows in rows {
-        let joined = body::stack(emit, &rows, 0, false)?;
+        let joined = match count {
+            0 => body::nothing(emit, id, state.len())?,
+            _ => body::stack(emit, &rows, 0, false)?,
+        };
         state.push(joined);
     }
     Ok(state)

@@ -3,12 +3,12 @@
 //!
 //! Spec: <https://onnx.ai/onnx/operators/onnx__MatMul.html>. Shapes: `[…, M, K] · […, K, N] → […, M, N]`.
 
-use super::arithmetic::Arithmetic;
+use super::arithmetic::{Arithmetic, computed_in};
 use super::{CostCx, EvalCx, GradCx, Gradient, InferCx, OpDef, Sample, broadcast};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::graph::{Operator, Value};
 use crate::rng::Draw;
-use crate::{Attributes, DType, Dim, Tensor, bail, dispatch, ensure};
+use crate::{Attributes, Dim, Tensor, bail, dispatch, ensure};
 
 /// The rows of this file.
 pub const OPS: &[OpDef] = &[OpDef {
@@ -59,12 +59,10 @@ fn eval(_: &EvalCx, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>> {
 /// The matrix product of two tensors.
 pub(super) fn multiply(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     ensure!(a.dtype() == b.dtype(), "it multiplies {} by {}", a.dtype(), b.dtype());
-    let unsupported = || Error::msg(format!("no MatMul of {}", a.dtype()));
-    match a.dtype() {
-        // Half precision accumulates in single precision, as kernels do.
-        half @ (DType::F16 | DType::BF16) => product::<f32>(&a.cast(DType::F32)?, &b.cast(DType::F32)?)?.cast(half),
-        dtype => dispatch!(dtype, number T => product::<T>(a, b), else Err(unsupported())),
-    }
+    let wide = computed_in(a.dtype());
+    let product = dispatch!(wide, wide T => product::<T>(&a.cast(wide)?, &b.cast(wide)?)?,
+        else bail!("no MatMul of {}", a.dtype()));
+    product.cast(a.dtype())
 }
 
 /// The plain triple loop.
@@ -143,7 +141,8 @@ fn grad(cx: &mut GradCx) -> Result<Vec<Option<Value>>> {
 /// A weight shared by all leading axes: one product over all rows instead of a batch of products and a sum.
 fn flat_weight_grad(cx: &mut GradCx, a: Value, dy: Value) -> Result<Value> {
     let (k, n) = (last_dim(cx, a)?, last_dim(cx, dy)?);
-    let (Some(k), Some(n)) = (k, n) else {
+    // A reshape cannot divide what is empty.
+    let (Some(k @ 1..), Some(n @ 1..)) = (k, n) else {
         let at = cx.emit.swap_last(a)?;
         return cx.emit.matmul(at, dy);
     };

@@ -55,6 +55,7 @@ pub mod grid_sample;
 pub mod index;
 pub mod integer_products;
 pub mod interpolate;
+pub mod kinks;
 pub mod lacks;
 pub mod layer_norm;
 pub mod linear_attention;

@@ -122,6 +122,9 @@ fn decompose_mean_variance(emit: &mut Emit, id: NodeId) -> Result<Vec<Value>> {
     let centred = emit.sub(x, mean)?;
     let square = emit.mul(centred, centred)?;
     let variance = emit.reduce_mean(square, &axes, true)?;
+    // Where everything is equal the root would have no slope.
+    let least = emit.scalar(f64::from(f32::MIN_POSITIVE), variance)?;
+    let variance = emit.op("Max", &[variance, least], Attributes::new())?;
     let deviation = emit.unary("Sqrt", variance)?;
     let padded = emit.add_scalar(deviation, 1e-9)?;
     let normal = emit.div(centred, padded)?;

@@ -227,7 +227,10 @@ fn unroll(emit: &mut Emit, id: NodeId) -> Result<Vec<Value>> {
         rows.iter_mut().zip(&found[carried..]).for_each(|(rows, &row)| rows.push(row));
     }
     for (rows, (axis, reverse)) in rows.into_iter().zip(outputs) {
-        let joined = body::stack(emit, &rows, axis, reverse)?;
+        let joined = match length {
+            0 => body::nothing(emit, id, state.len())?,
+            _ => body::stack(emit, &rows, axis, reverse)?,
+        };
         state.push(joined);
     }
     Ok(state)

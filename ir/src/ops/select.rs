@@ -6,11 +6,11 @@
 use super::elementwise::{
     broadcast_shape, drop_consumed_inputs, follow, infer_unary, map_number, one_type, present, random_bools,
 };
-use super::{EvalCx, GradCx, Gradient, InferCx, OpDef, Sample, broadcast, upgrade};
+use super::{EvalCx, GradCx, Gradient, InferCx, OpDef, Sample, broadcast, index, upgrade};
 use crate::error::Result;
 use crate::graph::{Graph, NodeId, Operator, Value};
 use crate::rng::Draw;
-use crate::{Attributes, DType, Dim, Element, Tensor, bail, dispatch, ensure};
+use crate::{Attributes, DType, Dim, Tensor, bail, dispatch, ensure};
 
 /// The rows of this file.
 pub const OPS: &[OpDef] = &[
@@ -56,31 +56,14 @@ fn infer_where(cx: &mut InferCx) -> Result<()> {
 
 fn eval_where(_: &EvalCx, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>> {
     let [condition, a, b] = present(inputs)?;
-    if let (Some(x), Some(y)) = (a.strings(), b.strings()) {
-        let (shape, picks) = picks(condition, a, b)?;
-        let out = picks.into_iter().map(|(c, i, j)| if c { x[i].clone() } else { y[j].clone() }).collect();
-        return Ok(vec![Tensor::from_strings(shape, out)?]);
-    }
-    let out = dispatch!(a.dtype(), any T => choose::<T>(condition, a, b)?, else bail!("no Where of {}", a.dtype()));
-    Ok(vec![out])
-}
-
-fn choose<T: Element>(condition: &Tensor, a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    let (x, y) = (a.as_slice::<T>()?, b.as_slice::<T>()?);
-    let (shape, picks) = picks(condition, a, b)?;
-    Ok(Tensor::from_vec(shape, picks.into_iter().map(|(c, i, j)| if c { x[i] } else { y[j] }).collect::<Vec<T>>()))
-}
-
-/// The broadcast shape, and for each of its elements the condition and the places in both operands.
-fn picks(condition: &Tensor, a: &Tensor, b: &Tensor) -> Result<(Vec<usize>, Vec<(bool, usize, usize)>)> {
     let shape = broadcast::shapes(&[condition.shape(), a.shape(), b.shape()])?;
     let strides = [condition, a, b].map(|t| broadcast::broadcast_strides(t.shape(), &shape));
     let condition = condition.as_slice::<bool>()?;
-    let mut picks = Vec::with_capacity(shape.iter().product());
+    let mut places = Vec::with_capacity(shape.iter().product());
     broadcast::for_each_offset(&shape, [&strides[0], &strides[1], &strides[2]], |[c, i, j]| {
-        picks.push((condition[c], i, j));
+        places.push(if condition[c] { i } else { a.len() + j });
     });
-    Ok((shape, picks))
+    Ok(vec![index::pick(&[a, b], shape, &places)?])
 }
 
 /// Each operand gets the gradient where it was chosen.

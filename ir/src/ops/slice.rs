@@ -240,7 +240,8 @@ fn grad(cx: &mut GradCx) -> Result<Vec<Option<Value>>> {
 
 fn eval_grad(_: &EvalCx, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>> {
     let (dy, shape) = (index::input(inputs, 0)?, index::shape_input(inputs, 1)?);
-    let (places, _) = places(&shape, &taken(&shape, inputs, 2)?);
+    let (places, sliced) = places(&shape, &taken(&shape, inputs, 2)?);
+    ensure!(dy.shape() == sliced, "a gradient of shape {:?}, expected {sliced:?}", dy.shape());
     Ok(vec![index::accumulate(dy, &shape, &places)?])
 }
 

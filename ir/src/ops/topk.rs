@@ -93,8 +93,7 @@ fn ranked<T: Element>(x: &Tensor, axis: usize, k: usize, largest: bool) -> Resul
     let mut ranked = Vec::with_capacity(outer * inner * k);
     for lane in 0..outer * inner {
         let value = |i: usize| &data[(lane / inner * len + i) * inner + lane % inner];
-        let mut order: Vec<usize> = (0..len).collect();
-        order.sort_by(|&a, &b| {
+        let order = index::sorted(len, &|a, b| {
             let by_value = compare(value(a), value(b));
             if largest { by_value.reverse() } else { by_value }
         });

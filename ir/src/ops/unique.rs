@@ -54,9 +54,8 @@ struct Entries {
 
 impl Entries {
     /// Of `count` entries in this order.
-    fn new(count: usize, sorted: bool, order: impl Fn(usize, usize) -> Ordering) -> Entries {
-        let mut ascending: Vec<usize> = (0..count).collect();
-        ascending.sort_by(|&a, &b| order(a, b));
+    fn new(count: usize, sorted: bool, order: &dyn Fn(usize, usize) -> Ordering) -> Entries {
+        let ascending = index::sorted(count, order);
         let (mut groups, mut counts): (Vec<usize>, Vec<i64>) = (Vec::new(), Vec::new());
         let mut of_entry = vec![0; count];
         for &entry in &ascending {
@@ -95,7 +94,7 @@ fn eval(cx: &EvalCx, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>> {
     let place = move |entry: usize, i: usize| (i / inner * len + entry) * inner + i % inner;
     let unsupported = || Error::msg(format!("no order on {}", x.dtype()));
     let entries = match x.strings() {
-        Some(strings) => Entries::new(len, sorted, |a, b| {
+        Some(strings) => Entries::new(len, sorted, &|a, b| {
             (0..elements)
                 .map(|i| strings[place(a, i)].cmp(&strings[place(b, i)]))
                 .find(|o| o.is_ne())
@@ -103,7 +102,7 @@ fn eval(cx: &EvalCx, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>> {
         }),
         None => dispatch!(x.dtype(), any T => {
             let data = x.as_slice::<T>()?;
-            Entries::new(len, sorted, |a, b| {
+            Entries::new(len, sorted, &|a, b| {
                 (0..elements).map(|i| compare(&data[place(a, i)], &data[place(b, i)])).find(|o| o.is_ne()).unwrap_or(Ordering::Equal)
             })
         }, else return Err(unsupported())),
@@ -142,7 +141,7 @@ mod tests {
     fn orders() {
         let x = [2, 1, 1, 3, 4, 3];
         let of = |sorted| {
-            let e = Entries::new(x.len(), sorted, |a, b| x[a].cmp(&x[b]));
+            let e = Entries::new(x.len(), sorted, &|a, b| x[a].cmp(&x[b]));
             (e.firsts, e.of_entry, e.counts)
         };
         assert_eq!(of(false), (vec![0, 1, 3, 4], vec![0, 1, 1, 2, 3, 2], vec![1, 2, 2, 1]));

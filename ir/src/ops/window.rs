@@ -57,7 +57,10 @@ impl Window {
                 ensure!(given.is_none_or(|g| g == list), "`kernel_shape` is {list:?}, the weight says {given:?}");
                 list
             }
-            (None, Some(kernel)) => kernel.to_vec(),
+            (None, Some(kernel)) => {
+                ensure!(!kernel.contains(&0), "its kernel is empty: {kernel:?}");
+                kernel.to_vec()
+            }
             (None, None) => return Err(Error::msg("attribute `kernel_shape` is missing")),
         };
         let rank = kernel.len();

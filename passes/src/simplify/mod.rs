@@ -6,6 +6,8 @@
 //! ```
 //! (executed, with what stands beside it, by `tests/cases/simplify/nothing.txt`)
 //!
+//! An `If` whose condition is known makes way for the branch that is taken (`tests/cases/simplify/branch.txt`).
+//!
 //! *Needs* the internal opset; better after `infer` and `fold`. *Leaves* a graph to which no row of `rules` applies.
 //! The same numbers (but `x + 0` turns −0 into 0). Idempotent.
 //!
@@ -18,8 +20,8 @@ mod rules;
 use crate::walk::{edit_typed_graphs, edit_with_subgraphs, require_internal_opset};
 use crate::{Changed, Pass};
 use rules::RULES;
-use sartor_ir::ops::Emit;
-use sartor_ir::{Context, Graph, Model, NodeId, Result, bail, ensure};
+use sartor_ir::ops::{Emit, body, conditional};
+use sartor_ir::{Context, Graph, Model, NodeId, Result, Value, bail, ensure, infer};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -34,8 +36,10 @@ impl Pass for Simplify {
     }
     fn run(&self, model: &mut Model) -> Result<Changed> {
         require_internal_opset(model)?;
-        let changed =
-            edit_typed_graphs(model, |graph, opset| edit_with_subgraphs(graph, &mut |g| simplify_graph(g, opset)))?;
+        let changed = edit_typed_graphs(model, |graph, opset| {
+            let taken = take_branches(graph, opset)?;
+            Ok(edit_with_subgraphs(graph, &mut |g| simplify_graph(g, opset))? | taken)
+        })?;
         Ok(changed.into())
     }
 }
@@ -61,6 +65,39 @@ pub(crate) fn simplify_graph(graph: &mut Graph, opset: i64) -> Result<bool> {
     Ok(changed)
 }
 
+/// The branches of all `If`s whose conditions are known take their places, those inside of such branches too.
+fn take_branches(graph: &mut Graph, opset: i64) -> Result<bool> {
+    let mut changed = false;
+    let conditions = |graph: &Graph| -> Vec<(NodeId, Value)> {
+        let ids = graph.topo_ops().into_iter().filter(|&id| graph.node(id).is("If"));
+        ids.filter_map(|id| Some((id, graph.input(id, 0)?))).collect()
+    };
+    loop {
+        let open = conditions(graph);
+        if open.is_empty() {
+            return Ok(changed);
+        }
+        let facts = infer::infer_graph(graph, opset)?;
+        let known = |(id, value): (NodeId, Value)| Some((id, facts.get(value)?.tensor.clone()?));
+        let Some((id, condition)) = open.into_iter().find_map(known) else { return Ok(changed) };
+        take_branch(graph, id, body::truth(&condition)?, opset)?;
+        graph.remove_dead();
+        changed = true;
+    }
+}
+
+fn take_branch(graph: &mut Graph, id: NodeId, condition: bool, opset: i64) -> Result<()> {
+    let node = graph.node(id);
+    let (label, op) = (node.label(), node.op().cloned().unwrap_or_default());
+    let branch = conditional::branch(&op, condition)?;
+    let captures = graph.node_inputs(id).split_off(node.formal_inputs());
+    let mut emit = Emit::new(graph, opset);
+    let found = body::Splicer::new(branch, &captures, 1)?.copy(&mut emit, []).context(|| label)?;
+    let old: Vec<Value> = graph.node_outputs(id).collect();
+    old.into_iter().zip(found).for_each(|(old, new)| graph.substitute(old, new));
+    Ok(())
+}
+
 fn simplify_node(graph: &mut Graph, id: NodeId, opset: i64) -> Result<bool> {
     let Some(op) = graph.node(id).op().filter(|op| op.domain.is_empty()) else { return Ok(false) };
     let name = op.name.clone();
@@ -69,7 +106,7 @@ fn simplify_node(graph: &mut Graph, id: NodeId, opset: i64) -> Result<bool> {
         let mut emit = Emit::new(graph, opset);
         let found = (rule.apply)(&mut emit, id).context(|| format!("rule \"{}\": {label}", rule.name))?;
         if let Ok(new) = found {
-            let old = sartor_ir::Value { node: id, slot: 0 };
+            let old = Value { node: id, slot: 0 };
             graph.substitute(old, new);
             return Ok(true);
         }

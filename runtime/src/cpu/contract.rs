@@ -4,7 +4,7 @@
 //! `C[b, i, j] = Σ_t α_t · Σ_k A_t[b, i, k] · B_t[b, k, j]`. The tiles depend on the shape only, so results do not
 //! depend on the number of threads. The most common epilogues, those of a [`Tail`], happen in registers, before a result is written at
 //! all. Products with few columns or a short inner dimension (adapters) run on
-//! [loops of their own](super::skinny), all others on [micro-kernels](super::gemm), or on `faer` where those do not exist. A right
+//! [loops of their own](super::skinny), all others on [micro-kernels](super::gemm), or on `matrixmultiply` where those do not exist. A right
 //! factor that several tiles share is packed once, before them.
 
 use super::fused::{self, Bases, Tile};
@@ -17,8 +17,6 @@ use crate::lower::chain::Chain;
 use crate::lower::line_buffer::LineBuffer;
 use crate::lower::program::Program;
 use crate::lower::view::{self, BufId};
-use faer::linalg::matmul::matmul;
-use faer::{Accum, MatMut, MatRef, Par};
 use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -563,16 +561,29 @@ unsafe fn plain(s: Shape, a: Source, b: Source, out: Target, finish: &Finish) {
     }
 }
 
-/// The same by `faer`.
+/// The same by `matrixmultiply`.
 unsafe fn general(s: Shape, a: Source, b: Source, out: Target, alpha: f32, add: bool) {
     let step = |stride: usize| stride as isize;
-    // SAFETY: the caller vouches for the extents.
+    let beta = if add { 1.0 } else { 0.0 };
+    let (a_steps, b_steps, out_steps) = ((step(a.1), step(a.2)), (step(b.1), step(b.2)), (step(out.1), step(out.2)));
+    // SAFETY: the caller vouches for the extents. What beta is 0 for is not read.
     unsafe {
-        let left = MatRef::from_raw_parts(a.0, s.m, s.k, step(a.1), step(a.2));
-        let right = MatRef::from_raw_parts(b.0, s.k, s.n, step(b.1), step(b.2));
-        let target = MatMut::from_raw_parts_mut(out.0, s.m, s.n, step(out.1), step(out.2));
-        let accum = if add { Accum::Add } else { Accum::Replace };
-        matmul(target, accum, left, right, alpha, Par::Seq);
+        matrixmultiply::sgemm(
+            s.m,
+            s.k,
+            s.n,
+            alpha,
+            a.0,
+            a_steps.0,
+            a_steps.1,
+            b.0,
+            b_steps.0,
+            b_steps.1,
+            beta,
+            out.0,
+            out_steps.0,
+            out_steps.1,
+        );
     }
 }
 

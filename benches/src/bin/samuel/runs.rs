@@ -2,16 +2,18 @@
 //!
 //! `RUNS/TASK/ROW-seedN.toml` is the recipe, `RUNS/TASK/ROW-seedN/` what `sartor train` leaves (without the models), and
 //! `cost.json` in it, which is written last: how the run ended and what it took. A run is done if its `cost.json` says so and its
-//! recipe is still the same. While it runs its recipe is locked, so that several series can work in one folder.
+//! recipe is still the same. While it runs its recipe is locked, so that several series can work in one folder. A run that was
+//! stopped goes on from its last checkpoint; `spent` in its folder holds the processor seconds until then (with those since the
+//! checkpoint, which are spent twice).
 
 use crate::tasks::{Judged, Row, Task};
-use sartor_bench::{beside, cache, children_seconds, number};
+use sartor_bench::{beside, cache, number, process_seconds};
 use sartor_ir::{Error, Result};
 use serde_json::{Value, json};
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
-use std::time::Instant;
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
 
 /// How a run ended.
 #[derive(Clone)]
@@ -34,7 +36,11 @@ pub struct Finished {
 }
 
 /// What `sartor train` leaves that takes space and is not read here.
-const LARGE: [&str; 6] = ["merged.onnx", "merged.onnx.data", "chain.onnx", "chain.onnx.data", "adapter", "tensorboard"];
+const LARGE: [&str; 7] =
+    ["merged.onnx", "merged.onnx.data", "chain.onnx", "chain.onnx.data", "adapter", "tensorboard", "checkpoints"];
+
+/// Steps between two checkpoints of a run.
+const CHECKPOINT_EVERY: u64 = 100;
 
 fn recipe_path(runs: &Path, task: &Task, row: &Row, seed: usize) -> PathBuf {
     runs.join(task.name).join(format!("{}-seed{seed}.toml", row.name))
@@ -105,9 +111,12 @@ pub fn make(runs: &Path, task: &Task, row: &Row, seed: usize, threads: usize) ->
     if !matches!(read(runs, task, row, seed), Run::Missing(_)) {
         return Ok(());
     }
-    std::fs::write(&path, recipe(task, row, seed)).map_err(|e| Error::io(&path, e))?;
     let folder = path.with_extension("");
-    let _ = std::fs::remove_dir_all(&folder);
+    let known = std::fs::read_to_string(&path).is_ok_and(|text| text == recipe(task, row, seed));
+    if !known || folder.join("cost.json").exists() {
+        let _ = std::fs::remove_dir_all(&folder);
+        std::fs::write(&path, recipe(task, row, seed)).map_err(|e| Error::io(&path, e))?;
+    }
     let cost = train(&path, threads)?;
     println!("{name}: {}, {:.1} s", cost["message"].as_str().unwrap_or_default(), number(&cost, "processor_seconds")?);
     for large in LARGE {
@@ -119,35 +128,52 @@ pub fn make(runs: &Path, task: &Task, row: &Row, seed: usize, threads: usize) ->
     std::fs::rename(&temporary, &target).map_err(|e| Error::io(&target, e))
 }
 
-/// Runs `sartor train`: what it took, and how it ended.
+/// Runs `sartor train`, from its last checkpoint if there is one: what it took, and how it ended.
 fn train(recipe: &Path, threads: usize) -> Result<Value> {
-    let (start, before) = (Instant::now(), children_seconds()?);
-    let output = Command::new(beside("sartor")?)
-        .args(["train", "--recipe"])
+    let (start, spent) = (Instant::now(), recipe.with_extension("").join("spent"));
+    let before: f64 = std::fs::read_to_string(&spent).ok().and_then(|text| text.parse().ok()).unwrap_or(0.0);
+    let errors = recipe.with_extension("errors");
+    let file = File::create(&errors).map_err(|e| Error::io(&errors, e))?;
+    let mut child = Command::new(beside("sartor")?)
+        .args(["train", "--resume", "--recipe"])
         .arg(recipe)
         .args(["--set", &format!("train.threads={threads}")])
+        .args(["--set", &format!("train.checkpoint_every={CHECKPOINT_EVERY}")])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .output()
+        .stderr(file)
+        .spawn()
         .map_err(|e| Error::msg(e.to_string()))?;
-    let (outcome, message) = judge(&output);
+    let mut seconds = 0.0;
+    let status = loop {
+        // Until it is waited for, a process that has ended can still be read.
+        seconds = process_seconds(child.id()).unwrap_or(seconds);
+        if let Some(status) = child.try_wait().map_err(|e| Error::msg(e.to_string()))? {
+            break status;
+        }
+        // Without the folder nothing is spent yet.
+        let _ = std::fs::write(&spent, format!("{:.2}", before + seconds));
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    let text = std::fs::read_to_string(&errors).map_err(|e| Error::io(&errors, e))?;
+    let _ = std::fs::remove_file(&errors);
+    let (outcome, message) = judge(status, &text);
     let message = message.replace(&format!("recipe {}: ", recipe.display()), "");
     Ok(json!({
         "outcome": outcome,
         "message": message,
-        "processor_seconds": children_seconds()? - before,
+        "processor_seconds": before + seconds,
         "wall_seconds": start.elapsed().as_secs_f64(),
         "threads": threads,
     }))
 }
 
-fn judge(output: &Output) -> (&'static str, String) {
-    let text = String::from_utf8_lossy(&output.stderr);
+fn judge(status: ExitStatus, text: &str) -> (&'static str, String) {
     let error = text.lines().find(|line| line.starts_with("error")).or(text.lines().last()).unwrap_or_default();
-    match output.status.success() {
+    match status.success() {
         true => ("finished", "finished".to_string()),
         false if text.contains("the weights were not touched") => ("diverged", error.to_string()),
         // A long list of known keys adds nothing.
-        false => ("failed", format!("{} ({})", error.chars().take(200).collect::<String>(), output.status)),
+        false => ("failed", format!("{} ({})", error.chars().take(200).collect::<String>(), status)),
     }
 }

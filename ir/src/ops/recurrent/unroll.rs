@@ -127,7 +127,7 @@ fn layer(cell: &Cell, e: &mut Emit, config: &Config, (x, r): (Value, Value), len
     let Some(steps) = size(e, x, 0)? else {
         bail!("the number of time steps of {} is unknown, so it is not unrolled and has no gradient", cell.name);
     };
-    ensure!((1..=MAX_UNROLLED).contains(&steps), "{steps} time steps; from 1 to {MAX_UNROLLED} are unrolled");
+    ensure!(steps <= MAX_UNROLLED, "{steps} time steps; at most {MAX_UNROLLED} are unrolled");
     let Some(hidden) = config.hidden.map_or(size(e, r, 2), |n| Ok(Some(n)))? else {
         bail!("the number of hidden units is unknown");
     };
@@ -172,8 +172,8 @@ fn direction(
         by_group.push(unstack(e, group, 0, layer.steps)?);
     }
     let zero = e.scalar(0.0, layer.x)?;
-    let mut h = parts[5].map_or_else(|| zeros(e, layer), Ok)?;
-    let mut c = if cell.has_cell { parts[6].map_or_else(|| zeros(e, layer), Ok)? } else { h };
+    let mut h = parts[5].map_or_else(|| zeros(e, layer, &[]), Ok)?;
+    let mut c = if cell.has_cell { parts[6].map_or_else(|| zeros(e, layer, &[]), Ok)? } else { h };
     let mut rows = Vec::new();
     let against = backwards && layer.lens.is_none();
     for step in 0..layer.steps {
@@ -192,17 +192,20 @@ fn direction(
             }
         }
     }
-    let y = stack(e, &rows, 0, against)?;
-    let y = match layer.lens {
-        Some(lens) if backwards => turned(e, y, lens)?,
-        _ => y,
+    let y = match (rows.is_empty(), layer.lens) {
+        (true, _) => zeros(e, layer, &[Length::Number(0)])?,
+        (false, lens) => {
+            let y = stack(e, &rows, 0, against)?;
+            lens.filter(|_| backwards).map_or(Ok(y), |lens| turned(e, y, lens))?
+        }
     };
     Ok((e.unsqueeze(y, &[1])?, h, c))
 }
 
-/// States of zeros, `[B, H]`.
-fn zeros(e: &mut Emit, layer: &Layer) -> Result<Value> {
-    let shape = e.shape_tensor(&[Length::Axis(layer.x, 1), Length::Number(layer.hidden as i64)])?;
+/// Zeros, `[…, B, H]`.
+fn zeros(e: &mut Emit, layer: &Layer, leading: &[Length]) -> Result<Value> {
+    let state = [Length::Axis(layer.x, 1), Length::Number(layer.hidden as i64)];
+    let shape = e.shape_tensor(&[leading, &state].concat())?;
     let zero = Tensor::zeros(e.dtype(layer.x)?, [1])?;
     e.op("ConstantOfShape", &[shape], Attributes::new().with("value", zero))
 }
