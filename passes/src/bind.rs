@@ -62,10 +62,10 @@ impl Bind {
     fn check_dims(&self, graph: &Graph) -> Result<()> {
         let shapes = graph.inputs().filter_map(|input| graph.ty(input)?.shape());
         let known: Vec<&str> = shapes.flatten().flat_map(Dim::names).collect();
-        for name in self.dims.keys().filter(|name| !known.contains(&name.as_str())) {
-            bail!("no input has a dimension \"{name}\"{}", did_you_mean(name, &known));
+        match self.dims.keys().find(|name| !known.contains(&name.as_str())) {
+            Some(name) => bail!("no input has a dimension \"{name}\"{}", did_you_mean(name, &known)),
+            None => Ok(()),
         }
-        Ok(())
     }
     fn bind_dims(&self, graph: &mut Graph) {
         let ids: Vec<_> = graph.node_ids().collect();
