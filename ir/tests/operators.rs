@@ -10,6 +10,18 @@ use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+/// Rows that have types alone: a pass puts tensors in their place.
+const SEQUENCES: [&str; 8] = [
+    "SequenceEmpty",
+    "SequenceConstruct",
+    "SequenceInsert",
+    "SequenceErase",
+    "SplitToSequence",
+    "SequenceAt",
+    "ConcatFromSequence",
+    "SequenceLength",
+];
+
 /// Rows without a sample, and why.
 const NO_SAMPLE: &[(&str, &str)] = &[
     ("Scatter", "stands for older models only: its upgrade renames it ScatterElements"),
@@ -141,14 +153,14 @@ fn rows_are_well_formed() {
 
 #[test]
 fn every_row_has_a_sample() {
-    check_exceptions("has no sample", NO_SAMPLE, |def| def.sample.is_some());
+    check_exceptions("has no sample", NO_SAMPLE, |def| def.sample.is_some() || SEQUENCES.contains(&def.name));
 }
 
 #[test]
 fn every_row_has_evaluation_and_gradient_or_a_decomposition() {
     check_exceptions("has neither evaluation and gradient nor a decomposition", LAW_EXCEPTIONS, |def| {
         let differentiable = matches!(def.grad, Gradient::Emit(_) | Gradient::Zero);
-        (def.eval.is_some() && differentiable) || def.decompose.is_some()
+        (def.eval.is_some() && differentiable) || def.decompose.is_some() || SEQUENCES.contains(&def.name)
     });
 }
 

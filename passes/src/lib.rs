@@ -37,6 +37,7 @@ pub mod pattern;
 pub mod pipelines;
 pub mod registry;
 pub mod samuel;
+pub mod sequences;
 pub mod simplify;
 pub mod train_mode;
 pub mod training;
@@ -156,6 +157,13 @@ const BUILTIN: &[fn() -> PassInfo] = &[
             "fuse-batch-norm",
             "clean-up",
             "fold batch normalisation into the convolution before it",
+        )
+    },
+    || {
+        PassInfo::of::<sequences::Sequences>(
+            "sequences",
+            "clean-up",
+            "make tensors of sequences whose members are known",
         )
     },
     || PassInfo::of::<simplify::Simplify>("simplify", "clean-up", "remove operators that do nothing"),

@@ -15,6 +15,7 @@ pub const PIPELINES: &[(&str, &str, &[&str])] = &[(
         "gradient",
         "infer",
         "fold",
+        "sequences",
         "simplify",
         "fuse-batch-norm",
         "narrow",
@@ -32,10 +33,11 @@ pub fn expand(name: &str) -> Option<Vec<Invocation>> {
 }
 
 /// The passes of [`prepare`].
-const PREPARATION: &[&str] = &["inline", "upgrade", "gradient", "lift", "infer"];
+const PREPARATION: &[&str] = &["inline", "upgrade", "gradient", "lift", "sequences", "infer"];
 
 /// The passes of [`prepare_inference`] after these.
-const FOR_INFERENCE: &[&str] = &["fold", "simplify", "fuse-batch-norm", "narrow", "fold", "cse", "dce", "infer"];
+const FOR_INFERENCE: &[&str] =
+    &["fold", "sequences", "simplify", "fuse-batch-norm", "narrow", "fold", "cse", "dce", "infer"];
 
 /// Makes a model that can be run and trained out of one as it stands in a file: functions inlined, in the internal
 /// opset, with weights as parameters and the type of every value inferred.

@@ -88,6 +88,7 @@ pub mod rotary_embedding;
 pub mod scan;
 pub mod scatter;
 pub mod select;
+pub mod sequence;
 pub mod shape;
 pub mod signal;
 pub mod slice;
@@ -160,6 +161,7 @@ pub const FAMILIES: &[&[OpDef]] = &[
     unique::OPS,
     non_max_suppression::OPS,
     optional::OPS,
+    sequence::OPS,
     // Reductions, normalisation, losses, convolution, pools.
     reduce::OPS,
     softmax::OPS,
