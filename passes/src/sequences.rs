@@ -15,7 +15,7 @@
 use crate::walk::{edit_typed_graphs, require_internal_opset};
 use crate::{Changed, Pass};
 use sartor_ir::ops::{Emit, body, normal_axis};
-use sartor_ir::{Attributes, DType, Dim, Graph, Model, NodeId, Operator, Result, Tensor, Value, ensure};
+use sartor_ir::{Attributes, DType, Dim, Graph, Model, NodeId, Operator, Result, Tensor, Value, ensure, infer};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use std::collections::HashMap;
@@ -74,6 +74,14 @@ fn resolve(graph: &mut Graph, opset: i64) -> Result<bool> {
         }
     }
     emit.graph.remove_dead();
+    if changed && infer::infer_graph(emit.graph, opset).is_err() {
+        // PyTorch declares one axis too many behind `unbind`: what follows is inferred from the inputs alone.
+        for id in emit.graph.topo_ops() {
+            for output in emit.graph.node_outputs(id) {
+                emit.graph.set_ty(output, None);
+            }
+        }
+    }
     Ok(changed)
 }
 
@@ -178,7 +186,8 @@ fn piece(emit: &mut Emit, (x, axis, length): (Value, usize, Value), index: Value
     emit.op("Slice", &[x, start, end, axes], Attributes::new()).map(Some)
 }
 
-/// `SplitToSequence`: without sizes the rows, with a number pieces of that length (the last one may be shorter), with a list pieces of these lengths.
+/// `SplitToSequence`: without sizes, or with the number 1, the rows (ONNX ignores `keepdims` beside a number, but PyTorch writes `unbind` so and ONNX Runtime runs
+/// it as meant); with another number pieces of that length (the last one may be shorter), with a list pieces of these lengths.
 fn split(emit: &mut Emit, x: Value, sizes: Option<Value>, op: &Operator) -> Result<Option<Sequence>> {
     let Ok(shape) = emit.shape(x) else { return Ok(None) };
     let axis = normal_axis(op.attrs.int("axis", 0)?, shape.len())?;
@@ -186,12 +195,21 @@ fn split(emit: &mut Emit, x: Value, sizes: Option<Value>, op: &Operator) -> Resu
         return Ok(Some(Sequence::Rows { x, axis, keep: op.attrs.flag("keepdims", true)? }));
     };
     let Some(tensor) = emit.graph.constant(sizes) else {
-        return Ok(match emit.rank(sizes) {
-            Ok(0) => Some(Sequence::Pieces { x, axis, length: sizes }),
-            Ok(1) => Some(Sequence::Counted(sizes)),
-            _ => None,
-        });
+        let Ok(shape) = emit.shape(sizes) else { return Ok(None) };
+        return match shape[..] {
+            [] => Ok(Some(Sequence::Pieces { x, axis, length: sizes })),
+            [Dim::Known(count @ 1..)] if count <= MOST as i64 => {
+                let split = Operator::onnx("Split", Attributes::new().with("axis", axis as i64));
+                emit.node(split, &[Some(x), Some(sizes)], count as usize).map(|list| Some(Sequence::Of(list)))
+            }
+            [_] => Ok(Some(Sequence::Counted(sizes))),
+            _ => Ok(None),
+        };
     };
+    let keep = op.attrs.flag("keepdims", true)?;
+    if tensor.rank() == 0 && tensor.to_i64s()? == [1] {
+        return Ok(Some(Sequence::Rows { x, axis, keep }));
+    }
     let numbers = tensor.to_i64s()?;
     let lengths = match (tensor.rank(), shape[axis].known(), numbers.first()) {
         (0, Some(length), Some(&piece)) => {
