@@ -9,13 +9,14 @@
 //! Exporters write `chunk`, `unbind`, lists of tensors and `stack` with sequences, though the graph says at every place which tensor is meant. The
 //! rows of a tensor (`SplitToSequence` without sizes) may be of any number: a member is then a `Gather`, the length comes from the shape.
 //!
-//! *Needs* the internal opset; positions and sizes as constants (so better after `fold`), but for members of rows. *Leaves* sequences that are outputs of the
+//! *Needs* the internal opset; positions and sizes that inference finds, but for members of rows. *Leaves* sequences that are outputs of the
 //! graph, cross the border of a body, or whose members hang on what only a run knows; of these it still finds the number. The same numbers. Idempotent.
 
 use crate::walk::{edit_typed_graphs, require_internal_opset};
 use crate::{Changed, Pass};
+use sartor_ir::infer::{self, Facts};
 use sartor_ir::ops::{Emit, body, normal_axis};
-use sartor_ir::{Attributes, DType, Dim, Graph, Model, NodeId, Operator, Result, Tensor, Value, ensure, infer};
+use sartor_ir::{Attributes, DType, Dim, Graph, Model, NodeId, Operator, Result, Tensor, Value, ensure};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use std::collections::HashMap;
@@ -59,16 +60,26 @@ enum Sequence {
     Counted(Value),
 }
 
+/// Round by round: what one finds says the shapes of what the next one splits. Every round takes out readers of sequences, so this ends.
 fn resolve(graph: &mut Graph, opset: i64) -> Result<bool> {
+    let mut changed = false;
+    while resolve_once(graph, opset)? {
+        changed = true;
+    }
+    Ok(changed)
+}
+
+fn resolve_once(graph: &mut Graph, opset: i64) -> Result<bool> {
+    let facts = infer::infer_graph(graph, opset)?;
     let mut emit = Emit::new(graph, opset);
     let mut known: HashMap<Value, Sequence> = HashMap::new();
     let mut changed = false;
     for id in emit.graph.topo_ops() {
         let Some(op) = emit.graph.node(id).op().filter(|op| op.domain.is_empty()).cloned() else { continue };
         let output = Value { node: id, slot: 0 };
-        if let Some(sequence) = made(&mut emit, id, &op, &known)? {
+        if let Some(sequence) = made(&mut emit, &facts, id, &op, &known)? {
             known.insert(output, sequence);
-        } else if let Some(tensor) = read(&mut emit, id, &op, &known)? {
+        } else if let Some(tensor) = read(&mut emit, &facts, id, &op, &known)? {
             emit.graph.substitute(output, tensor);
             changed = true;
         }
@@ -86,7 +97,13 @@ fn resolve(graph: &mut Graph, opset: i64) -> Result<bool> {
 }
 
 /// The sequence that a node makes.
-fn made(emit: &mut Emit, id: NodeId, op: &Operator, known: &HashMap<Value, Sequence>) -> Result<Option<Sequence>> {
+fn made(
+    emit: &mut Emit,
+    facts: &Facts,
+    id: NodeId,
+    op: &Operator,
+    known: &HashMap<Value, Sequence>,
+) -> Result<Option<Sequence>> {
     let inputs = emit.graph.node_inputs(id);
     let first = inputs.first().copied().flatten();
     let before = first.and_then(|value| known.get(&value));
@@ -95,7 +112,7 @@ fn made(emit: &mut Emit, id: NodeId, op: &Operator, known: &HashMap<Value, Seque
         ("SequenceConstruct", _) => inputs.into_iter().collect::<Option<Vec<Value>>>().map(Sequence::Of),
         ("Identity", Some(same)) => Some(same.clone()),
         ("SplitToSequence", _) => match first {
-            Some(x) => split(emit, x, inputs.get(1).copied().flatten(), op)?,
+            Some(x) => split(emit, facts, x, inputs.get(1).copied().flatten(), op)?,
             None => None,
         },
         ("SequenceInsert", Some(before)) => {
@@ -103,7 +120,7 @@ fn made(emit: &mut Emit, id: NodeId, op: &Operator, known: &HashMap<Value, Seque
             let Some(mut list) = members(emit, before)? else { return Ok(None) };
             let place = match inputs.get(2).copied().flatten() {
                 None => list.len(),
-                Some(value) => match position(emit, value, list.len() + 1, list.len())? {
+                Some(value) => match position(facts, emit, value, list.len() + 1, list.len())? {
                     Some(place) => place,
                     None => return Ok(None),
                 },
@@ -116,7 +133,7 @@ fn made(emit: &mut Emit, id: NodeId, op: &Operator, known: &HashMap<Value, Seque
             ensure!(!list.is_empty(), "nothing can be taken out of an empty sequence");
             let place = match inputs.get(1).copied().flatten() {
                 None => list.len() - 1,
-                Some(value) => match position(emit, value, list.len(), list.len())? {
+                Some(value) => match position(facts, emit, value, list.len(), list.len())? {
                     Some(place) => place,
                     None => return Ok(None),
                 },
@@ -129,7 +146,13 @@ fn made(emit: &mut Emit, id: NodeId, op: &Operator, known: &HashMap<Value, Seque
 }
 
 /// The tensor that a node reads from a sequence.
-fn read(emit: &mut Emit, id: NodeId, op: &Operator, known: &HashMap<Value, Sequence>) -> Result<Option<Value>> {
+fn read(
+    emit: &mut Emit,
+    facts: &Facts,
+    id: NodeId,
+    op: &Operator,
+    known: &HashMap<Value, Sequence>,
+) -> Result<Option<Value>> {
     let inputs = emit.graph.node_inputs(id);
     let Some(sequence) = inputs.first().copied().flatten().and_then(|value| known.get(&value)) else { return Ok(None) };
     match (op.name.as_str(), sequence) {
@@ -140,7 +163,7 @@ fn read(emit: &mut Emit, id: NodeId, op: &Operator, known: &HashMap<Value, Seque
         }
         ("SequenceAt", Sequence::Pieces { x, axis, length }) => {
             let Some(index) = inputs.get(1).copied().flatten() else { return Ok(None) };
-            piece(emit, (*x, *axis, *length), index)
+            piece(emit, facts, (*x, *axis, *length), index)
         }
         ("SequenceLength", Sequence::Counted(sizes)) => emit.length(*sizes, 0).map(Some),
         ("SequenceAt", Sequence::Rows { x, axis, keep }) => {
@@ -154,7 +177,7 @@ fn read(emit: &mut Emit, id: NodeId, op: &Operator, known: &HashMap<Value, Seque
         }
         ("SequenceAt", Sequence::Of(list)) => {
             let Some(index) = inputs.get(1).copied().flatten() else { return Ok(None) };
-            Ok(position(emit, index, list.len(), list.len())?.map(|place| list[place]))
+            Ok(position(facts, emit, index, list.len(), list.len())?.map(|place| list[place]))
         }
         ("ConcatFromSequence", sequence) => join(emit, op, sequence),
         _ => Ok(None),
@@ -170,9 +193,14 @@ fn number_of_pieces(emit: &mut Emit, x: Value, axis: usize, length: Value) -> Re
     emit.div(rounded, length)
 }
 
-/// One piece, by a constant position.
-fn piece(emit: &mut Emit, (x, axis, length): (Value, usize, Value), index: Value) -> Result<Option<Value>> {
-    let Some(tensor) = emit.graph.constant(index) else { return Ok(None) };
+/// One piece, by a known position.
+fn piece(
+    emit: &mut Emit,
+    facts: &Facts,
+    (x, axis, length): (Value, usize, Value),
+    index: Value,
+) -> Result<Option<Value>> {
+    let Some(tensor) = known(emit, facts, index) else { return Ok(None) };
     let [index] = tensor.to_i64s()?[..] else { return Ok(None) };
     let mut place = emit.constant(Tensor::scalar(index));
     if index < 0 {
@@ -188,13 +216,13 @@ fn piece(emit: &mut Emit, (x, axis, length): (Value, usize, Value), index: Value
 
 /// `SplitToSequence`: without sizes, or with the number 1, the rows (ONNX ignores `keepdims` beside a number, but PyTorch writes `unbind` so and ONNX Runtime runs
 /// it as meant); with another number pieces of that length (the last one may be shorter), with a list pieces of these lengths.
-fn split(emit: &mut Emit, x: Value, sizes: Option<Value>, op: &Operator) -> Result<Option<Sequence>> {
+fn split(emit: &mut Emit, facts: &Facts, x: Value, sizes: Option<Value>, op: &Operator) -> Result<Option<Sequence>> {
     let Ok(shape) = emit.shape(x) else { return Ok(None) };
     let axis = normal_axis(op.attrs.int("axis", 0)?, shape.len())?;
     let Some(sizes) = sizes else {
         return Ok(Some(Sequence::Rows { x, axis, keep: op.attrs.flag("keepdims", true)? }));
     };
-    let Some(tensor) = emit.graph.constant(sizes) else {
+    let Some(tensor) = known(emit, facts, sizes) else {
         let Ok(shape) = emit.shape(sizes) else { return Ok(None) };
         return match shape[..] {
             [] => Ok(Some(Sequence::Pieces { x, axis, length: sizes })),
@@ -250,9 +278,14 @@ fn members(emit: &mut Emit, sequence: &Sequence) -> Result<Option<Vec<Value>>> {
     }
 }
 
-/// A constant position below `limit`, negative ones counted from `end`.
-fn position(emit: &Emit, value: Value, limit: usize, end: usize) -> Result<Option<usize>> {
-    let Some(tensor) = emit.graph.constant(value) else { return Ok(None) };
+/// The elements of a value, where the graph says them.
+fn known(emit: &Emit, facts: &Facts, value: Value) -> Option<Tensor> {
+    emit.graph.constant(value).or_else(|| facts.get(value)?.tensor.clone())
+}
+
+/// A known position below `limit`, negative ones counted from `end`.
+fn position(facts: &Facts, emit: &Emit, value: Value, limit: usize, end: usize) -> Result<Option<usize>> {
+    let Some(tensor) = known(emit, facts, value) else { return Ok(None) };
     let [index] = tensor.to_i64s()?[..] else { return Ok(None) };
     let place = if index < 0 { index + end as i64 } else { index };
     ensure!((0..limit as i64).contains(&place), "position {index} in a sequence of {end} tensors");

@@ -15,6 +15,7 @@ usage: make_zoo.py OUT
 | detector-ts17        | one-stage detector: Split, Concat, pooling pyramid, nearest Resize, grid and distances decoded | 17 |
 | nhwc-tf15            | tf2onnx: channels last between transposes, names of a Keras model, squeezed shapes            | 15 |
 | keras-9              | keras2onnx: opset 9, BatchNormalization, Upsample, Transpose, Dense as MatMul and Add          | 9 |
+| windows-ts17         | scripted PyTorch: chunk, split into an open number of pieces, unbind, lists, as sequences     | 17 |
 
 Weights are random with a fixed seed. NAME.npz beside each has inputs (`in_…`) and ONNX Runtime's outputs (`out_…`), at another
 batch than the traced one where the model allows it.
@@ -166,11 +167,34 @@ class Detector(nn.Module):
         return torch.cat([torch.cat(boxes, 2), torch.cat(scores, 2)], 1)
 
 
+@torch.jit.script
+def glued(x: torch.Tensor):
+    """A gate over halves of the channels, the first and the last window of the sequence, and the first two tokens."""
+    halves = torch.chunk(x, 2, -1)
+    gated = halves[0] * torch.sigmoid(halves[1])
+    windows = torch.split(gated, 2, 1)
+    tokens = gated.unbind(1)
+    first = [tokens[0]]
+    first.append(tokens[1])
+    return torch.cat([windows[0].mean(1), windows[-1].mean(1)], -1) + torch.cat(first, -1)
+
+
+class Chunks(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.into, self.out = nn.Linear(6, 16), nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.out(glued(self.into(x)))
+
+
 def torch_models(out):
     image, batch = torch.randn(2, 3, 32, 32), {0: "batch"}
     pixels = {0: "batch", 2: "height", 3: "width"}
     both = {0: "batch", 1: "sequence"}
     ids, mask = torch.randint(0, 50, (2, 7)), torch.tensor([[1] * 7, [1] * 5 + [0] * 2])
+    with torch.random.fork_rng():
+        chunks = Chunks()
     rows = [
         ("segmenter-ts17", Segmenter(), (image,), ["pixels"], ["mask"], {"pixels": pixels, "mask": pixels}, 17),
         ("prelu-ts13", Face(), (image,), ["pixels"], ["embedding"], {"pixels": batch, "embedding": batch}, 13),
@@ -181,6 +205,7 @@ def torch_models(out):
          {"input_ids": both, "attention_mask": both, "logits": batch}, 17),
         ("detector-ts17", Detector(), (torch.randn(1, 3, 64, 64),), ["images"], ["predictions"],
          {"images": pixels, "predictions": {0: "batch", 2: "anchors"}}, 17),
+        ("windows-ts17", chunks, (torch.ones(2, 7, 6),), ["tokens"], ["scores"], {"tokens": both, "scores": batch}, 17),
     ]
     for name, model, example, inputs, outputs, axes, opset in rows:
         for module in model.modules():

@@ -13,7 +13,7 @@ fn zoo() -> Vec<PathBuf> {
     let entries = std::fs::read_dir(asset("zoo")).unwrap().map(|e| e.unwrap().path());
     let mut found: Vec<PathBuf> = entries.filter(|p| p.extension().is_some_and(|e| e == "onnx")).collect();
     found.sort();
-    assert_eq!(found.len(), 11, "{found:?}: run tests/assets/fetch.sh");
+    assert_eq!(found.len(), 12, "{found:?}: run tests/assets/fetch.sh");
     found
 }
 
@@ -30,7 +30,7 @@ fn check_all(check: impl Fn(&std::path::Path) -> Result<(), String>) {
             failures.push(format!("{}: {why}", path.file_name().unwrap().to_string_lossy()));
         }
     }
-    assert!(failures.is_empty(), "{} of 11 fail:\n{}", failures.len(), failures.join("\n"));
+    assert!(failures.is_empty(), "{} of 12 fail:\n{}", failures.len(), failures.join("\n"));
 }
 
 fn text(error: sartor_ir::Error) -> String {
