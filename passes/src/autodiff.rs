@@ -55,6 +55,7 @@ fn differentiate(program: &mut Program, model: &Model) -> Result<()> {
     crate::fuse::fuse(graph, opset)?;
     crate::fuse::guard_softmax(graph, opset)?;
     crate::fuse::fake_quantize(graph, opset)?;
+    crate::fuse::straight_products(graph, opset)?;
     crate::narrow::narrow(graph, opset)?;
     let Some(place) = graph.outputs.iter().position(|o| o.name == "loss") else { bail!("it has no output \"loss\"") };
     let ty = graph.ty(graph.outputs[place].value).and_then(|t| t.static_shape());

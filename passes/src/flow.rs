@@ -52,6 +52,7 @@ fn carries(graph: &Graph, value: Value) -> bool {
 pub fn flow(model: &Model) -> Result<Flow> {
     let mut graph = model.graph.clone();
     crate::fuse::fake_quantize(&mut graph, model.opset())?;
+    crate::fuse::straight_products(&mut graph, model.opset())?;
     let graph = &graph;
     let params: Vec<(String, Value)> = training::trainables(graph, model)
         .into_iter()

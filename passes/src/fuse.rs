@@ -10,6 +10,9 @@
 //! `Gelu` (Hendrycks and Gimpel, arXiv 1606.08415) keeps `x` alone. `autodiff` therefore does this to the programs that it
 //! differentiates; an exported inference graph keeps its form unless the pass is asked for.
 //!
+//! `autodiff` has three more of this kind, for gradients that integers would stop: a softmax behind a mask, pairs of QuantizeLinear and DequantizeLinear,
+//! products of bytes behind DynamicQuantizeLinear.
+//!
 //! *Needs* the internal opset. *Leaves* no product of `x`, `½` and `1 + erf(x / √2)`, in any order, whose parts nothing else
 //! reads. The same numbers up to rounding. Idempotent. It does not look for the form with a hyperbolic tangent.
 
@@ -94,6 +97,52 @@ pub(crate) fn fake_quantize(graph: &mut Graph, opset: i64) -> Result<()> {
     }
     graph.remove_dead();
     Ok(())
+}
+
+/// Makes products of numbers, with a straight-through gradient, of products of bytes behind DynamicQuantizeLinear that are cast to numbers: the same
+/// sums, whose codes `(q − z)` have the gradient of `x / scale`, so that together with the scale behind them that of `x` arrives.
+pub(crate) fn straight_products(graph: &mut Graph, opset: i64) -> Result<()> {
+    for id in graph.topo_ops() {
+        let Some(product) = quantised_product(graph, id) else { continue };
+        let old = Value { node: id, slot: 0 };
+        let (ty, name) = (graph.ty(old).cloned(), graph.node(id).name.clone());
+        let new = straight_product(&mut Emit::new(graph, opset), product, old)?;
+        graph.node_mut(new.node).name = name;
+        graph.set_ty(new, ty);
+        graph.replace_uses(old, new);
+    }
+    graph.remove_dead();
+    Ok(())
+}
+
+/// The product of bytes that a Cast turns into numbers, if its first operand and zero are those of a DynamicQuantizeLinear.
+fn quantised_product(graph: &Graph, id: NodeId) -> Option<NodeId> {
+    let product = graph.input(id, 0)?.node;
+    let known = graph.node(product).is("MatMulInteger") || graph.node(product).is("ConvInteger");
+    let float = infer::is_float(graph.ty(Value { node: id, slot: 0 }));
+    let (codes, zero) = (graph.input(product, 0)?, graph.input(product, 2)?);
+    let dynamic = graph.node(codes.node).is("DynamicQuantizeLinear") && (codes.slot, zero.slot) == (0, 2);
+    (graph.node(id).is("Cast") && known && float && dynamic && zero.node == codes.node).then_some(product)
+}
+
+fn straight_product(emit: &mut Emit, product: NodeId, cast: Value) -> Result<Value> {
+    let dtype = emit.dtype(cast)?;
+    let (codes, weight) = (emit.operand(product, 0)?, emit.operand(product, 1)?);
+    let (x, scale, zero) = (emit.operand(codes.node, 0)?, Value { slot: 1, ..codes }, Value { slot: 2, ..codes });
+    let (codes, zero) = (emit.cast(codes, dtype)?, emit.cast(zero, dtype)?);
+    let codes = emit.sub(codes, zero)?;
+    let ratio = emit.div(x, scale)?;
+    let rest = emit.sub(codes, ratio)?;
+    let rest = emit.sartor("Detach", &[rest], Attributes::new())?;
+    let steady = emit.add(ratio, rest)?;
+    let mut weights = emit.cast(weight, dtype)?;
+    if let Some(zero) = emit.graph.input(product, 3) {
+        let zero = emit.cast(zero, dtype)?;
+        weights = emit.sub(weights, zero)?;
+    }
+    let op = emit.graph.node(product).op().cloned().unwrap_or_default();
+    let name = if op.is("ConvInteger") { "Conv" } else { "MatMul" };
+    emit.op(name, &[steady, weights], op.attrs)
 }
 
 /// The QuantizeLinear before a DequantizeLinear with the same single scale and zero, and its inputs.

@@ -90,6 +90,21 @@ fn adapters_train_on_them() {
     });
 }
 
+/// Gradients pass products of bytes on their way to the adapters below: the loss falls on whatever tokens, and falls well.
+#[test]
+fn adapters_train_below_dynamic_quantisation() {
+    let path = asset("zoo/encoder-dynamic-int8.onnx");
+    for seed in 0..4 {
+        let mut model = prepared(&path, "").unwrap();
+        let ids = Draw::new(seed, "ids").ints(&[3, 5], 0, 49);
+        let mask = Draw::new(seed, "mask").ints(&[3, 5], 1, 1);
+        let inputs = Named::from([("input_ids".to_string(), ids), ("attention_mask".to_string(), mask)]);
+        let output = &arrays(&path, "out_")["logits"];
+        let losses = adapter_losses(&mut model, &inputs, "logits", output).unwrap();
+        assert!(losses[19] < 0.5 * losses[0], "{losses:?}");
+    }
+}
+
 /// A classifier of files, from JAX through tf2onnx: integers in, normalisation written out, every weight a `Const`.
 #[test]
 fn a_model_of_tf2onnx_runs_and_trains() {
