@@ -19,7 +19,7 @@
 use crate::walk::require_internal_opset;
 use crate::{Changed, Pass};
 use sartor_ir::ops::Emit;
-use sartor_ir::{Attributes, Graph, Model, NodeId, Result, Type, Value, infer};
+use sartor_ir::{Attributes, Graph, Model, NodeId, Operator, Result, Type, Value, infer};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use std::f64::consts::{FRAC_1_SQRT_2, SQRT_2};
@@ -102,6 +102,7 @@ pub(crate) fn fake_quantize(graph: &mut Graph, opset: i64) -> Result<()> {
 /// Makes products of numbers, with a straight-through gradient, of products of bytes behind DynamicQuantizeLinear that are cast to numbers: the same
 /// sums, whose codes `(q − z)` have the gradient of `x / scale`, so that together with the scale behind them that of `x` arrives.
 pub(crate) fn straight_products(graph: &mut Graph, opset: i64) -> Result<()> {
+    write_out(graph, opset)?;
     for id in graph.topo_ops() {
         let Some(product) = quantised_product(graph, id) else { continue };
         let old = Value { node: id, slot: 0 };
@@ -110,6 +111,48 @@ pub(crate) fn straight_products(graph: &mut Graph, opset: i64) -> Result<()> {
         graph.node_mut(new.node).name = name;
         graph.set_ty(new, ty);
         graph.replace_uses(old, new);
+    }
+    graph.remove_dead();
+    Ok(())
+}
+
+/// Writes out ONNX Runtime's `DynamicQuantizeMatMul (a, b, sb, zb, bias)`, and `MatMulIntegerToFloat (a, b, sa, sb, za, zb, bias)` behind
+/// DynamicQuantizeLinear, in ONNX's operators: product of bytes, Cast, scale, bias.
+fn write_out(graph: &mut Graph, opset: i64) -> Result<()> {
+    for id in graph.topo_ops() {
+        let is = |name: &str| graph.node(id).op().is_some_and(|op| op.domain == "com.microsoft" && op.name == name);
+        let old = Value { node: id, slot: 0 };
+        let inputs = graph.node_inputs(id);
+        let given = |slot: usize| inputs.get(slot).copied().flatten();
+        let (ty, name) = (graph.ty(old).cloned(), graph.node(id).name.clone());
+        let whole = is("DynamicQuantizeMatMul");
+        let codes = given(0).filter(|a| graph.node(a.node).is("DynamicQuantizeLinear"));
+        if !whole && (codes.is_none() || !is("MatMulIntegerToFloat")) {
+            continue;
+        }
+        let mut emit = Emit::new(graph, opset);
+        let (a, b) = (emit.operand(id, 0)?, emit.operand(id, 1)?);
+        let ([codes, scale, zero], first) = match whole {
+            true => {
+                let parts = emit.node(Operator::onnx("DynamicQuantizeLinear", Attributes::new()), &[Some(a)], 3)?;
+                ([Some(parts[0]), Some(parts[1]), Some(parts[2])], 2)
+            }
+            false => ([codes, given(2), given(4)], 3),
+        };
+        let (scale_b, zero_b, bias) =
+            (given(first), given(if whole { 3 } else { 5 }), given(if whole { 4 } else { 6 }));
+        let (Some(scale), Some(scale_b)) = (scale, scale_b) else { continue };
+        let product = Operator::onnx("MatMulInteger", Attributes::new());
+        let product = emit.node(product, &[codes, Some(b), zero, zero_b], 1)?[0];
+        let dtype = emit.dtype(scale)?;
+        let (numbers, factor) = (emit.cast(product, dtype)?, emit.mul(scale, scale_b)?);
+        let mut y = emit.mul(numbers, factor)?;
+        if let Some(bias) = bias {
+            y = emit.add(y, bias)?;
+        }
+        graph.node_mut(y.node).name = name;
+        graph.set_ty(y, ty);
+        graph.replace_uses(old, y);
     }
     graph.remove_dead();
     Ok(())

@@ -16,6 +16,7 @@ usage: make_zoo.py OUT
 | nhwc-tf15            | tf2onnx: channels last between transposes, names of a Keras model, squeezed shapes            | 15 |
 | keras-9              | keras2onnx: opset 9, BatchNormalization, Upsample, Transpose, Dense as MatMul and Add          | 9 |
 | windows-ts17         | scripted PyTorch: chunk, split into an open number of pieces, unbind, lists, as sequences     | 17 |
+| with-ort-dynamic-int8 | encoder-dynamic-int8 as ONNX Runtime writes it after its fusions: operators of com.microsoft  | 17 |
 
 Weights are random with a fixed seed. NAME.npz beside each has inputs (`in_…`) and ONNX Runtime's outputs (`out_…`), at another
 batch than the traced one where the model allows it.
@@ -47,6 +48,7 @@ def main():
     static_int8(out / "prelu-ts13.onnx", out / "cnn-qdq-int8.onnx")
     onnx.save(channels_last(), out / "nhwc-tf15.onnx")
     onnx.save(old_keras(), out / "keras-9.onnx")
+    fused(out / "encoder-dynamic-int8.onnx", out / "with-ort-dynamic-int8.onnx")
     for path in sorted(out.glob("*.onnx")):
         record(path)
 
@@ -244,6 +246,14 @@ def cast_int8(source, target):
     graph.node.extend(nodes)
     graph.initializer.extend([*weights.values(), *made])
     onnx.save(model, target)
+
+
+def fused(source, target):
+    """What ONNX Runtime makes of a model for itself: DynamicQuantizeMatMul, SkipLayerNormalization, BiasGelu."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(target)
+    onnxruntime.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
 
 
 def static_int8(source, target):

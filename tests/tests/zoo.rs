@@ -13,7 +13,7 @@ fn zoo() -> Vec<PathBuf> {
     let entries = std::fs::read_dir(asset("zoo")).unwrap().map(|e| e.unwrap().path());
     let mut found: Vec<PathBuf> = entries.filter(|p| p.extension().is_some_and(|e| e == "onnx")).collect();
     found.sort();
-    assert_eq!(found.len(), 12, "{found:?}: run tests/assets/fetch.sh");
+    assert_eq!(found.len(), 13, "{found:?}: run tests/assets/fetch.sh");
     found
 }
 
@@ -30,7 +30,7 @@ fn check_all(check: impl Fn(&std::path::Path) -> Result<(), String>) {
             failures.push(format!("{}: {why}", path.file_name().unwrap().to_string_lossy()));
         }
     }
-    assert!(failures.is_empty(), "{} of 12 fail:\n{}", failures.len(), failures.join("\n"));
+    assert!(failures.is_empty(), "{} of 13 fail:\n{}", failures.len(), failures.join("\n"));
 }
 
 fn text(error: sartor_ir::Error) -> String {
@@ -93,15 +93,16 @@ fn adapters_train_on_them() {
 /// Gradients pass products of bytes on their way to the adapters below: the loss falls on whatever tokens, and falls well.
 #[test]
 fn adapters_train_below_dynamic_quantisation() {
-    let path = asset("zoo/encoder-dynamic-int8.onnx");
-    for seed in 0..4 {
+    let names = ["zoo/encoder-dynamic-int8.onnx", "zoo/with-ort-dynamic-int8.onnx"];
+    for (name, seed) in names.iter().flat_map(|name| (0..4).map(move |seed| (name, seed))) {
+        let path = asset(name);
         let mut model = prepared(&path, "").unwrap();
         let ids = Draw::new(seed, "ids").ints(&[3, 5], 0, 49);
         let mask = Draw::new(seed, "mask").ints(&[3, 5], 1, 1);
         let inputs = Named::from([("input_ids".to_string(), ids), ("attention_mask".to_string(), mask)]);
         let output = &arrays(&path, "out_")["logits"];
         let losses = adapter_losses(&mut model, &inputs, "logits", output).unwrap();
-        assert!(losses[19] < 0.5 * losses[0], "{losses:?}");
+        assert!(losses[19] < 0.5 * losses[0], "{name}: {losses:?}");
     }
 }
 
