@@ -10,16 +10,16 @@
 //! `Gelu` (Hendrycks and Gimpel, arXiv 1606.08415) keeps `x` alone. `autodiff` therefore does this to the programs that it
 //! differentiates; an exported inference graph keeps its form unless the pass is asked for.
 //!
-//! `autodiff` has three more of this kind, for gradients that integers would stop: a softmax behind a mask, pairs of QuantizeLinear and DequantizeLinear,
-//! products of bytes behind DynamicQuantizeLinear.
+//! `autodiff` does three more of this kind to its programs: a softmax behind a mask, whose gradient then keeps its result alone, and pairs of QuantizeLinear
+//! and DequantizeLinear and products of bytes behind DynamicQuantizeLinear, where integers would stop the gradient.
 //!
 //! *Needs* the internal opset. *Leaves* no product of `x`, `½` and `1 + erf(x / √2)`, in any order, whose parts nothing else
 //! reads. The same numbers up to rounding. Idempotent. It does not look for the form with a hyperbolic tangent.
 
 use crate::walk::require_internal_opset;
 use crate::{Changed, Pass};
-use sartor_ir::ops::Emit;
-use sartor_ir::{Attributes, Graph, Model, NodeId, Operator, Result, Type, Value, infer};
+use sartor_ir::ops::{self, Emit, contrib};
+use sartor_ir::{Attributes, Graph, Model, NodeId, Result, Type, Value, infer};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use std::f64::consts::{FRAC_1_SQRT_2, SQRT_2};
@@ -53,16 +53,20 @@ pub fn fuse(graph: &mut Graph, opset: i64) -> Result<bool> {
     infer::infer_graph(graph, opset)?;
     for id in order {
         let Some(x) = gelu_operand(graph, id) else { continue };
-        let old = Value { node: id, slot: 0 };
-        let ty = graph.ty(old).cloned();
-        let name = graph.node(id).name.clone();
         let new = Emit::new(graph, opset).op("Gelu", &[x], Attributes::new())?;
-        graph.node_mut(new.node).name = name;
-        graph.set_ty(new, ty);
-        graph.replace_uses(old, new);
+        take_place(graph, id, new, graph.node(id).name.clone());
     }
     graph.remove_dead();
     Ok(true)
+}
+
+/// The new value gets this name, and the type and the readers of what the node gives.
+fn take_place(graph: &mut Graph, id: NodeId, new: Value, name: String) {
+    let old = Value { node: id, slot: 0 };
+    let ty = graph.ty(old).cloned();
+    graph.node_mut(new.node).name = name;
+    graph.set_ty(new, ty);
+    graph.replace_uses(old, new);
 }
 
 /// `Where (IsNaN (s), 0, s)` of a `Softmax` that nothing else reads becomes one operator of our own domain, whose gradient keeps its
@@ -71,12 +75,8 @@ pub(crate) fn guard_softmax(graph: &mut Graph, opset: i64) -> Result<()> {
     for id in graph.topo_ops() {
         let Some(softmax) = guarded(graph, id) else { continue };
         let (Some(x), Some(op)) = (graph.input(softmax, 0), graph.node(softmax).op().cloned()) else { continue };
-        let old = Value { node: id, slot: 0 };
-        let (ty, name) = (graph.ty(old).cloned(), graph.node(softmax).name.clone());
         let new = Emit::new(graph, opset).sartor("GuardedSoftmax", &[x], op.attrs)?;
-        graph.node_mut(new.node).name = name;
-        graph.set_ty(new, ty);
-        graph.replace_uses(old, new);
+        take_place(graph, id, new, graph.node(softmax).name.clone());
     }
     graph.remove_dead();
     Ok(())
@@ -88,12 +88,8 @@ pub(crate) fn fake_quantize(graph: &mut Graph, opset: i64) -> Result<()> {
     for id in graph.topo_ops() {
         let Some((quantize, inputs)) = quantized_pair(graph, id) else { continue };
         let attrs = graph.node(quantize).op().map(|op| op.attrs.clone()).unwrap_or_default();
-        let old = Value { node: id, slot: 0 };
-        let (ty, name) = (graph.ty(old).cloned(), graph.node(id).name.clone());
         let new = Emit::new(graph, opset).sartor("FakeQuantize", &inputs, attrs)?;
-        graph.node_mut(new.node).name = name;
-        graph.set_ty(new, ty);
-        graph.replace_uses(old, new);
+        take_place(graph, id, new, graph.node(id).name.clone());
     }
     graph.remove_dead();
     Ok(())
@@ -102,57 +98,17 @@ pub(crate) fn fake_quantize(graph: &mut Graph, opset: i64) -> Result<()> {
 /// Makes products of numbers, with a straight-through gradient, of products of bytes behind DynamicQuantizeLinear that are cast to numbers: the same
 /// sums, whose codes `(q − z)` have the gradient of `x / scale`, so that together with the scale behind them that of `x` arrives.
 pub(crate) fn straight_products(graph: &mut Graph, opset: i64) -> Result<()> {
-    write_out(graph, opset)?;
+    // ONNX Runtime's own products consist of such ones.
+    let own = ["DynamicQuantizeMatMul", "MatMulIntegerToFloat"];
+    for id in graph.topo_ops() {
+        if graph.node(id).op().is_some_and(|op| op.domain == contrib::DOMAIN && own.contains(&op.name.as_str())) {
+            ops::decompose(graph, id, opset)?;
+        }
+    }
     for id in graph.topo_ops() {
         let Some(product) = quantised_product(graph, id) else { continue };
-        let old = Value { node: id, slot: 0 };
-        let (ty, name) = (graph.ty(old).cloned(), graph.node(id).name.clone());
-        let new = straight_product(&mut Emit::new(graph, opset), product, old)?;
-        graph.node_mut(new.node).name = name;
-        graph.set_ty(new, ty);
-        graph.replace_uses(old, new);
-    }
-    graph.remove_dead();
-    Ok(())
-}
-
-/// Writes out ONNX Runtime's `DynamicQuantizeMatMul (a, b, sb, zb, bias)`, and `MatMulIntegerToFloat (a, b, sa, sb, za, zb, bias)` behind
-/// DynamicQuantizeLinear, in ONNX's operators: product of bytes, Cast, scale, bias.
-fn write_out(graph: &mut Graph, opset: i64) -> Result<()> {
-    for id in graph.topo_ops() {
-        let is = |name: &str| graph.node(id).op().is_some_and(|op| op.domain == "com.microsoft" && op.name == name);
-        let old = Value { node: id, slot: 0 };
-        let inputs = graph.node_inputs(id);
-        let given = |slot: usize| inputs.get(slot).copied().flatten();
-        let (ty, name) = (graph.ty(old).cloned(), graph.node(id).name.clone());
-        let whole = is("DynamicQuantizeMatMul");
-        let codes = given(0).filter(|a| graph.node(a.node).is("DynamicQuantizeLinear"));
-        if !whole && (codes.is_none() || !is("MatMulIntegerToFloat")) {
-            continue;
-        }
-        let mut emit = Emit::new(graph, opset);
-        let (a, b) = (emit.operand(id, 0)?, emit.operand(id, 1)?);
-        let ([codes, scale, zero], first) = match whole {
-            true => {
-                let parts = emit.node(Operator::onnx("DynamicQuantizeLinear", Attributes::new()), &[Some(a)], 3)?;
-                ([Some(parts[0]), Some(parts[1]), Some(parts[2])], 2)
-            }
-            false => ([codes, given(2), given(4)], 3),
-        };
-        let (scale_b, zero_b, bias) =
-            (given(first), given(if whole { 3 } else { 5 }), given(if whole { 4 } else { 6 }));
-        let (Some(scale), Some(scale_b)) = (scale, scale_b) else { continue };
-        let product = Operator::onnx("MatMulInteger", Attributes::new());
-        let product = emit.node(product, &[codes, Some(b), zero, zero_b], 1)?[0];
-        let dtype = emit.dtype(scale)?;
-        let (numbers, factor) = (emit.cast(product, dtype)?, emit.mul(scale, scale_b)?);
-        let mut y = emit.mul(numbers, factor)?;
-        if let Some(bias) = bias {
-            y = emit.add(y, bias)?;
-        }
-        graph.node_mut(y.node).name = name;
-        graph.set_ty(y, ty);
-        graph.replace_uses(old, y);
+        let new = straight_product(&mut Emit::new(graph, opset), product, Value { node: id, slot: 0 })?;
+        take_place(graph, id, new, graph.node(id).name.clone());
     }
     graph.remove_dead();
     Ok(())
@@ -178,13 +134,17 @@ fn straight_product(emit: &mut Emit, product: NodeId, cast: Value) -> Result<Val
     let rest = emit.sub(codes, ratio)?;
     let rest = emit.sartor("Detach", &[rest], Attributes::new())?;
     let steady = emit.add(ratio, rest)?;
-    let mut weights = emit.cast(weight, dtype)?;
-    if let Some(zero) = emit.graph.input(product, 3) {
-        let zero = emit.cast(zero, dtype)?;
-        weights = emit.sub(weights, zero)?;
-    }
     let op = emit.graph.node(product).op().cloned().unwrap_or_default();
     let name = if op.is("ConvInteger") { "Conv" } else { "MatMul" };
+    let mut weights = emit.cast(weight, dtype)?;
+    if let Some(zero) = emit.graph.input(product, 3) {
+        let mut zero = emit.cast(zero, dtype)?;
+        if name == "Conv" && emit.rank(zero)? == 1 {
+            // One per output channel, the first axis of the weight.
+            zero = emit.unsqueeze(zero, &(1..emit.rank(weight)?).collect::<Vec<_>>())?;
+        }
+        weights = emit.sub(weights, zero)?;
+    }
     emit.op(name, &[steady, weights], op.attrs)
 }
 

@@ -15,7 +15,7 @@
 use crate::walk::{edit_typed_graphs, require_internal_opset};
 use crate::{Changed, Pass};
 use sartor_ir::infer::{self, Facts};
-use sartor_ir::ops::{Emit, body, normal_axis};
+use sartor_ir::ops::{Emit, body, normal_axis, sequence};
 use sartor_ir::{Attributes, DType, Dim, Graph, Model, NodeId, Operator, Result, Tensor, Value, ensure};
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -31,17 +31,13 @@ impl Pass for Sequences {
         "sequences"
     }
     fn run(&self, model: &mut Model) -> Result<Changed> {
-        let has = |graph: &Graph| graph.node_ids().any(|id| graph.node(id).op().is_some_and(concerns));
+        let has = |graph: &Graph| graph.node_ids().any(|id| graph.node(id).op().is_some_and(sequence::concerns));
         if !model.graphs().any(has) {
             return Ok(Changed::No);
         }
         require_internal_opset(model)?;
         edit_typed_graphs(model, resolve).map(Changed::from)
     }
-}
-
-fn concerns(op: &Operator) -> bool {
-    op.domain.is_empty() && op.name.contains("Sequence") && op.name != "ReverseSequence"
 }
 
 /// At most this many members are written out.
@@ -63,124 +59,184 @@ enum Sequence {
 /// Round by round: what one finds says the shapes of what the next one splits. Every round takes out readers of sequences, so this ends.
 fn resolve(graph: &mut Graph, opset: i64) -> Result<bool> {
     let mut changed = false;
-    while resolve_once(graph, opset)? {
+    loop {
+        let facts = match infer::infer_graph(graph, opset) {
+            Err(_) if changed => {
+                // PyTorch declares one axis too many behind `unbind`: what follows is inferred from the inputs alone.
+                forget_types(graph);
+                infer::infer_graph(graph, opset)?
+            }
+            found => found?,
+        };
+        if !(Round { emit: Emit::new(graph, opset), facts, known: HashMap::new() }.run()?) {
+            return Ok(changed);
+        }
         changed = true;
     }
-    Ok(changed)
 }
 
-fn resolve_once(graph: &mut Graph, opset: i64) -> Result<bool> {
-    let facts = infer::infer_graph(graph, opset)?;
-    let mut emit = Emit::new(graph, opset);
-    let mut known: HashMap<Value, Sequence> = HashMap::new();
-    let mut changed = false;
-    for id in emit.graph.topo_ops() {
-        let Some(op) = emit.graph.node(id).op().filter(|op| op.domain.is_empty()).cloned() else { continue };
-        let output = Value { node: id, slot: 0 };
-        if let Some(sequence) = made(&mut emit, &facts, id, &op, &known)? {
-            known.insert(output, sequence);
-        } else if let Some(tensor) = read(&mut emit, &facts, id, &op, &known)? {
-            emit.graph.substitute(output, tensor);
-            changed = true;
+fn forget_types(graph: &mut Graph) {
+    for id in graph.topo_ops() {
+        for output in graph.node_outputs(id) {
+            graph.set_ty(output, None);
         }
     }
-    emit.graph.remove_dead();
-    if changed && infer::infer_graph(emit.graph, opset).is_err() {
-        // PyTorch declares one axis too many behind `unbind`: what follows is inferred from the inputs alone.
-        for id in emit.graph.topo_ops() {
-            for output in emit.graph.node_outputs(id) {
-                emit.graph.set_ty(output, None);
+}
+
+/// One sweep over a graph whose types are inferred.
+struct Round<'g> {
+    emit: Emit<'g>,
+    facts: Facts,
+    known: HashMap<Value, Sequence>,
+}
+
+impl Round<'_> {
+    /// Whether a reader was replaced.
+    fn run(mut self) -> Result<bool> {
+        let mut changed = false;
+        for id in self.emit.graph.topo_ops() {
+            let Some(op) = self.emit.graph.node(id).op().filter(|op| op.domain.is_empty()).cloned() else { continue };
+            let output = Value { node: id, slot: 0 };
+            if let Some(sequence) = self.made(id, &op)? {
+                self.known.insert(output, sequence);
+            } else if let Some(tensor) = self.read(id, &op)? {
+                self.emit.graph.substitute(output, tensor);
+                changed = true;
             }
         }
+        self.emit.graph.remove_dead();
+        Ok(changed)
     }
-    Ok(changed)
+    fn sequence(&self, id: NodeId) -> Option<Sequence> {
+        self.known.get(&self.emit.graph.input(id, 0)?).cloned()
+    }
+    /// The sequence that a node makes.
+    fn made(&mut self, id: NodeId, op: &Operator) -> Result<Option<Sequence>> {
+        match op.name.as_str() {
+            "SequenceEmpty" => Ok(Some(Sequence::Of(Vec::new()))),
+            "SequenceConstruct" => {
+                let inputs: Option<Vec<Value>> = self.emit.graph.node_inputs(id).into_iter().collect();
+                Ok(inputs.map(Sequence::Of))
+            }
+            "Identity" => Ok(self.sequence(id)),
+            "SplitToSequence" => self.split(id, op),
+            "SequenceInsert" | "SequenceErase" => self.edited(id, op),
+            _ => Ok(None),
+        }
+    }
+    /// One tensor more, or one less; by default the last one.
+    fn edited(&mut self, id: NodeId, op: &Operator) -> Result<Option<Sequence>> {
+        let Some(before) = self.sequence(id) else { return Ok(None) };
+        let Some(mut list) = members(&mut self.emit, &before)? else { return Ok(None) };
+        let (inserts, count) = (op.name == "SequenceInsert", list.len());
+        ensure!(inserts || count > 0, "nothing can be taken out of an empty sequence");
+        let (slot, limit) = if inserts { (2, count + 1) } else { (1, count) };
+        let place = match self.emit.graph.input(id, slot) {
+            None => Some(limit - 1),
+            Some(value) => self.position(value, limit, count)?,
+        };
+        let Some(place) = place else { return Ok(None) };
+        match (inserts, self.emit.graph.input(id, 1)) {
+            (true, Some(tensor)) => list.insert(place, tensor),
+            (true, None) => return Ok(None),
+            (false, _) => drop(list.remove(place)),
+        }
+        Ok(Some(Sequence::Of(list)))
+    }
+    /// `SplitToSequence`: without sizes, or with the number 1, the rows (ONNX ignores `keepdims` beside a number, but PyTorch writes `unbind` so and ONNX Runtime
+    /// runs it as meant); with another number pieces of that length (the last one may be shorter), with a list pieces of these lengths.
+    fn split(&mut self, id: NodeId, op: &Operator) -> Result<Option<Sequence>> {
+        let Some(x) = self.emit.graph.input(id, 0) else { return Ok(None) };
+        let Ok(shape) = self.emit.shape(x) else { return Ok(None) };
+        let axis = normal_axis(op.attrs.int("axis", 0)?, shape.len())?;
+        let rows = Sequence::Rows { x, axis, keep: op.attrs.flag("keepdims", true)? };
+        let Some(sizes) = self.emit.graph.input(id, 1) else { return Ok(Some(rows)) };
+        let Some(tensor) = self.elements(sizes) else { return self.split_openly(x, axis, sizes) };
+        let numbers = tensor.to_i64s()?;
+        let lengths = match (tensor.rank(), &numbers[..], shape[axis].known()) {
+            (0, [1], _) => return Ok(Some(rows)),
+            (0, &[piece], Some(length)) => {
+                ensure!(
+                    piece > 0 && length >= 0 && length / piece < MOST as i64,
+                    "pieces of {piece} of {length} entries"
+                );
+                (0..length).step_by(piece as usize).map(|start| piece.min(length - start)).collect()
+            }
+            (0, ..) => return Ok(Some(Sequence::Pieces { x, axis, length: sizes })),
+            _ => numbers,
+        };
+        pieces(&mut self.emit, x, axis, &lengths).map(|list| Some(Sequence::Of(list)))
+    }
+    /// The same by sizes that only a run knows.
+    fn split_openly(&mut self, x: Value, axis: usize, sizes: Value) -> Result<Option<Sequence>> {
+        let Ok(shape) = self.emit.shape(sizes) else { return Ok(None) };
+        match shape[..] {
+            [] => Ok(Some(Sequence::Pieces { x, axis, length: sizes })),
+            [Dim::Known(count @ 1..)] if count <= MOST as i64 => {
+                cut(&mut self.emit, x, axis, sizes, count as usize).map(|list| Some(Sequence::Of(list)))
+            }
+            [_] => Ok(Some(Sequence::Counted(sizes))),
+            _ => Ok(None),
+        }
+    }
+    /// The tensor that a node reads from a sequence.
+    fn read(&mut self, id: NodeId, op: &Operator) -> Result<Option<Value>> {
+        let Some(sequence) = self.sequence(id) else { return Ok(None) };
+        match op.name.as_str() {
+            "SequenceLength" => length(&mut self.emit, &sequence).map(Some),
+            "SequenceAt" => match self.emit.graph.input(id, 1) {
+                Some(index) => self.member(&sequence, index),
+                None => Ok(None),
+            },
+            "ConcatFromSequence" => join(&mut self.emit, op, &sequence),
+            _ => Ok(None),
+        }
+    }
+    fn member(&mut self, sequence: &Sequence, index: Value) -> Result<Option<Value>> {
+        match *sequence {
+            Sequence::Of(ref list) => Ok(self.position(index, list.len(), list.len())?.map(|place| list[place])),
+            Sequence::Rows { x, axis, keep } => {
+                let index = match (keep, self.emit.rank(index)) {
+                    (true, _) => self.emit.reshape(index, &[1])?,
+                    (false, Ok(0)) => index,
+                    (false, _) => self.emit.reshape(index, &[])?,
+                };
+                self.emit.op("Gather", &[x, index], Attributes::new().with("axis", axis as i64)).map(Some)
+            }
+            Sequence::Pieces { x, axis, length } => match self.number(index)? {
+                Some(index) => piece(&mut self.emit, (x, axis, length), index).map(Some),
+                None => Ok(None),
+            },
+            Sequence::Counted(_) => Ok(None),
+        }
+    }
+    /// The elements of a value, where the graph says them.
+    fn elements(&self, value: Value) -> Option<Tensor> {
+        self.emit.graph.constant(value).or_else(|| self.facts.get(value)?.tensor.clone())
+    }
+    fn number(&self, value: Value) -> Result<Option<i64>> {
+        let Some(tensor) = self.elements(value) else { return Ok(None) };
+        Ok(match tensor.to_i64s()?[..] {
+            [number] => Some(number),
+            _ => None,
+        })
+    }
+    /// A known position below `limit`, negative ones counted from `end`.
+    fn position(&self, value: Value, limit: usize, end: usize) -> Result<Option<usize>> {
+        let Some(index) = self.number(value)? else { return Ok(None) };
+        let place = if index < 0 { index + end as i64 } else { index };
+        ensure!((0..limit as i64).contains(&place), "position {index} in a sequence of {end} tensors");
+        Ok(Some(place as usize))
+    }
 }
 
-/// The sequence that a node makes.
-fn made(
-    emit: &mut Emit,
-    facts: &Facts,
-    id: NodeId,
-    op: &Operator,
-    known: &HashMap<Value, Sequence>,
-) -> Result<Option<Sequence>> {
-    let inputs = emit.graph.node_inputs(id);
-    let first = inputs.first().copied().flatten();
-    let before = first.and_then(|value| known.get(&value));
-    Ok(match (op.name.as_str(), before) {
-        ("SequenceEmpty", _) => Some(Sequence::Of(Vec::new())),
-        ("SequenceConstruct", _) => inputs.into_iter().collect::<Option<Vec<Value>>>().map(Sequence::Of),
-        ("Identity", Some(same)) => Some(same.clone()),
-        ("SplitToSequence", _) => match first {
-            Some(x) => split(emit, facts, x, inputs.get(1).copied().flatten(), op)?,
-            None => None,
-        },
-        ("SequenceInsert", Some(before)) => {
-            let Some(tensor) = inputs.get(1).copied().flatten() else { return Ok(None) };
-            let Some(mut list) = members(emit, before)? else { return Ok(None) };
-            let place = match inputs.get(2).copied().flatten() {
-                None => list.len(),
-                Some(value) => match position(facts, emit, value, list.len() + 1, list.len())? {
-                    Some(place) => place,
-                    None => return Ok(None),
-                },
-            };
-            list.insert(place, tensor);
-            Some(Sequence::Of(list))
-        }
-        ("SequenceErase", Some(before)) => {
-            let Some(mut list) = members(emit, before)? else { return Ok(None) };
-            ensure!(!list.is_empty(), "nothing can be taken out of an empty sequence");
-            let place = match inputs.get(1).copied().flatten() {
-                None => list.len() - 1,
-                Some(value) => match position(facts, emit, value, list.len(), list.len())? {
-                    Some(place) => place,
-                    None => return Ok(None),
-                },
-            };
-            list.remove(place);
-            Some(Sequence::Of(list))
-        }
-        _ => None,
-    })
-}
-
-/// The tensor that a node reads from a sequence.
-fn read(
-    emit: &mut Emit,
-    facts: &Facts,
-    id: NodeId,
-    op: &Operator,
-    known: &HashMap<Value, Sequence>,
-) -> Result<Option<Value>> {
-    let inputs = emit.graph.node_inputs(id);
-    let Some(sequence) = inputs.first().copied().flatten().and_then(|value| known.get(&value)) else { return Ok(None) };
-    match (op.name.as_str(), sequence) {
-        ("SequenceLength", Sequence::Of(list)) => Ok(Some(emit.constant(Tensor::scalar(list.len() as i64)))),
-        ("SequenceLength", Sequence::Rows { x, axis, .. }) => emit.length(*x, *axis).map(Some),
-        ("SequenceLength", Sequence::Pieces { x, axis, length }) => {
-            number_of_pieces(emit, *x, *axis, *length).map(Some)
-        }
-        ("SequenceAt", Sequence::Pieces { x, axis, length }) => {
-            let Some(index) = inputs.get(1).copied().flatten() else { return Ok(None) };
-            piece(emit, facts, (*x, *axis, *length), index)
-        }
-        ("SequenceLength", Sequence::Counted(sizes)) => emit.length(*sizes, 0).map(Some),
-        ("SequenceAt", Sequence::Rows { x, axis, keep }) => {
-            let Some(index) = inputs.get(1).copied().flatten() else { return Ok(None) };
-            let index = match (keep, emit.rank(index)) {
-                (true, _) => emit.reshape(index, &[1])?,
-                (false, Ok(0)) => index,
-                (false, _) => emit.reshape(index, &[])?,
-            };
-            emit.op("Gather", &[*x, index], Attributes::new().with("axis", *axis as i64)).map(Some)
-        }
-        ("SequenceAt", Sequence::Of(list)) => {
-            let Some(index) = inputs.get(1).copied().flatten() else { return Ok(None) };
-            Ok(position(facts, emit, index, list.len(), list.len())?.map(|place| list[place]))
-        }
-        ("ConcatFromSequence", sequence) => join(emit, op, sequence),
-        _ => Ok(None),
+/// How many tensors a sequence holds.
+fn length(emit: &mut Emit, sequence: &Sequence) -> Result<Value> {
+    match *sequence {
+        Sequence::Of(ref list) => Ok(emit.constant(Tensor::scalar(list.len() as i64))),
+        Sequence::Rows { x, axis, .. } => emit.length(x, axis),
+        Sequence::Pieces { x, axis, length } => number_of_pieces(emit, x, axis, length),
+        Sequence::Counted(sizes) => emit.length(sizes, 0),
     }
 }
 
@@ -193,15 +249,8 @@ fn number_of_pieces(emit: &mut Emit, x: Value, axis: usize, length: Value) -> Re
     emit.div(rounded, length)
 }
 
-/// One piece, by a known position.
-fn piece(
-    emit: &mut Emit,
-    facts: &Facts,
-    (x, axis, length): (Value, usize, Value),
-    index: Value,
-) -> Result<Option<Value>> {
-    let Some(tensor) = known(emit, facts, index) else { return Ok(None) };
-    let [index] = tensor.to_i64s()?[..] else { return Ok(None) };
+/// The piece at a position, negative ones counted from the end.
+fn piece(emit: &mut Emit, (x, axis, length): (Value, usize, Value), index: i64) -> Result<Value> {
     let mut place = emit.constant(Tensor::scalar(index));
     if index < 0 {
         let count = number_of_pieces(emit, x, axis, length)?;
@@ -211,43 +260,7 @@ fn piece(
     let start = emit.mul(place, length)?;
     let end = emit.add(start, length)?;
     let (start, end, axes) = (emit.reshape(start, &[1])?, emit.reshape(end, &[1])?, emit.ints(&[axis as i64]));
-    emit.op("Slice", &[x, start, end, axes], Attributes::new()).map(Some)
-}
-
-/// `SplitToSequence`: without sizes, or with the number 1, the rows (ONNX ignores `keepdims` beside a number, but PyTorch writes `unbind` so and ONNX Runtime runs
-/// it as meant); with another number pieces of that length (the last one may be shorter), with a list pieces of these lengths.
-fn split(emit: &mut Emit, facts: &Facts, x: Value, sizes: Option<Value>, op: &Operator) -> Result<Option<Sequence>> {
-    let Ok(shape) = emit.shape(x) else { return Ok(None) };
-    let axis = normal_axis(op.attrs.int("axis", 0)?, shape.len())?;
-    let Some(sizes) = sizes else {
-        return Ok(Some(Sequence::Rows { x, axis, keep: op.attrs.flag("keepdims", true)? }));
-    };
-    let Some(tensor) = known(emit, facts, sizes) else {
-        let Ok(shape) = emit.shape(sizes) else { return Ok(None) };
-        return match shape[..] {
-            [] => Ok(Some(Sequence::Pieces { x, axis, length: sizes })),
-            [Dim::Known(count @ 1..)] if count <= MOST as i64 => {
-                let split = Operator::onnx("Split", Attributes::new().with("axis", axis as i64));
-                emit.node(split, &[Some(x), Some(sizes)], count as usize).map(|list| Some(Sequence::Of(list)))
-            }
-            [_] => Ok(Some(Sequence::Counted(sizes))),
-            _ => Ok(None),
-        };
-    };
-    let keep = op.attrs.flag("keepdims", true)?;
-    if tensor.rank() == 0 && tensor.to_i64s()? == [1] {
-        return Ok(Some(Sequence::Rows { x, axis, keep }));
-    }
-    let numbers = tensor.to_i64s()?;
-    let lengths = match (tensor.rank(), shape[axis].known(), numbers.first()) {
-        (0, Some(length), Some(&piece)) => {
-            ensure!(piece > 0 && length >= 0 && length / piece < MOST as i64, "pieces of {piece} of {length} entries");
-            (0..length).step_by(piece as usize).map(|start| piece.min(length - start)).collect()
-        }
-        (0, ..) => return Ok(Some(Sequence::Pieces { x, axis, length: sizes })),
-        _ => numbers,
-    };
-    pieces(emit, x, axis, &lengths).map(|list| Some(Sequence::Of(list)))
+    emit.op("Slice", &[x, start, end, axes], Attributes::new())
 }
 
 fn pieces(emit: &mut Emit, x: Value, axis: usize, lengths: &[i64]) -> Result<Vec<Value>> {
@@ -258,8 +271,12 @@ fn pieces(emit: &mut Emit, x: Value, axis: usize, lengths: &[i64]) -> Result<Vec
         return Ok(vec![x]);
     }
     let sizes = emit.ints(lengths);
+    cut(emit, x, axis, sizes, lengths.len())
+}
+
+fn cut(emit: &mut Emit, x: Value, axis: usize, sizes: Value, count: usize) -> Result<Vec<Value>> {
     let split = Operator::onnx("Split", Attributes::new().with("axis", axis as i64));
-    emit.node(split, &[Some(x), Some(sizes)], lengths.len())
+    emit.node(split, &[Some(x), Some(sizes)], count)
 }
 
 /// The members one by one, if their number is known.
@@ -276,20 +293,6 @@ fn members(emit: &mut Emit, sequence: &Sequence) -> Result<Option<Vec<Value>>> {
             }
         }
     }
-}
-
-/// The elements of a value, where the graph says them.
-fn known(emit: &Emit, facts: &Facts, value: Value) -> Option<Tensor> {
-    emit.graph.constant(value).or_else(|| facts.get(value)?.tensor.clone())
-}
-
-/// A known position below `limit`, negative ones counted from `end`.
-fn position(facts: &Facts, emit: &Emit, value: Value, limit: usize, end: usize) -> Result<Option<usize>> {
-    let Some(tensor) = known(emit, facts, value) else { return Ok(None) };
-    let [index] = tensor.to_i64s()?[..] else { return Ok(None) };
-    let place = if index < 0 { index + end as i64 } else { index };
-    ensure!((0..limit as i64).contains(&place), "position {index} in a sequence of {end} tensors");
-    Ok(Some(place as usize))
 }
 
 /// `ConcatFromSequence`: side by side along an axis, or along a new one.

@@ -5,6 +5,7 @@ pub mod conformance;
 use sartor_ir::rng::Draw;
 use sartor_ir::{DType, Graph, GraphOutput, Model, Result, Tensor, Type, Value, onnx};
 use sartor_passes::{Driver, Registry, options, pipelines};
+use sartor_runtime::data::npz;
 use sartor_runtime::{Key, Params, Session, SessionOptions};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -52,6 +53,16 @@ pub fn succeeds(command: &mut Command) -> String {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{command:?}:\n{text}\n{}", String::from_utf8_lossy(&output.stderr));
     text
+}
+
+/// What ONNX Runtime computes from a file.
+#[track_caller]
+pub fn onnx_runtime(path: &Path, inputs: &Named) -> Named {
+    let folder = tempfile::tempdir().unwrap();
+    let [x, y] = ["x.npz", "y.npz"].map(|name| folder.path().join(name));
+    npz::write(&x, inputs.iter().map(|(name, tensor)| (name.as_str(), tensor))).unwrap();
+    succeeds(peer("ort_run.py").arg(path).args([&x, &y]));
+    npz::read(&y).unwrap().into_iter().collect()
 }
 
 /// A model as every run sees it: functions inlined, in the internal opset, weights lifted, types inferred; then through a pipeline

@@ -6,9 +6,8 @@ use sartor_ir::{Attributes, DType, Dim, Graph, GraphOutput, Model, Role, Tensor,
 use sartor_passes::gate::{Record, Usage, cost};
 use sartor_passes::{Registry, pipelines, walk};
 use sartor_runtime::cpu::simd::{self, Level};
-use sartor_runtime::data::npz;
 use sartor_runtime::{Key, Params, Session, SessionOptions};
-use sartor_tests::{Named, asset, distance, draw_inputs, peer, prepared, run_passes, succeeds};
+use sartor_tests::{Named, asset, distance, draw_inputs, onnx_runtime, peer, prepared, run_passes, succeeds};
 use std::path::Path;
 
 const GATE: &str = "[[pass]]\nname = \"gate\"\n";
@@ -305,11 +304,7 @@ fn skips(model: &Model, least: usize, what: &str) {
 }
 
 fn compare_with_onnx_runtime(model: &Model, path: &Path, inputs: &Named, what: &str) {
-    let folder = path.parent().unwrap();
-    let (x, y) = (folder.join("x.npz"), folder.join("y.npz"));
-    npz::write(&x, inputs.iter().map(|(name, tensor)| (name.as_str(), tensor))).unwrap();
-    succeeds(peer("ort_run.py").arg(path).args([&x, &y]));
-    let (ours, theirs) = (run(model, inputs), npz::read(&y).unwrap());
+    let (ours, theirs) = (run(model, inputs), onnx_runtime(path, inputs));
     for (output, tensor) in &theirs {
         let apart = distance(&ours[output], tensor);
         assert!(apart < 1e-4, "{what}: ONNX Runtime's \"{output}\" differs by {apart:e}");

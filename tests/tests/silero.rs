@@ -7,7 +7,7 @@ use sartor_ir::rng::Draw;
 use sartor_ir::{DType, Tensor, eval};
 use sartor_runtime::data::npz;
 use sartor_runtime::{Key, Params, Session, SessionOptions};
-use sartor_tests::{Named, adapter_losses, asset, distance, peer, prepared, succeeds};
+use sartor_tests::{Named, adapter_losses, asset, distance, onnx_runtime, peer, prepared, succeeds};
 use std::path::Path;
 
 const MODELS: &[&str] =
@@ -64,17 +64,13 @@ fn what_is_written_is_what_was_read() {
 
 #[test]
 fn they_compute_what_onnx_runtime_does() {
-    let dir = tempfile::tempdir().unwrap();
-    let [x, y] = ["x.npz", "y.npz"].map(|name| dir.path().join(name));
     for name in MODELS {
         let path = asset(&format!("silero/{name}"));
         let model = prepared(&path, "[[pass]]\nname = \"optimize\"").unwrap();
         let mut session = Session::new(&model, SessionOptions { threads: 2 }).unwrap();
         let mut count = 0;
         for inputs in inputs().iter().filter_map(|all| fitting(&path, all)) {
-            npz::write(&x, inputs.iter().map(|(name, tensor)| (name.as_str(), tensor))).unwrap();
-            succeeds(peer("ort_run.py").arg(&path).args([&x, &y]));
-            let theirs = npz::read(&y).unwrap();
+            let theirs = onnx_runtime(&path, &inputs);
             let ours = session.run(&mut Params::of(&model), &inputs, Key::default()).unwrap();
             assert_eq!(session.report().unplanned, None, "{name}");
             let reference = eval::run(&model, &inputs).unwrap();
@@ -93,8 +89,6 @@ fn they_compute_what_onnx_runtime_does() {
 /// trains.
 #[test]
 fn a_bound_switch_leaves_a_model_that_trains() {
-    let dir = tempfile::tempdir().unwrap();
-    let [x, y] = ["x.npz", "y.npz"].map(|name| dir.path().join(name));
     let bind = "[[pass]]\nname = \"bind\"\ninputs = { sr = 16000 }\nshapes = { input = [2, 576], state = [2, 2, 128] }\n\
                 [[pass]]\nname = \"optimize\"\n[[pass]]\nname = \"lift\"\n";
     for name in MODELS.iter().filter(|name| !name.contains("sequence")) {
@@ -103,9 +97,7 @@ fn a_bound_switch_leaves_a_model_that_trains() {
         let left = model.graph.topo_ops().into_iter().filter(|&id| model.graph.node(id).is("If")).count();
         assert_eq!(left, 0, "{name}");
         let mut inputs = fitting(&path, &inputs()[0]).unwrap();
-        npz::write(&x, inputs.iter().map(|(name, tensor)| (name.as_str(), tensor))).unwrap();
-        succeeds(peer("ort_run.py").arg(&path).args([&x, &y]));
-        let wanted = npz::read(&y).unwrap()["output"].clone();
+        let wanted = onnx_runtime(&path, &inputs)["output"].clone();
         inputs.remove("sr");
         let mut session = Session::new(&model, SessionOptions { threads: 2 }).unwrap();
         let found = session.run(&mut Params::of(&model), &inputs, Key::default()).unwrap();

@@ -6,7 +6,7 @@ use sartor_ir::{DType, Type, onnx};
 use sartor_passes::{Registry, pipelines};
 use sartor_runtime::data::npz;
 use sartor_runtime::{Key, Params, Session, SessionOptions};
-use sartor_tests::{Named, adapter_losses, asset, distance, peer, prepared, succeeds};
+use sartor_tests::{Named, adapter_losses, asset, distance, onnx_runtime, prepared};
 use std::path::PathBuf;
 
 fn zoo() -> Vec<PathBuf> {
@@ -110,14 +110,10 @@ fn adapters_train_below_dynamic_quantisation() {
 #[test]
 fn a_model_of_tf2onnx_runs_and_trains() {
     let path = asset("magika.onnx");
-    let dir = tempfile::tempdir().unwrap();
-    let [x, y] = ["x.npz", "y.npz"].map(|name| dir.path().join(name));
     let bytes = Draw::new(1, "bytes").ints(&[3, 2048], 0, 256).cast(DType::I32).unwrap();
-    npz::write(&x, [("bytes", &bytes)]).unwrap();
-    succeeds(peer("ort_run.py").arg(&path).args([&x, &y]));
-    let wanted = npz::read(&y).unwrap()["target_label"].clone();
-    let mut model = prepared(&path, "[[pass]]\nname = \"optimize\"").unwrap();
     let inputs = Named::from([("bytes".to_string(), bytes)]);
+    let wanted = onnx_runtime(&path, &inputs)["target_label"].clone();
+    let mut model = prepared(&path, "[[pass]]\nname = \"optimize\"").unwrap();
     let mut session = Session::new(&model, SessionOptions { threads: 2 }).unwrap();
     let found = session.run(&mut Params::of(&model), &inputs, Key::default()).unwrap();
     let apart = distance(&found["target_label"], &wanted);

@@ -145,7 +145,8 @@ fn eval(cx: &EvalCx, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>> {
     let (outer, inner) = lengths.split_at(equation.output.len());
     let Some(dtype) = inputs.first().map(|t| t.dtype()) else { bail!("it has no operand") };
     // Sums are computed in 64 bits.
-    let wide = if dtype.is_float() { DType::F64 } else { DType::I64 };
+    let wide = dispatch!(dtype, float _T => DType::F64, else dispatch!(dtype, int _T => DType::I64,
+        else bail!("no Einsum of {dtype}")));
     let inputs = inputs.iter().map(|t| t.cast(wide)).collect::<Result<Vec<_>>>()?;
     let out = dispatch!(wide, wide T => {
         let data = inputs.iter().map(|t| t.as_slice::<T>()).collect::<Result<Vec<_>>>()?;

@@ -180,7 +180,7 @@ pub(super) fn map_number(x: &Tensor, f: impl Fn(f64) -> f64, g: impl Fn(i128) ->
     map_dyn(x, &f, &g)
 }
 
-// Loops exist once per element type, not once per element type and operator: half of this crate was such loops.
+// Loops exist once per element type, not once per element type and operator: a third of this crate's code was such loops.
 
 fn map_dyn(x: &Tensor, f: &dyn Fn(f64) -> f64, g: &dyn Fn(i128) -> i128) -> Result<Tensor> {
     use num_traits::AsPrimitive;

@@ -105,7 +105,7 @@ pub(super) fn product_shape(cx: &InferCx, a: usize, b: usize) -> Result<Option<V
 // ---- decompositions -------------------------------------------------------------------------------------------------
 
 /// `(a − za) · (b − zb)` in a wide type, with one zero point in all or one per row of a and per column of b.
-pub(super) fn integer_matmul(
+fn integer_matmul(
     emit: &mut Emit,
     (a, za): (Value, Option<Value>),
     (b, zb): (Value, Option<Value>),

@@ -1,8 +1,9 @@
 //! Where differentiable operators have no derivative, and what their gradient is there.
 //!
 //! A table of points: an operator's inputs, and the gradient of the sum of its outputs by its first input that the rules of this
-//! crate give. `ir/tests/operators.rs` computes them all. What is not listed is smooth where it is defined, or piecewise constant
-//! with gradient 0 (`Floor`, `Round`, `Sign`, comparisons, …).
+//! crate give. `ir/tests/operators.rs` computes them all. Not in the table: poles (`Log`, `Reciprocal`, `Div`, `Pow`), what is piecewise constant and
+//! has the gradient 0 (`Floor`, `Round`, `Sign`, comparisons), ties of `TopK`, of scatters that keep an extremum and of pools over regions, whose
+//! gradient goes to an element that was chosen, and interpolations (`GridSample`, `RoiAlign`, `DeformConv`) where a place lies on a grid line.
 
 use super::Sample;
 use crate::graph::Operator;
@@ -86,11 +87,6 @@ pub const KINKS: &[Kink] = &[
     kink("Sqrt", "x = 0", "∞, the limit", || at("Sqrt", none(), &[&[0.0]]), &[f64::INFINITY]),
     kink("ThresholdedRelu", "x = α", "0, as below it", || at("ThresholdedRelu", none(), &[&[1.0]]), &[0.0]),
 ];
-
-/// Those of an operator.
-pub fn of(op: &str) -> impl Iterator<Item = &'static Kink> {
-    KINKS.iter().filter(move |kink| kink.op == op)
-}
 
 const fn kink(
     op: &'static str,

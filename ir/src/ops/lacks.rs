@@ -34,12 +34,10 @@ fn collect(graph: &Graph, errors: &mut Vec<Error>) {
                 errors.push(Error::msg(text).at(graph.node(id).label()));
             }
             Some(def) if !def.is_evaluated() => {
-                let why = match super::sequence::OPS.iter().any(|row| row.name == def.name) {
-                    true => ": which tensors its sequence holds is known only when it runs, or it is an output",
-                    false => "",
-                };
-                errors
-                    .push(Error::msg(format!("the operator {name} has no evaluation{why}")).at(graph.node(id).label()));
+                let hint = ": which tensors its sequence holds is known only when it runs, or it is an output";
+                let why = if super::sequence::concerns(op) { hint } else { "" };
+                let text = format!("the operator {name} has no evaluation{why}");
+                errors.push(Error::msg(text).at(graph.node(id).label()));
             }
             Some(_) => {}
         }

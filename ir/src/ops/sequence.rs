@@ -5,7 +5,7 @@
 
 use super::{Gradient, InferCx, OpDef};
 use crate::error::Result;
-use crate::{DType, Type, bail, ensure};
+use crate::{DType, Operator, Type, bail, ensure};
 
 /// What the rows share.
 const TYPED: OpDef = OpDef { grad: Gradient::Missing, ..OpDef::DEFAULT };
@@ -29,6 +29,11 @@ pub const OPS: &[OpDef] = &[
         ..TYPED
     },
 ];
+
+/// Whether an operator makes or reads sequences.
+pub fn concerns(op: &Operator) -> bool {
+    op.domain.is_empty() && OPS.iter().any(|row| row.name == op.name)
+}
 
 fn infer_empty(cx: &mut InferCx) -> Result<()> {
     let code = cx.op.attrs.int("dtype", 1)?;

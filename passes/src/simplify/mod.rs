@@ -65,25 +65,27 @@ pub(crate) fn simplify_graph(graph: &mut Graph, opset: i64) -> Result<bool> {
     Ok(changed)
 }
 
-/// The branches of all `If`s whose conditions are known take their places, those inside of such branches too.
+/// The branches of all `If`s whose conditions are known take their places, then those inside of such branches.
 fn take_branches(graph: &mut Graph, opset: i64) -> Result<bool> {
+    let is_if = |graph: &Graph, id: &NodeId| graph.node(*id).is("If");
     let mut changed = false;
-    let conditions = |graph: &Graph| -> Vec<(NodeId, Value)> {
-        let ids = graph.topo_ops().into_iter().filter(|&id| graph.node(id).is("If"));
-        ids.filter_map(|id| Some((id, graph.input(id, 0)?))).collect()
-    };
-    loop {
-        let open = conditions(graph);
-        if open.is_empty() {
-            return Ok(changed);
-        }
+    while graph.node_ids().any(|id| is_if(graph, &id)) {
         let facts = infer::infer_graph(graph, opset)?;
-        let known = |(id, value): (NodeId, Value)| Some((id, facts.get(value)?.tensor.clone()?));
-        let Some((id, condition)) = open.into_iter().find_map(known) else { return Ok(changed) };
-        take_branch(graph, id, body::truth(&condition)?, opset)?;
+        let mut taken = false;
+        for id in graph.topo_ops().into_iter().filter(|id| is_if(graph, id)).collect::<Vec<_>>() {
+            let fact = graph.input(id, 0).and_then(|condition| facts.get(condition));
+            if let Some(condition) = fact.and_then(|fact| fact.tensor.as_ref()) {
+                take_branch(graph, id, body::truth(condition)?, opset)?;
+                taken = true;
+            }
+        }
+        if !taken {
+            break;
+        }
         graph.remove_dead();
         changed = true;
     }
+    Ok(changed)
 }
 
 fn take_branch(graph: &mut Graph, id: NodeId, condition: bool, opset: i64) -> Result<()> {

@@ -111,11 +111,10 @@ pub fn make(runs: &Path, task: &Task, row: &Row, seed: usize, threads: usize) ->
     if !matches!(read(runs, task, row, seed), Run::Missing(_)) {
         return Ok(());
     }
-    let folder = path.with_extension("");
-    let known = std::fs::read_to_string(&path).is_ok_and(|text| text == recipe(task, row, seed));
-    if !known || folder.join("cost.json").exists() {
+    let (folder, text) = (path.with_extension(""), recipe(task, row, seed));
+    if std::fs::read_to_string(&path).is_ok_and(|known| known != text) || folder.join("cost.json").exists() {
         let _ = std::fs::remove_dir_all(&folder);
-        std::fs::write(&path, recipe(task, row, seed)).map_err(|e| Error::io(&path, e))?;
+        std::fs::write(&path, text).map_err(|e| Error::io(&path, e))?;
     }
     let cost = train(&path, threads)?;
     println!("{name}: {}, {:.1} s", cost["message"].as_str().unwrap_or_default(), number(&cost, "processor_seconds")?);
@@ -153,7 +152,7 @@ fn train(recipe: &Path, threads: usize) -> Result<Value> {
         }
         // Without the folder nothing is spent yet.
         let _ = std::fs::write(&spent, format!("{:.2}", before + seconds));
-        std::thread::sleep(Duration::from_millis(50));
+        std::thread::sleep(Duration::from_millis(500));
     };
     let text = std::fs::read_to_string(&errors).map_err(|e| Error::io(&errors, e))?;
     let _ = std::fs::remove_file(&errors);

@@ -14,7 +14,7 @@
 use super::{CONTRIB, operator, refuse};
 use crate::error::Result;
 use crate::graph::{NodeId, Value};
-use crate::ops::integer_products::{integer_matmul, product_shape, random_bytes, scalar_if_single};
+use crate::ops::integer_products::{product_shape, random_bytes, scalar_if_single};
 use crate::ops::matmul::result_dims;
 use crate::ops::real::count;
 use crate::ops::{CostCx, Emit, InferCx, OpDef, Sample};
@@ -50,7 +50,7 @@ pub const OPS: &[OpDef] = &[
             Ok(())
         },
         decompose: Some(decompose_dynamic),
-        // The grid moves with the data, so what is rounded is not differentiable.
+        // The grid moves with the data, so what is rounded is not differentiable; `autodiff` passes gradients straight through.
         grad: crate::ops::Gradient::Missing,
         flops: product_flops,
         sample: Some(sample_dynamic),
@@ -239,7 +239,7 @@ fn decompose_dynamic(emit: &mut Emit, id: NodeId) -> Result<Vec<Value>> {
     let quantize = crate::Operator::onnx("DynamicQuantizeLinear", Attributes::new());
     let quantised = emit.node(quantize, &[Some(a)], 3)?;
     let zero_b = emit.graph.input(id, 3);
-    let product = integer_matmul(emit, (quantised[0], Some(quantised[2])), (b, zero_b), DType::I32)?;
+    let product = product_of_bytes(emit, [Some(quantised[0]), Some(b), Some(quantised[2]), zero_b])?;
     let y = rescaled(emit, product, quantised[1], scale_b)?;
     biased(emit, id, y, 4)
 }
@@ -248,9 +248,14 @@ fn decompose_to_float(emit: &mut Emit, id: NodeId) -> Result<Vec<Value>> {
     let (a, b) = (emit.operand(id, 0)?, emit.operand(id, 1)?);
     let (scale_a, scale_b) = (emit.operand(id, 2)?, emit.operand(id, 3)?);
     let (zero_a, zero_b) = (emit.graph.input(id, 4), emit.graph.input(id, 5));
-    let product = integer_matmul(emit, (a, zero_a), (b, zero_b), DType::I32)?;
+    let product = product_of_bytes(emit, [Some(a), Some(b), zero_a, zero_b])?;
     let y = rescaled(emit, product, scale_a, scale_b)?;
     biased(emit, id, y, 6)
+}
+
+/// `MatMulInteger (a, b, za, zb)`: passes know it.
+fn product_of_bytes(emit: &mut Emit, inputs: [Option<Value>; 4]) -> Result<Value> {
+    Ok(emit.node(crate::Operator::onnx("MatMulInteger", Attributes::new()), &inputs, 1)?[0])
 }
 
 /// `product · (sa sb)`
