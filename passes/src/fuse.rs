@@ -223,3 +223,52 @@ fn is_number(graph: &Graph, value: Value, number: f64) -> bool {
     let found = constant.and_then(|t| t.to_f64s().ok()?.first().copied());
     found.is_some_and(|found| (found - number).abs() < 1e-4 * number)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sartor_ir::{Tensor, eval, text};
+    use std::collections::HashMap;
+
+    /// The same numbers: a product with a zero per column, a convolution with one per channel, a product of ONNX Runtime's.
+    #[test]
+    fn straight_products_are_the_products() {
+        let source = "<ir_version: 10, opset_import: [\"\": 20, \"com.microsoft\": 1]>\n\
+            g (float[1, 2, 3, 3] x, float[2, 3] m) => (a, b, c) <\n\
+              uint8[3, 2] w = {1, 200, 7, 9, 130, 255}, uint8[2] zw = {3, 128}, float[2] sw = {0.5, 0.25}, float[2] bias = {1, -1},\n\
+              uint8[2, 2, 2, 2] k = {1, 2, 3, 4, 5, 6, 7, 8, 9, 200, 11, 12, 13, 14, 15, 16}, uint8[2] zk = {5, 100}\n\
+            > {\n\
+              q, s, z = DynamicQuantizeLinear (m)\n\
+              p = MatMulInteger (q, w, z, zw)\n\
+              f = Cast <to = 1> (p)\n\
+              a = Mul (f, s)\n\
+              qx, sx, zx = DynamicQuantizeLinear (x)\n\
+              i = ConvInteger (qx, k, zx, zk)\n\
+              n = Cast <to = 1> (i)\n\
+              b = Mul (n, sx)\n\
+              c = com.microsoft::DynamicQuantizeMatMul (m, w, sw, zw, bias)\n\
+            }\n";
+        let mut model = text::parse(source).unwrap();
+        infer::infer_graph(&mut model.graph, 20).unwrap();
+        let tensor = |shape: &[usize]| {
+            let count: usize = shape.iter().product();
+            Tensor::from_vec(shape, (0..count).map(|i| (i as f32 * 1.7).sin()).collect::<Vec<f32>>())
+        };
+        let feeds = HashMap::from([("x".to_string(), tensor(&[1, 2, 3, 3])), ("m".to_string(), tensor(&[2, 3]))]);
+        let before = eval::run(&model, &feeds).unwrap();
+        straight_products(&mut model.graph, 20).unwrap();
+        assert!(!model.graph.topo_ops().iter().any(|&id| {
+            let node = model.graph.node(id);
+            node.is("MatMulInteger")
+                || node.is("ConvInteger")
+                || node.op().is_some_and(|op| op.domain == contrib::DOMAIN)
+        }));
+        for (before, after) in before.iter().zip(&eval::run(&model, &feeds).unwrap()) {
+            let (before, after) = (before.to_f64s().unwrap(), after.to_f64s().unwrap());
+            assert!(
+                before.iter().zip(&after).all(|(a, b)| (a - b).abs() <= 1e-5 * a.abs().max(1.0)),
+                "{before:?} {after:?}"
+            );
+        }
+    }
+}
