@@ -1,6 +1,6 @@
 //! What several commands do with files: load and save models, arrays in, arrays out.
 
-use crate::failure::{Outcome, Running};
+use crate::failure::{Failure, Outcome, Running};
 use indexmap::IndexMap;
 use sartor_ir::onnx::{self, ExternalData, SaveOptions};
 use sartor_ir::{Dim, Error, Graph, Model, Result, Tensor, Type, Value, bail};
@@ -15,8 +15,19 @@ pub fn save(model: &Model, path: &Path, external: bool) -> Outcome {
     onnx::save(model, path, &SaveOptions { external_data }).running()
 }
 
-/// Writes a text: whole or not at all.
-pub fn write_text(path: &Path, text: &str) -> Result<()> {
+/// Errors if a folder is there and holds something.
+pub fn require_empty(folder: &Path) -> Outcome {
+    if std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some()) {
+        return Err(Failure::usage(format!(
+            "the folder {} is not empty: choose another, or empty it",
+            folder.display()
+        )));
+    }
+    Ok(())
+}
+
+/// Writes a file, such as a text: whole or not at all.
+pub fn write_whole(path: &Path, text: impl AsRef<[u8]>) -> Result<()> {
     let mut temporary = path.as_os_str().to_os_string();
     temporary.push(".tmp");
     std::fs::write(&temporary, text).map_err(|e| Error::io(Path::new(&temporary), e))?;
@@ -77,7 +88,7 @@ pub fn parse_dims(list: &[String]) -> Outcome<HashMap<String, i64>> {
         let parsed = text.split_once('=').and_then(|(name, n)| Some((name.trim().to_string(), n.trim().parse().ok()?)));
         match parsed {
             Some((name, number)) if number >= 0 => Ok((name, number)),
-            _ => Err(crate::Failure::usage(format!("--dim {text}: expected name=number, such as batch=8"))),
+            _ => Err(Failure::usage(format!("--dim {text}: expected name=number, such as batch=8"))),
         }
     };
     list.iter().map(parse).collect()

@@ -115,7 +115,7 @@ impl Gates {
     /// Writes it.
     pub fn write(&self, folder: &Path) -> Result<()> {
         let text = serde_json::to_string(self).map_err(|e| Error::msg(e.to_string()))?;
-        files::write_text(&folder.join(FILE), &(text + "\n"))
+        files::write_whole(&folder.join(FILE), &(text + "\n"))
     }
     /// Prints what it comes to, block by block.
     pub fn print(&self) {

@@ -50,10 +50,16 @@ pub fn add_programs(model: &mut Model, recipe: &Recipe) -> Result<()> {
     Driver::new().run(&passes(recipe), model).map(drop)
 }
 
-fn passes(recipe: &Recipe) -> Vec<Box<dyn Pass>> {
-    fn boxed<P: Pass + Clone + 'static>(pass: &Option<P>) -> Option<Box<dyn Pass>> {
-        pass.clone().map(|pass| Box::new(pass) as Box<dyn Pass>)
-    }
+/// Makes the step of a prepared model as far as its gradients, and `eval`.
+pub fn add_gradients(model: &mut Model, recipe: &Recipe) -> Result<()> {
+    Driver::new().run(&up_to_gradients(recipe), model).map(drop)
+}
+
+fn boxed<P: Pass + Clone + 'static>(pass: &Option<P>) -> Option<Box<dyn Pass>> {
+    pass.clone().map(|pass| Box::new(pass) as Box<dyn Pass>)
+}
+
+fn up_to_gradients(recipe: &Recipe) -> Vec<Box<dyn Pass>> {
     let tables = &recipe.tables;
     let all = [
         boxed(&tables.freeze),
@@ -64,13 +70,20 @@ fn passes(recipe: &Recipe) -> Vec<Box<dyn Pass>> {
         boxed(&tables.train_mode),
         boxed(&(tables.train_mode.is_some() && tables.train.calibrate > 0).then(Calibrate::default)),
         boxed(&Some(Autodiff::default())),
+    ];
+    all.into_iter().flatten().collect()
+}
+
+fn passes(recipe: &Recipe) -> Vec<Box<dyn Pass>> {
+    let tables = &recipe.tables;
+    let updates = [
         boxed(&tables.accumulate),
         boxed(&tables.clip),
         boxed(&tables.samuel.is_none().then(|| tables.optimizer.first.clone())),
         boxed(&tables.samuel.as_ref().map(|samuel| based(&samuel.first, &tables.optimizer.first))),
         boxed(&tables.average),
     ];
-    all.into_iter().flatten().collect()
+    up_to_gradients(recipe).into_iter().chain(updates.into_iter().flatten()).collect()
 }
 
 /// The pass with the recipe's optimizer, unless it names one itself.

@@ -10,7 +10,8 @@ use serde_json::Value;
 #[test]
 fn every_command_has_help_with_examples() {
     let folder = Folder::new();
-    let all = "demo inspect transform optimize train sweep eval report run verify bench merge adapter passes schema";
+    let all =
+        "demo inspect transform optimize train sweep eval report run verify bench merge adapter export passes schema";
     for command in all.split(' ') {
         let help = folder.ok(&[command, "--help"]);
         assert!(help.contains("Examples:") && help.contains(&format!("sartor {command}")), "{help}");
@@ -62,6 +63,40 @@ fn transform_applies_passes_from_both_places_and_dumps() {
     assert_eq!(folder.names("adapter"), ["adapter_config.json", "adapter_model.safetensors", "head.safetensors"]);
     assert!(folder.fails(2, &["adapter", "c.onnx", "-o", "adapter"]).contains("is not empty"));
     assert!(folder.fails(2, &["merge", "h.onnx", "-o", "x.onnx"]).contains("no adapters to merge"));
+}
+
+#[test]
+fn artifacts_of_onnx_runtimes_training() {
+    let folder = Folder::with_task();
+    let export = |more: &[&str], to: &str| -> Vec<String> {
+        let args = [&["export", "--ort-training", "--recipe", "R.toml", "-o", to], more].concat();
+        args.into_iter().map(str::to_string).collect()
+    };
+    let run = |args: &[String]| folder.run(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    let done = run(&export(&["--set", "cola.links=1"], "artifacts"));
+    assert_eq!(done.code, Some(0), "{}", done.err);
+    assert!(done.out.contains("module(x, label) returns the loss"), "{}", done.out);
+    assert!(done.out.contains("optimizer.set_learning_rate(0.03)"), "{}", done.out);
+    let files = ["checkpoint", "eval_model.onnx", "optimizer_model.onnx", "training_model.onnx"];
+    assert_eq!(folder.names("artifacts"), files);
+    assert_eq!(&folder.read("artifacts/checkpoint")[4..8], b"ODTC");
+    let training = onnx::load(&folder.path("artifacts/training_model.onnx")).unwrap();
+    let outputs: Vec<&str> = training.graph.outputs.iter().map(|o| o.name.as_str()).collect();
+    assert!(outputs[0] == "loss" && outputs[1..].iter().all(|o| o.ends_with("_grad.accumulation.out")), "{outputs:?}");
+    assert!(training.params.is_empty() && outputs.len() == 5, "{outputs:?}");
+    let refused = |more: &[&str], to: &str, why: &str| {
+        let done = run(&export(more, to));
+        assert!(done.code == Some(2) && done.err.contains(why), "{why}: {}", done.err);
+    };
+    refused(&["--set", "cola.links=1"], "artifacts", "is not empty");
+    refused(&[], "two", "the model has 2 training steps");
+    refused(&["--set", "cola.links=1", "--set", "samuel.rates=[1,0.1]"], "two", "[samuel] has no place");
+    refused(
+        &["--set", "cola.links=1", "--set", "optimizer.kind=adagrad"],
+        "two",
+        "ONNX Runtime has AdamW and plain SGD",
+    );
+    assert!(!folder.path("two").exists());
 }
 
 #[test]

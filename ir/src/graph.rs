@@ -205,7 +205,7 @@ pub struct Graph {
     inputs: Vec<NodeId>,
     /// Its outputs, in order.
     pub outputs: Vec<GraphOutput>,
-    /// Which names are taken. Removed nodes keep theirs, so no name ever changes its meaning.
+    /// Which names of values and nodes are taken. Removed nodes keep theirs, so no name ever changes its meaning.
     names: HashSet<String>,
     counters: HashMap<String, usize>,
 }
@@ -275,7 +275,7 @@ impl Graph {
     }
     /// Adds an operator with named outputs (an empty name: an optional output left out). The names must be fresh.
     pub fn add_node(&mut self, name: &str, op: Operator, inputs: &[Option<Value>], outputs: Vec<OutputSlot>) -> NodeId {
-        self.names.extend(outputs.iter().map(|o| o.name.clone()).filter(|n| !n.is_empty()));
+        self.names.extend(outputs.iter().map(|o| o.name.clone()).chain([name.to_string()]).filter(|n| !n.is_empty()));
         let (kind, name, arity) = (NodeKind::Op(op), name.to_string(), inputs.len());
         let (meta, doc, extra) = Default::default();
         let node = Node { name, kind, outputs, meta, doc, extra, arity, captures: 0 };
@@ -534,7 +534,7 @@ impl Graph {
         self.graph.retain_nodes(|_, index| live[index.index()]);
         before - self.len()
     }
-    /// A name that no value has: `hint`, or `hint_1`, `hint_2`, …. It is taken from then on.
+    /// A name that no value and no node has: `hint`, or `hint_1`, `hint_2`, …. It is taken from then on.
     pub fn fresh_name(&mut self, hint: &str) -> String {
         if self.names.insert(hint.to_string()) {
             return hint.to_string();

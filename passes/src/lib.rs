@@ -33,12 +33,14 @@ pub mod narrow;
 pub mod near;
 pub mod optimizer;
 pub mod options;
+pub mod ort_training;
 pub mod pattern;
 pub mod pipelines;
 pub mod registry;
 pub mod samuel;
 pub mod sequences;
 pub mod simplify;
+pub mod standard;
 pub mod train_mode;
 pub mod training;
 pub mod upgrade;
@@ -129,6 +131,13 @@ const BUILTIN: &[fn() -> PassInfo] = &[
             "extract-adapter",
             "interchange",
             "write the adapters as a folder that PEFT loads",
+        )
+    },
+    || {
+        PassInfo::of::<standard::Standard>(
+            "standard",
+            "interchange",
+            "write what only Sartor knows, or what is newer than an opset, in ONNX's own operators",
         )
     },
     || PassInfo::of::<upgrade::Upgrade>("upgrade", "clean-up", "bring the model to the internal opset"),

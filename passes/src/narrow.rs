@@ -323,7 +323,11 @@ fn apply(emit: &mut Emit, x: Value, choice: &Choice, readers: &[NodeId], plan: P
         inputs = vec![inputs[0], Some(emit.ints(&shape))];
     }
     let result = emit.node(op.clone(), &inputs, outputs)?[0];
-    emit.graph.node_mut(result.node).name = name;
+    // Two nodes of one name would be no model; the old one stays where its shape is read.
+    let alone = |v: &Value| !emit.graph.is_output(*v) && emit.graph.uses(*v).iter().all(|(id, _)| readers.contains(id));
+    if emit.graph.node_outputs(x.node).all(|v| alone(&v)) {
+        emit.graph.node_mut(result.node).name = name;
+    }
     for &reader in readers {
         let old = Value { node: reader, slot: 0 };
         let new = if drops_axis(emit, reader) {

@@ -8,7 +8,9 @@ use crate::lower::{self, Step};
 use crate::params::Params;
 use crate::plan::Plan;
 use crate::profile::Event;
-use sartor_ir::{Binding, Context, DType, Graph, Model, Result, Tensor, Type, bail, ensure, eval, infer, ops};
+use sartor_ir::{
+    Binding, Context, DType, Graph, Model, Result, SARTOR_DOMAIN, Tensor, Type, bail, ensure, eval, infer, ops,
+};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
@@ -212,7 +214,9 @@ fn decompose(graph: &mut Graph, opset: i64) {
         let composite = |graph: &Graph, id| {
             let Some(op) = graph.node(id).op().filter(|_| !kept.contains(&id)) else { return false };
             let known = lower::expr::class(op).is_some() || lower::nodes::has_kernel(op);
-            !known && ops::is_pure(op) && ops::of(op).is_some_and(|def| def.decompose.is_some())
+            // Our own operators that evaluate themselves are written out for others to run.
+            let own = op.domain == SARTOR_DOMAIN && ops::of(op).is_some_and(|def| def.eval.is_some());
+            !known && !own && ops::is_pure(op) && ops::of(op).is_some_and(|def| def.decompose.is_some())
         };
         let found: Vec<_> = graph.topo_ops().into_iter().filter(|&id| composite(graph, id)).collect();
         if found.is_empty() || infer::infer_graph(graph, opset).is_err() {

@@ -5,7 +5,7 @@
 #
 # without argument  ONNX Runtime, PyTorch, PEFT: requirements.txt, at ${SARTOR_VENV:-$HOME/.cache/sartor/venv}
 # bench             the same environment with what only measurements need: requirements-bench.txt
-# ort-training      ONNX Runtime for training: requirements-ort-training.txt, at the same path with -ort-training
+# ort-training      ONNX Runtime for training: requirements-ort-training.txt, at the same path with -ort-training; it finds PyTorch in the first one
 #
 # A stamp with the hash of the requirements makes a second call return at once; a changed requirement brings the
 # environment up to date in place.
@@ -31,7 +31,12 @@ install() {
     if [ "$2" = requirements.txt ]; then
         "$1/bin/python" -m pip install --quiet --no-cache-dir -c "$constraints" numpy onnx onnxruntime
     fi
-    "$1/bin/python" -m pip install --quiet --no-cache-dir -r "$here/$2"
+    case $2 in
+    # Its pins are all it needs; what they depend on would be PyTorch once more.
+    requirements-ort-training.txt) set -- "$1" "$2" --no-deps ;;
+    *) set -- "$1" "$2" ;;
+    esac
+    "$1/bin/python" -m pip install --quiet --no-cache-dir ${3:-} -r "$here/$2"
 }
 
 # ensure VENV STAMP FILE: the environment has the pins of the file.
@@ -55,8 +60,13 @@ bench)
     ensure "$venv" .sartor-requirements-bench requirements-bench.txt
     ;;
 ort-training)
+    ensure "$venv" .sartor-requirements requirements.txt
+    first=$venv
     venv=$venv-ort-training
     ensure "$venv" .sartor-requirements requirements-ort-training.txt
+    # What this environment lacks is looked for in the first one, behind its own.
+    packages='import sysconfig; print(sysconfig.get_path("purelib"))'
+    "$first/bin/python" -c "$packages" >"$("$venv/bin/python" -c "$packages")/sartor-first.pth"
     ;;
 *)
     echo "venv.sh: unknown environment \"$1\": bench or ort-training" >&2

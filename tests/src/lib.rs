@@ -39,8 +39,14 @@ pub fn asset(name: &str) -> PathBuf {
 
 /// A script of `tests/peers`, to be run by the peers' Python.
 pub fn peer(script: &str) -> Command {
-    let python = cache().join("venv/bin/python");
-    assert!(python.exists(), "{} is missing: run tests/assets/venv.sh", python.display());
+    peer_in("venv", script)
+}
+
+/// The same, by the Python of another environment.
+pub fn peer_in(environment: &str, script: &str) -> Command {
+    let python = cache().join(environment).join("bin/python");
+    let argument = environment.strip_prefix("venv-").unwrap_or_default();
+    assert!(python.exists(), "{} is missing: run tests/assets/venv.sh {argument}", python.display());
     let mut command = Command::new(python);
     command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("peers").join(script));
     command

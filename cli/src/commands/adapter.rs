@@ -1,6 +1,6 @@
 //! `adapter`: the adapters of a model as a folder that PEFT loads.
 
-use crate::{Failure, Outcome};
+use crate::{Outcome, files};
 use sartor_ir::onnx;
 use sartor_passes::{Driver, Options, Registry};
 use std::path::PathBuf;
@@ -25,10 +25,7 @@ pub struct Args {
 
 /// Runs it.
 pub fn run(args: Args, registry: &Registry) -> Outcome {
-    let folder = args.output.display();
-    if std::fs::read_dir(&args.output).is_ok_and(|mut entries| entries.next().is_some()) {
-        return Err(Failure::usage(format!("the folder {folder} is not empty: choose another, or empty it")));
-    }
+    files::require_empty(&args.output)?;
     let mut model = onnx::load(&args.input)?;
     let mut options = Options::new();
     options.insert("output".into(), args.output.to_string_lossy().into());

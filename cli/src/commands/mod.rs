@@ -4,6 +4,7 @@ pub mod adapter;
 pub mod bench;
 pub mod demo;
 pub mod eval;
+pub mod export;
 pub mod inspect;
 pub mod merge;
 pub mod optimize;
@@ -55,6 +56,7 @@ enum Command {
     Bench(bench::Args),
     Merge(merge::Args),
     Adapter(adapter::Args),
+    Export(export::Args),
     Passes(passes::Args),
     Schema(schema::Args),
 }
@@ -76,6 +78,7 @@ pub fn run(cli: Cli, registry: &Registry) -> Outcome {
         Command::Bench(args) => bench::run(args, registry),
         Command::Merge(args) => merge::run(args, registry),
         Command::Adapter(args) => adapter::run(args, registry),
+        Command::Export(args) => export::run(args, registry),
         Command::Passes(args) => passes::run(args, registry),
     }
 }

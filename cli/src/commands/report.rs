@@ -39,7 +39,7 @@ pub fn run(args: Args) -> Outcome {
     leave_out_empty(&mut runs)?;
     report::name_apart(&mut runs);
     let path = args.html.unwrap_or_else(|| args.folders[0].join("report.html"));
-    files::write_text(&path, &report::page(&runs)).map_err(Failure::Run)?;
+    files::write_whole(&path, report::page(&runs)).map_err(Failure::Run)?;
     say!("written to {}", path.display());
     Ok(())
 }

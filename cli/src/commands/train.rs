@@ -263,7 +263,7 @@ fn start_output(recipe: &Recipe, resume: bool) -> Outcome {
         return Ok(());
     }
     let text = format!("# The recipe of this run, with every override applied.\n{}", recipe.effective);
-    files::write_text(&folder.join("recipe.toml"), &text).map_err(Failure::Run)
+    files::write_whole(&folder.join("recipe.toml"), &text).map_err(Failure::Run)
 }
 
 /// What the experts cost, in each mode, beside a step without any. Of a file that has programs already nothing else is known.

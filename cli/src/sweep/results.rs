@@ -1,7 +1,7 @@
 //! What came of the combinations: a table on the terminal, `sweep.tsv` and `sweep.json`, best first.
 
 use super::grid::{Combination, Grid};
-use crate::files::write_text;
+use crate::files::write_whole;
 use crate::recipe;
 use crate::table::Table;
 use crate::training::higher_is_better;
@@ -138,8 +138,8 @@ impl<'a> Results<'a> {
     /// Writes `sweep.tsv` and `sweep.json` into a folder.
     pub fn write(&self, folder: &Path) -> Result<()> {
         let json = serde_json::to_string_pretty(&self.json()).map_err(|e| Error::msg(e.to_string()))?;
-        write_text(&folder.join("sweep.tsv"), &self.tsv())?;
-        write_text(&folder.join("sweep.json"), &(json + "\n"))
+        write_whole(&folder.join("sweep.tsv"), self.tsv())?;
+        write_whole(&folder.join("sweep.json"), &(json + "\n"))
     }
     fn tsv(&self) -> String {
         let columns = self.columns();

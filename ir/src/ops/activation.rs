@@ -154,18 +154,21 @@ pub const OPS: &[OpDef] = &[
         |cx| derivative(cx, |e, x, _| mish_slope(e, x)),
         |d| sample_unary(d, "Mish", -3.0, 3.0),
     ),
-    row(
-        "Swish",
-        |cx, x| {
-            let alpha = float(cx, "alpha", 1.0)?;
-            map_float(x, |x| x * sigmoid(alpha * x))
-        },
-        |cx| {
-            let alpha = grad_float(cx, "alpha", 1.0)?;
-            derivative(cx, |e, x, y| swish_slope(e, x, y, alpha))
-        },
-        |d| sample_with(d, "Swish", &["alpha"]),
-    ),
+    OpDef {
+        decompose: Some(super::written_out::swish),
+        ..row(
+            "Swish",
+            |cx, x| {
+                let alpha = float(cx, "alpha", 1.0)?;
+                map_float(x, |x| x * sigmoid(alpha * x))
+            },
+            |cx| {
+                let alpha = grad_float(cx, "alpha", 1.0)?;
+                derivative(cx, |e, x, y| swish_slope(e, x, y, alpha))
+            },
+            |d| sample_with(d, "Swish", &["alpha"]),
+        )
+    },
     row(
         "Shrink",
         shrink,

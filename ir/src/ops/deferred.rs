@@ -29,7 +29,8 @@ pub const OPS: &[OpDef] = &[OpDef {
     ..OpDef::DEFAULT
 }];
 
-const NAME: &str = "DeferredGrad";
+/// The name of the operator.
+pub const NAME: &str = "DeferredGrad";
 
 /// Adds the node that computes the gradients of a node's inputs. Errors if the node has captures.
 pub(super) fn emit(

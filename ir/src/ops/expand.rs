@@ -28,6 +28,7 @@ pub const OPS: &[OpDef] = &[
         inputs: (2, 2),
         infer: infer_sum_to,
         eval: Some(|_, inputs| Ok(vec![sum_to(index::input(inputs, 0)?, &index::shape_input(inputs, 1)?)?])),
+        decompose: Some(super::written_out::sum_to),
         grad: Gradient::Emit(grad_sum_to),
         flops: |cx| cx.input_len(0),
         sample: Some(sample_sum_to),

@@ -24,6 +24,7 @@ pub const OPS: &[OpDef] = &[
         domain: crate::SARTOR_DOMAIN,
         name: "Gate",
         eval: Some(eval),
+        decompose: Some(super::written_out::gate),
         grad: Gradient::Emit(grad),
         upgrades: &[],
         sample: Some(sample),
@@ -33,6 +34,7 @@ pub const OPS: &[OpDef] = &[
         domain: crate::SARTOR_DOMAIN,
         name: "Detach",
         eval: Some(|_, inputs| map_float(inputs, |t| t)),
+        decompose: Some(super::written_out::detach),
         grad: Gradient::Zero,
         upgrades: &[],
         sample: Some(|draw| {

@@ -27,6 +27,7 @@ pub const OPS: &[OpDef] = &[
         inputs: (3, 3),
         infer: infer_grad,
         eval: Some(eval_grad),
+        decompose: Some(super::written_out::gather_grad),
         grad: Gradient::Emit(grad_of_grad),
         flops: |cx| cx.input_len(0),
         sample: Some(sample_grad),

@@ -41,6 +41,7 @@ pub const OPS: &[OpDef] = &[
             Ok(())
         },
         eval: Some(eval_nd_grad),
+        decompose: Some(super::written_out::gather_nd_grad),
         grad: Gradient::Emit(grad_of_grad),
         flops: |cx| cx.input_len(0),
         sample: Some(sample_nd_grad),

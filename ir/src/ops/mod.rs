@@ -106,6 +106,7 @@ pub mod unique;
 pub mod upgrade;
 pub mod variadic;
 pub mod window;
+pub mod written_out;
 
 pub use elementwise::is_elementwise;
 pub use emit::Emit;

@@ -44,6 +44,7 @@ pub const OPS: &[OpDef] = &[
             Ok(())
         },
         eval: Some(eval_grad),
+        decompose: Some(super::written_out::pad_grad),
         grad: Gradient::Emit(grad_of_grad),
         flops: |cx| cx.input_len(0),
         sample: Some(sample_grad),

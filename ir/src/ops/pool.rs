@@ -77,6 +77,7 @@ pub const OPS: &[OpDef] = &[
             Ok(())
         },
         eval: Some(eval_max_grad),
+        decompose: Some(super::written_out::max_pool_grad),
         grad: Gradient::Emit(grad_of_max_grad),
         flops: WINDOW_FLOPS,
         sample: Some(sample_max_grad),
@@ -88,6 +89,7 @@ pub const OPS: &[OpDef] = &[
         inputs: (2, 2),
         infer: |cx| super::conv::infer_from_shape_input(cx, 1),
         eval: Some(eval_average_grad),
+        decompose: Some(decompose_average_grad),
         grad: Gradient::Emit(|cx| {
             let (u, attrs) = (cx.dy()?, cx.op().attrs);
             Ok(vec![Some(cx.emit.op("AveragePool", &[u], attrs)?), None])
@@ -262,6 +264,26 @@ fn grad_average(cx: &mut GradCx) -> Result<Vec<Option<Value>>> {
     let (x, dy, attrs) = (cx.input(0)?, cx.dy()?, cx.op().attrs);
     let shape = cx.emit.shape_of(x)?;
     Ok(vec![Some(cx.emit.sartor("AveragePoolGrad", &[dy, shape], attrs)?)])
+}
+
+/// Every mean's share, spread over its window by a transposed convolution with ones.
+fn decompose_average_grad(emit: &mut Emit, id: NodeId) -> Result<Vec<Value>> {
+    let (dy, attrs) = (emit.operand(id, 0)?, emit.attrs(id));
+    let shape = emit.shape(Value { node: id, slot: 0 })?;
+    let known: Option<Vec<usize>> =
+        shape.iter().skip(1).map(|d| d.known().and_then(|d| usize::try_from(d).ok())).collect();
+    let Some([channels, sizes @ ..]) = known.as_deref() else {
+        bail!("written out, it needs to know the channels and the size of its image");
+    };
+    let pool = Pool::new(&attrs, &[&[1, 1], sizes].concat())?;
+    let shares: Vec<f64> = pool.counts(attrs.flag("count_include_pad", false)?).into_iter().map(|n| 1.0 / n).collect();
+    let window = Window::read(&attrs, None)?.resolved(sizes)?;
+    let dtype = emit.dtype(dy)?;
+    let ones: Vec<f64> = vec![1.0; channels * pool.taps.size];
+    let shares = emit.constant(rounded(dtype, pool.y_shape, shares)?);
+    let ones = emit.constant(rounded(dtype, [&[*channels, 1], &window.kernel[..]].concat(), ones)?);
+    let share = emit.mul(dy, shares)?;
+    Ok(vec![super::written_out::transposed(emit, share, ones, &window, *channels, sizes)?])
 }
 
 fn eval_lp(cx: &EvalCx, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>> {

@@ -42,6 +42,7 @@ pub const OPS: &[OpDef] = &[
         inputs: (2, 5),
         infer: |cx| super::conv::infer_from_shape_input(cx, 1),
         eval: Some(eval_grad),
+        decompose: Some(decompose_grad),
         grad: Gradient::Emit(grad_of_grad),
         flops: |cx| 4 * cx.input_len(0),
         sample: Some(sample_grad),
@@ -358,6 +359,95 @@ fn grad(cx: &mut GradCx) -> Result<Vec<Option<Value>>> {
     let inputs = [&[Some(dy), Some(shape)][..], &rest].concat();
     let dx = cx.emit.node(Operator::sartor("ResizeGrad", op.attrs), &inputs, 1)?[0];
     Ok(vec![Some(dx), None, None, None])
+}
+
+/// Interpolation is a product with a matrix along every axis, which is what it makes of the unit matrix: the gradient is the product with
+/// the same matrix from the other side.
+fn decompose_grad(emit: &mut Emit, id: NodeId) -> Result<Vec<Value>> {
+    let (dy, shape, attrs) = (emit.operand(id, 0)?, emit.operand(id, 1)?, emit.attrs(id));
+    let (from, to) = (emit.shape(Value { node: id, slot: 0 })?, emit.shape(dy)?);
+    let given = |slot| {
+        let input = emit.graph.input(id, slot)?;
+        Some(input).filter(|&v| emit.graph.constant(v).is_none_or(|t| !t.is_empty()))
+    };
+    let (roi, scales, sizes) = (given(2), given(3), given(4));
+    let sizes = sizes.filter(|_| scales.is_none());
+    let own = attrs.str("keep_aspect_ratio_policy", "stretch")? == "stretch";
+    ensure!(own || sizes.is_none(), "written out, it needs a size for every axis by itself");
+    let crops = Rule::read(&attrs)?.transform == "tf_crop_and_resize";
+    let known = scales.and_then(|v| emit.graph.constant(v)).map(|t| t.to_f64s()).transpose()?;
+    let mut along = attrs.clone().with("extrapolation_value", 0f32);
+    ["axes", "keep_aspect_ratio_policy"].iter().for_each(|name| drop(along.remove(name)));
+    let axes = resized_axes(&attrs, from.len())?;
+    let mut dx = dy;
+    for (i, &a) in axes.iter().enumerate() {
+        let stays = match (&known, sizes) {
+            (Some(scales), _) => scales.get(i) == Some(&1.0),
+            (None, Some(_)) => from[a].same(&to[a]),
+            (None, None) => false,
+        };
+        if stays && !crops {
+            continue;
+        }
+        let (first, one) = ([0.0, 0.0], [1.0, 1.0]);
+        let length = part(emit, shape, a)?;
+        let scales = match scales {
+            Some(all) => {
+                let scale = part(emit, all, i)?;
+                Some(around(emit, &one, scale, &[1.0])?)
+            }
+            None => None,
+        };
+        let roi = match roi.filter(|_| crops) {
+            Some(all) => {
+                let (start, end) = (part(emit, all, i)?, part(emit, all, axes.len() + i)?);
+                let (start, end) = (around(emit, &first, start, &[0.0])?, around(emit, &one, end, &[1.0])?);
+                Some(emit.op("Concat", &[start, end], Attributes::new().with("axis", 0i64))?)
+            }
+            None => None,
+        };
+        let sizes = match sizes {
+            Some(all) => {
+                let size = part(emit, all, i)?;
+                let lead = emit.ints(&[1, 1]);
+                Some(emit.op("Concat", &[lead, size, length], Attributes::new().with("axis", 0i64))?)
+            }
+            None => None,
+        };
+        let unit = unit_matrix(emit, length, dy)?;
+        let matrix = emit.node(Operator::onnx("Resize", along.clone()), &[Some(unit), roi, scales, sizes], 1)?[0];
+        let lead = emit.ints(&[0, 1]);
+        let matrix = emit.op("Squeeze", &[matrix, lead], Attributes::new())?;
+        let mut perm: Vec<usize> = (0..from.len()).collect();
+        perm.swap(a, from.len() - 1);
+        let lines = emit.transpose(dx, &perm)?;
+        let lines = emit.matmul(lines, matrix)?;
+        dx = emit.transpose(lines, &perm)?;
+    }
+    Ok(vec![dx])
+}
+
+/// One entry of a vector, as a vector.
+fn part(emit: &mut Emit, vector: Value, index: usize) -> Result<Value> {
+    let (start, end) = (emit.ints(&[index as i64]), emit.ints(&[index as i64 + 1]));
+    emit.op("Slice", &[vector, start, end], Attributes::new())
+}
+
+/// A vector of one number between others.
+fn around(emit: &mut Emit, before: &[f64], value: Value, behind: &[f64]) -> Result<Value> {
+    let dtype = emit.dtype(value)?;
+    let before = emit.constant(rounded(dtype, [before.len()], before.to_vec())?);
+    let behind = emit.constant(rounded(dtype, [behind.len()], behind.to_vec())?);
+    emit.op("Concat", &[before, value, behind], Attributes::new().with("axis", 0i64))
+}
+
+/// Ones on the diagonal of `[1, 1, length, length]`, the images that every mode takes.
+fn unit_matrix(emit: &mut Emit, length: Value, like: Value) -> Result<Value> {
+    let square = emit.op("Concat", &[length, length], Attributes::new().with("axis", 0i64))?;
+    let zero = Tensor::zeros(emit.dtype(like)?, [1])?;
+    let zeros = emit.op("ConstantOfShape", &[square], Attributes::new().with("value", zero))?;
+    let unit = emit.unary("EyeLike", zeros)?;
+    emit.unsqueeze(unit, &[0, 1])
 }
 
 /// `ResizeGrad` is linear: its gradient is the interpolation itself, with nothing added outside of the input.

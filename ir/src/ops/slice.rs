@@ -8,9 +8,9 @@
 //! expression lies inside the axis (a table of 512 positions cut at `seq` is `seq` long). A number that would be
 //! right only for long enough axes is never claimed: `[:128]` of `seq` is unknown.
 
-use super::{EvalCx, GradCx, Gradient, InferCx, OpDef, Sample, index, upgrade};
+use super::{Emit, EvalCx, GradCx, Gradient, InferCx, OpDef, Sample, index, upgrade};
 use crate::error::Result;
-use crate::graph::{Operator, Value};
+use crate::graph::{NodeId, Operator, Value};
 use crate::rng::Draw;
 use crate::{Attributes, Dim, SARTOR_DOMAIN, Tensor, ensure};
 
@@ -40,6 +40,7 @@ pub const OPS: &[OpDef] = &[
             Ok(())
         },
         eval: Some(eval_grad),
+        decompose: Some(super::written_out::slice_grad),
         grad: Gradient::Emit(grad_of_grad),
         sample: Some(sample_grad),
         ..OpDef::DEFAULT
@@ -207,6 +208,24 @@ fn taken(shape: &[usize], inputs: &[Option<&Tensor>], first: usize) -> Result<Ve
         taken[axis] = Entries::of(shape[axis], starts[i], ends[i], steps[i])?;
     }
     Ok(taken)
+}
+
+/// For a SliceGrad whose bounds and sliced axes are known and whose steps are 1: how much the slice cut off at the beginning of each axis,
+/// then at the end, and the axes.
+pub(super) fn cut_off(emit: &Emit, id: NodeId) -> Option<(Vec<i64>, Vec<i64>)> {
+    let ints = |slot| emit.graph.constant(emit.graph.input(id, slot)?)?.to_i64s().ok();
+    let optional = |slot, default: Vec<i64>| emit.graph.input(id, slot).map_or(Some(default), |_| ints(slot));
+    let (starts, ends, shape) = (ints(2)?, ints(3)?, emit.shape(Value { node: id, slot: 0 }).ok()?);
+    let axes = named_axes(&optional(4, Vec::new())?, starts.len(), shape.len()).ok()?;
+    let steps = optional(5, vec![1; starts.len()])?;
+    let (mut front, mut back) = (Vec::new(), Vec::new());
+    for (i, &axis) in axes.iter().enumerate() {
+        let length = usize::try_from(shape[axis].known()?).ok()?;
+        let entries = Entries::of(length, starts[i], *ends.get(i)?, *steps.get(i)?).ok().filter(|e| e.step == 1)?;
+        front.push(entries.first);
+        back.push((length - entries.count) as i64 - entries.first);
+    }
+    Some(([front, back].concat(), axes.into_iter().map(|axis| axis as i64).collect()))
 }
 
 /// Where the elements of the slice stand in a tensor of this shape, and the slice's shape.

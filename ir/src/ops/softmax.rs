@@ -47,6 +47,7 @@ pub const OPS: &[OpDef] = &[
         domain: SARTOR_DOMAIN,
         name: "GuardedSoftmax",
         eval: Some(|cx, inputs| along_axis(cx, inputs, guarded_softmax)),
+        decompose: Some(super::written_out::guarded_softmax),
         grad: Gradient::Emit(softmax_grad),
         upgrades: &[],
         sample: Some(|draw| sample(draw, Operator::sartor("GuardedSoftmax", Attributes::new()))),
