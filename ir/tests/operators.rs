@@ -258,6 +258,8 @@ fn decompositions_compute_what_evaluation_does() {
 const WRITTEN_OUT_BY_NUMBERS: &[(&str, &str)] = &[
     ("ConvInputGrad", "with `auto_pad` the padding depends on the size of the image"),
     ("ConvWeightGrad", "the kernel is the result"),
+    ("Recurrence", "its formula divides by the number of hidden units"),
+    ("RecurrenceGrad", "the same"),
     ("AveragePoolGrad", "how many elements a window at the border sees depends on the size of the image"),
 ];
 

@@ -2,6 +2,7 @@
 
 use crate::cpu;
 use crate::cpu::contract;
+use crate::cpu::recurrence::Walk as Sequences;
 use crate::lower::view::{View, Walk};
 use crate::lower::{Home, Origin, Planned, Slot, Step};
 use crate::packed::Packs;
@@ -12,6 +13,7 @@ use bytes::Bytes;
 use sartor_ir::ops::EvalCx;
 use sartor_ir::ops::dropout::Keep;
 use sartor_ir::ops::random::seeded;
+use sartor_ir::ops::recurrent::recurrence::lengths;
 use sartor_ir::rng::Stream;
 use sartor_ir::{Context, DType, Error, Graph, NodeId, Result, Tensor, bail, ensure};
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -302,6 +304,14 @@ impl Run<'_> {
                 let targets = self.tensor(loss.targets)?;
                 unsafe { loss.run(targets, &self.bases) }.context(|| self.graph.node(loss.node).label())?;
             }
+            Step::Recurrence(layer) => {
+                let lens = self.lengths(&layer.walk)?;
+                unsafe { layer.run(&lens, &self.bases, self.scratch) };
+            }
+            Step::RecurrenceGrad(grad) => {
+                let lens = self.lengths(&grad.walk)?;
+                unsafe { grad.run(&lens, &self.bases, self.scratch) };
+            }
             Step::Mask(mask) => {
                 let keep = Keep::new(mask.ratio, seeded(&self.context(mask.node)?)?);
                 unsafe { mask.run(keep, &self.bases) };
@@ -321,6 +331,10 @@ impl Run<'_> {
             }
         }
         Ok(())
+    }
+    /// The lengths of a recurrent layer's sequences.
+    fn lengths(&self, walk: &Sequences) -> Result<Vec<usize>> {
+        lengths(walk.lens.map(|slot| self.tensor(slot)).transpose()?, walk.sizes)
     }
     fn tensor(&self, slot: usize) -> Result<&Tensor> {
         self.host[slot].as_ref().ok_or_else(|| Error::msg("a host tensor is missing"))

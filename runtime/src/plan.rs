@@ -34,6 +34,8 @@ impl Plan {
         let drops = drops(&lowered, &last_read);
         let packed = |p: &Planned| match &p.step {
             Step::ConvWeightGrad(grad) => grad.scratch(),
+            Step::Recurrence(layer) => layer.scratch(),
+            Step::RecurrenceGrad(grad) => grad.scratch(),
             Step::ChannelStats(stats) => batch_norm::scratch(stats.extent),
             Step::ChannelSums(sums) => batch_norm::scratch(sums.extent),
             step => step.contracts().into_iter().map(Contract::scratch).sum(),
@@ -82,6 +84,8 @@ impl Step {
             Step::PoolGrad(_) => "PoolGrad",
             Step::Mask(_) => "Mask",
             Step::CrossEntropy(_) => "CrossEntropy",
+            Step::Recurrence(_) => "Recurrence",
+            Step::RecurrenceGrad(_) => "RecurrenceGrad",
             Step::Import(..) => "Import",
             Step::Export(..) => "Export",
             Step::Reference(..) => "Reference",

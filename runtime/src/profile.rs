@@ -4,6 +4,7 @@
 use crate::cpu::contract::Contract;
 use crate::cpu::machine::Peak;
 use crate::cpu::pool::Windows;
+use crate::cpu::recurrence::Walk;
 use crate::lower::Step;
 use crate::plan::Plan;
 use sartor_ir::Graph;
@@ -112,6 +113,8 @@ pub fn chrome_trace(events: &[Event]) -> serde_json::Value {
 pub(crate) fn flops(step: &Step) -> u64 {
     match step {
         Step::ConvWeightGrad(grad) => grad.flops(),
+        Step::Recurrence(layer) => layer.walk.flops(),
+        Step::RecurrenceGrad(grad) => grad.walk.flops(),
         step => step.contracts().into_iter().map(contract_flops).sum(),
     }
 }
@@ -140,6 +143,11 @@ fn describe_contract(c: &Contract) -> String {
     format!("{:?} × {} × {inner:?} × {}, {after} instructions after", c.batch, c.m, c.n)
 }
 
+fn describe_walk(walk: &Walk) -> String {
+    let (rule, sizes) = (&walk.rule, walk.sizes);
+    format!("{:?}, {} × {} × {} × {}", rule.kind, sizes.steps, rule.backwards.len(), sizes.batch, sizes.hidden)
+}
+
 fn pool_name((images, channels): (usize, usize), w: &Windows) -> String {
     format!("{images} × {:?} × {channels}, window {:?} / {:?}", w.grid, w.kernel, w.stride)
 }
@@ -165,6 +173,8 @@ fn describe(step: &Step, graph: &Graph) -> String {
         Step::Pool(p) => pool_name(p.extent, &p.windows),
         Step::PoolGrad(p) => pool_name(p.extent, &p.windows),
         Step::CrossEntropy(c) => format!("{} × {}", c.instances, c.classes),
+        Step::Recurrence(r) => describe_walk(&r.walk),
+        Step::RecurrenceGrad(r) => describe_walk(&r.walk),
         Step::Mask(m) => format!("{:?}", m.out.shape),
         Step::Import(_, view) | Step::Export(view, _) => format!("{:?}", view.shape),
         Step::Reference(id, ..) => graph.node(*id).label(),

@@ -734,3 +734,70 @@ fn control_flow_runs_inside_of_plans() {
         }
     }
 }
+
+/// Recurrent layers and their gradients in every direction, over sequences of different lengths, on every instruction set: blocks of the batch, units that
+/// fill no vector, states that are given and states that are zero.
+#[test]
+fn recurrent_layers_of_odd_shapes() {
+    use sartor_runtime::cpu::simd::{Level, limit};
+    let shapes = [(1, 1, 1), (5, 3, 17), (4, 13, 24), (3, 26, 5), (7, 2, 130)];
+    for level in [Level::Portable, Level::Avx2, Level::Avx512] {
+        limit(level);
+        for (i, &(steps, batch, hidden)) in shapes.iter().enumerate() {
+            for (cell, gates, kept) in [("LSTM", 4, 5), ("GRU", 3, 4), ("RNN", 1, 0)] {
+                let mut draw = Draw::new(i as u64, cell);
+                let direction = *draw.pick(&["forward", "reverse", "bidirectional"]);
+                let directions = if direction == "bidirectional" { 2 } else { 1 };
+                let (lens, states) = (draw.chance(0.5), draw.chance(0.5));
+                let mut attrs = Attributes::new().with("cell", cell).with("direction", direction);
+                if cell == "GRU" && draw.chance(0.5) {
+                    attrs.set("linear_before_reset", 1i64);
+                }
+                if cell == "RNN" && draw.chance(0.5) {
+                    attrs.set("activation", "Relu");
+                }
+                let what = format!("{level:?}, {attrs:?}, {steps} × {batch} × {hidden}");
+                let (mut g, mut inputs) = (Graph::new("g"), Inputs::new());
+                let (state, y) = ([directions, batch, hidden], [steps, directions, batch, hidden]);
+                let z = input(&mut g, &mut inputs, &mut draw, "z", &[steps, batch, directions * gates * hidden]);
+                // Small enough that differences in the last place do not grow from step to step.
+                let most = 1.0 / (hidden as f64).sqrt();
+                let weights = draw.tensor(&[directions, gates * hidden, hidden], -most, most).cast(DType::F32).unwrap();
+                let r = g.add_input("r", Type::of(&weights));
+                inputs.insert("r".to_string(), weights);
+                let mut given = |g: &mut Graph, name: &str, wanted: bool| {
+                    wanted.then(|| input(g, &mut inputs, &mut draw, name, &state))
+                };
+                let h = given(&mut g, "h", states);
+                let c = given(&mut g, "c", states && cell == "LSTM");
+                let dh = given(&mut g, "dh", states);
+                let dc = given(&mut g, "dc", !states && cell == "LSTM");
+                let lens = lens.then(|| {
+                    let lens = draw.ints(&[batch], 0, steps as i64);
+                    let value = g.add_input("lens", Type::of(&lens));
+                    inputs.insert("lens".to_string(), lens);
+                    value
+                });
+                let count = if kept > 0 { 4 } else { 3 };
+                let op = ops_of("Recurrence", &attrs);
+                let node = g.add_op("layer", op, &[Some(z), Some(r), h, c, lens], count);
+                for slot in 0..if cell == "LSTM" { 3 } else { 2 } {
+                    output(&mut g, &format!("y{slot}"), Value { node, slot });
+                }
+                let dy = input(&mut g, &mut inputs, &mut draw, "dy", &y);
+                let held = (kept > 0).then_some(Value { node, slot: 3 });
+                let found = [Some(r), Some(Value { node, slot: 0 }), Some(dy), dh, dc, h, c, lens, held];
+                let grad = g.add_op("grad", ops_of("RecurrenceGrad", &attrs), &found, 5);
+                for slot in 0..5 {
+                    output(&mut g, &format!("g{slot}"), Value { node: grad, slot });
+                }
+                let report = check(g, &inputs, &what);
+                assert!(report.reference.is_empty(), "{what}: {:?}", report.reference);
+            }
+        }
+    }
+}
+
+fn ops_of(name: &str, attrs: &Attributes) -> sartor_ir::Operator {
+    sartor_ir::Operator::sartor(name, attrs.clone())
+}

@@ -13,6 +13,7 @@ pub mod machine;
 pub mod micro;
 pub mod patch;
 pub mod pool;
+pub mod recurrence;
 pub mod reduce;
 pub mod simd;
 pub mod skinny;

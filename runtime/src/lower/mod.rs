@@ -21,6 +21,7 @@ pub mod line_buffer;
 pub mod losses;
 pub mod nodes;
 pub mod program;
+pub mod recurrence;
 pub mod skip;
 pub mod tail;
 pub mod view;
@@ -32,6 +33,7 @@ use crate::cpu::cross_entropy::CrossEntropy;
 use crate::cpu::dropout::Mask;
 use crate::cpu::gather::Gather;
 use crate::cpu::pool::{Pool, PoolGrad};
+use crate::cpu::recurrence::{Recurrence, RecurrenceGrad};
 use crate::cpu::reduce::Reduce;
 use group::Group;
 use program::Program;
@@ -126,6 +128,10 @@ pub enum Step {
     PoolGrad(PoolGrad),
     /// A classification loss or its gradient.
     CrossEntropy(CrossEntropy),
+    /// A recurrent layer over time.
+    Recurrence(Box<Recurrence>),
+    /// Its gradient.
+    RecurrenceGrad(Box<RecurrenceGrad>),
     /// The mask of a Dropout.
     Mask(Mask),
     /// A host tensor of numbers or booleans, converted.

@@ -43,6 +43,8 @@ pub fn has_kernel(op: &Operator) -> bool {
         "MaxPool",
         "MaxPoolGrad",
         "Pad",
+        "Recurrence",
+        "RecurrenceGrad",
         "NegativeLogLikelihoodGrad",
         "Reshape",
         "Slice",
@@ -105,6 +107,8 @@ impl Lowering<'_> {
                 "ConvInputGrad" => self.conv_input_grad(id, op, y),
                 "ConvWeightGrad" => self.conv_weight_grad(id, op, y),
                 "BatchNormGrad" => self.batch_norm_grad(id, op),
+                "Recurrence" => self.recurrence(id, op),
+                "RecurrenceGrad" => self.recurrence_grad(id, op),
                 "MaxPoolGrad" | "AveragePoolGrad" => self.pool_grad(id, op, y),
                 _ => Ok(false),
             };

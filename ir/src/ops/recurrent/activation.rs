@@ -43,6 +43,10 @@ pub(super) struct Activation {
 }
 
 impl Activation {
+    /// What the attribute calls it.
+    pub(super) fn name(&self) -> &'static str {
+        self.kind.name
+    }
     /// Its value at `x`.
     pub(super) fn apply(&self, x: f64) -> f64 {
         (self.kind.apply)(x, f64::from(self.alpha), f64::from(self.beta))

@@ -16,14 +16,18 @@
 //! With `layout` 1 the batch comes first in `X`, the initial states and the outputs. Behind the end of its sequence an entry of the batch
 //! keeps its states, and `Y` is 0; backwards it begins at its own end.
 //!
-//! A cell is a row of functions (`lstm`, `gru`, `rnn`): one step on numbers (`evaluate`), and one step in operators
-//! (`unroll`), of which the gradient is made; so for a gradient the number of steps must be known.
+//! The usual cells decompose into a product and a [`recurrence`], which have kernels and gradients. A cell is a row of functions (`lstm`, `gru`, `rnn`):
+//! one step on numbers (`evaluate`), and one step in operators (`unroll`), of which the gradient of unusual ones is made; for that the
+//! number of steps must be known.
 
 mod activation;
 mod evaluate;
 mod gru;
+mod layers;
 mod lstm;
+pub mod recurrence;
 mod rnn;
+mod scanned;
 mod unroll;
 
 use super::{Gradient, InferCx, OpDef, Sample, upgrade};
@@ -41,7 +45,7 @@ pub const OPS: &[OpDef] = &[
         outputs: (1, 3),
         infer: |cx| infer(&lstm::CELL, cx),
         eval: Some(|cx, inputs| evaluate::evaluate(&lstm::CELL, cx, inputs)),
-        decompose: Some(|emit, id| unroll::unroll(&lstm::CELL, emit, id)),
+        decompose: Some(|emit, id| layers::decompose(&lstm::CELL, emit, id)),
         sample: Some(|draw| sample(&lstm::CELL, draw)),
         ..ROW
     },
@@ -49,7 +53,7 @@ pub const OPS: &[OpDef] = &[
         name: "GRU",
         infer: |cx| infer(&gru::CELL, cx),
         eval: Some(|cx, inputs| evaluate::evaluate(&gru::CELL, cx, inputs)),
-        decompose: Some(|emit, id| unroll::unroll(&gru::CELL, emit, id)),
+        decompose: Some(|emit, id| layers::decompose(&gru::CELL, emit, id)),
         sample: Some(|draw| sample(&gru::CELL, draw)),
         ..ROW
     },
@@ -57,10 +61,12 @@ pub const OPS: &[OpDef] = &[
         name: "RNN",
         infer: |cx| infer(&rnn::CELL, cx),
         eval: Some(|cx, inputs| evaluate::evaluate(&rnn::CELL, cx, inputs)),
-        decompose: Some(|emit, id| unroll::unroll(&rnn::CELL, emit, id)),
+        decompose: Some(|emit, id| layers::decompose(&rnn::CELL, emit, id)),
         sample: Some(|draw| sample(&rnn::CELL, draw)),
         ..ROW
     },
+    recurrence::RECURRENCE,
+    recurrence::RECURRENCE_GRAD,
 ];
 
 const ROW: OpDef = OpDef {
@@ -119,15 +125,20 @@ struct Config {
     switch: bool,
 }
 
-fn config(cell: &Cell, op: &Operator) -> Result<Config> {
-    let attrs = &op.attrs;
-    let backwards = match attrs.str("direction", "forward")? {
+/// For each direction, whether it is walked backwards.
+fn directions(attrs: &Attributes) -> Result<Vec<bool>> {
+    Ok(match attrs.str("direction", "forward")? {
         // Version 1 of GRU misspells its default.
         "forward" | "foward" => vec![false],
         "reverse" => vec![true],
         "bidirectional" => vec![false, true],
         other => bail!("attribute `direction` is \"{other}\", expected \"forward\", \"reverse\" or \"bidirectional\""),
-    };
+    })
+}
+
+fn config(cell: &Cell, op: &Operator) -> Result<Config> {
+    let attrs = &op.attrs;
+    let backwards = directions(attrs)?;
     let activations = activation::of_directions(attrs, cell.activations, backwards.len())?;
     let clip = attrs.get_float("clip")?.map(f64::from);
     ensure!(clip.is_none_or(|clip| clip >= 0.0), "attribute `clip` is {clip:?}, expected a bound from 0 on");
