@@ -149,7 +149,7 @@ fn eval_node(
             let first = node.outputs.first().map_or("", |o| &o.name);
             let name = if node.name.is_empty() { first } else { &node.name };
             let stream = Stream::new(env.seed, env.step, name);
-            let cx = EvalCx { op, opset: env.opset, wanted, stream, params: env.params };
+            let cx = EvalCx { op, opset: env.opset, wanted, stream, params: env.params, bodies: None };
             eval_op(&cx, &inputs).context(|| node.label())
         }
     }

@@ -210,8 +210,14 @@ fn fold_small(op: &crate::Operator, def: &OpDef, opset: i64, inputs: &[Option<Fa
         return;
     }
     let tensors: Vec<Option<&Tensor>> = inputs.iter().map(|f| f.as_ref().and_then(|f| f.tensor.as_ref())).collect();
-    let cx =
-        EvalCx { op, opset, wanted: vec![true; outputs.len()], stream: Stream::new(0, 0, ""), params: &ops::no_params };
+    let cx = EvalCx {
+        op,
+        opset,
+        wanted: vec![true; outputs.len()],
+        stream: Stream::new(0, 0, ""),
+        params: &ops::no_params,
+        bodies: None,
+    };
     if let Ok(values) = eval(&cx, &tensors) {
         for (fact, value) in outputs.iter_mut().zip(values) {
             if let Some(fact) = fact.as_mut().filter(|f| wanted(f)) {

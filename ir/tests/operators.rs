@@ -676,7 +676,7 @@ fn random_operators_repeat_themselves_and_differ_between_steps() {
         let run = |step| {
             let stream = Stream::new(1, step, "node");
             let params = &ops::no_params;
-            let cx = ops::EvalCx { op: &sample.op, opset: OPSET, wanted: vec![true], stream, params };
+            let cx = ops::EvalCx { op: &sample.op, opset: OPSET, wanted: vec![true], stream, params, bodies: None };
             eval(&cx, &inputs).unwrap().remove(0)
         };
         assert!(same_bits(&run(1), &run(1)), "{} does not repeat itself", def.name);

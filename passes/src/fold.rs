@@ -78,6 +78,7 @@ impl Folder {
                 wanted,
                 stream: Stream::new(0, 0, ""),
                 params: &ops::no_params,
+                bodies: None,
             };
             // An operator that cannot be computed now keeps its error for the run.
             let Ok(outputs) = eval_op(&cx, &tensors) else { continue };

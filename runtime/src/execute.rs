@@ -1,5 +1,6 @@
 //! Running a plan: buffers get addresses, steps run one after the other, outputs become tensors.
 
+use crate::bodies::Bodies;
 use crate::cpu;
 use crate::cpu::contract;
 use crate::cpu::recurrence::Walk as Sequences;
@@ -15,7 +16,7 @@ use sartor_ir::ops::dropout::Keep;
 use sartor_ir::ops::random::seeded;
 use sartor_ir::ops::recurrent::recurrence::lengths;
 use sartor_ir::rng::Stream;
-use sartor_ir::{Context, DType, Error, Graph, NodeId, Result, Tensor, bail, ensure};
+use sartor_ir::{Context, DType, Error, Graph, NodeId, Result, Tensor, Value, bail, ensure};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -29,6 +30,8 @@ pub struct Memory {
     pub(crate) packs: Packs,
     /// Aligned copies of tensors whose bytes are not, with the bytes they were made from.
     aligned: HashMap<(usize, usize), (Bytes, Tensor)>,
+    /// The bodies of control flow.
+    pub(crate) bodies: Bodies,
     /// Buffers of outputs that nobody holds any more.
     spare: Arc<Mutex<Spare>>,
 }
@@ -141,6 +144,10 @@ struct Run<'a> {
     opset: i64,
     key: Key,
     params: &'a dyn Fn(&str) -> Option<Tensor>,
+    /// The same, all of them.
+    all: &'a Params,
+    bodies: &'a Bodies,
+    threads: usize,
     bases: Vec<*mut f32>,
     scratch: *mut f32,
     packs: &'a mut Packs,
@@ -188,10 +195,24 @@ pub fn execute(
         }
     }
     let mut packs = std::mem::take(&mut memory.packs);
+    let bodies = std::mem::take(&mut memory.bodies);
     packs.begin();
     let lookup = |name: &str| params.get(name).cloned();
     let host = vec![None; lowered.slots.len()];
-    let mut run = Run { plan, graph, opset, key, params: &lookup, bases, scratch, packs: &mut packs, host };
+    let mut run = Run {
+        plan,
+        graph,
+        opset,
+        key,
+        params: &lookup,
+        all: params,
+        bodies: &bodies,
+        threads,
+        bases,
+        scratch,
+        packs: &mut packs,
+        host,
+    };
     for (i, slot) in lowered.slots.iter().enumerate() {
         if let Some(tensor) = leaf(slot, params, inputs)? {
             let passing = matches!(slot.origin, Origin::Input(_));
@@ -202,6 +223,7 @@ pub fn execute(
     let done = cpu::with_threads(threads, || run.steps(times)).flatten();
     let host = std::mem::take(&mut run.host);
     memory.packs = packs;
+    memory.bodies = bodies;
     done?;
     let mut outputs = Vec::with_capacity(lowered.outputs.len());
     for (i, output) in lowered.outputs.iter().enumerate() {
@@ -361,10 +383,13 @@ impl Run<'_> {
         let name = if node.name.is_empty() { node.outputs.first().map_or("", |o| &o.name) } else { &node.name };
         let stream = Stream::new(self.key.seed, self.key.step, name);
         let wanted = node.outputs.iter().map(|o| !o.name.is_empty()).collect();
-        Ok(EvalCx { op, opset: self.opset, wanted, stream, params: self.params })
+        Ok(EvalCx { op, opset: self.opset, wanted, stream, params: self.params, bodies: None })
     }
     fn reference(&mut self, id: NodeId, inputs: &[Option<usize>], outputs: &[Option<usize>]) -> Result<()> {
-        let cx = self.context(id)?;
+        let run = |body: &Graph, key: (u64, u64), inputs: Vec<Tensor>, captures: &HashMap<Value, Tensor>| {
+            self.bodies.run(body, (self.opset, self.threads), self.all, key, inputs, captures)
+        };
+        let cx = EvalCx { bodies: Some(&run), ..self.context(id)? };
         let mut tensors = Vec::with_capacity(inputs.len());
         for input in inputs {
             tensors.push(input.map(|slot| self.tensor(slot)).transpose()?);

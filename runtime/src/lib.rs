@@ -3,6 +3,7 @@
 //! A [`Session`] lowers one graph of a model to kernels, plans its memory once per shape signature, and runs it on a device.
 //! Parameters live in [`Params`], shared by the sessions of a run. This crate never rewrites a model.
 
+mod bodies;
 pub mod checkpoint;
 pub mod cpu;
 pub mod data;

@@ -86,7 +86,7 @@ impl Session {
         ops::lacks::require_evaluation(&program.graph).context(|| format!("program \"{name}\""))?;
         Ok(Session::of(program.graph.clone(), program.bindings.clone(), model.opset(), options))
     }
-    fn of(mut graph: Graph, bindings: Vec<Binding>, opset: i64, options: SessionOptions) -> Session {
+    pub(crate) fn of(mut graph: Graph, bindings: Vec<Binding>, opset: i64, options: SessionOptions) -> Session {
         decompose(&mut graph, opset);
         let updated = bindings.iter().map(|b| b.param.clone()).collect();
         let (plans, memory) = (HashMap::new(), Memory::new(updated));
@@ -123,11 +123,14 @@ impl Session {
             Some(Ok(plan)) => {
                 let mut reference = BTreeMap::new();
                 for planned in &plan.lowered.steps {
-                    if let Step::Reference(id, ..) = &planned.step {
-                        let name = self.graph.node(*id).op().map_or_else(String::new, |op| op.full_name());
-                        *reference.entry(name).or_insert(0) += 1;
+                    let Step::Reference(id, ..) = &planned.step else { continue };
+                    let op = self.graph.node(*id).op();
+                    // Bodies have plans of their own.
+                    if op.is_none_or(|op| op.attrs.graphs().next().is_none()) {
+                        *reference.entry(op.map_or_else(String::new, |op| op.full_name())).or_insert(0) += 1;
                     }
                 }
+                self.memory.bodies.add_reference(&mut reference);
                 let flops = plan.lowered.steps.iter().map(|planned| crate::profile::flops(&planned.step)).sum();
                 let conditional = plan.lowered.steps.iter().filter(|planned| planned.only_if.is_some()).count();
                 Report { kernels: plan.kinds(), reference, bytes: plan.bytes(), flops, conditional, unplanned: None }
@@ -174,6 +177,23 @@ impl Session {
         }
         Ok(signature)
     }
+    /// Runs once, without writing parameters; the outputs in order. Shapes beyond so many plans are run by the reference evaluation.
+    pub(crate) fn outputs(
+        &mut self,
+        params: &Params,
+        inputs: &HashMap<String, Tensor>,
+        key: Key,
+        most: usize,
+    ) -> Result<Vec<Tensor>> {
+        let room = self.plans.len() < most || self.plans.contains_key(&self.signature(inputs)?);
+        if room && let Ok(plan) = self.plan(inputs)? {
+            let (graph, memory) = (&self.graph, &mut self.memory);
+            return execute::execute(&plan, graph, self.opset, key, memory, params, inputs, self.threads, None);
+        }
+        let lookup = |name: &str| params.get(name).cloned();
+        let env = eval::Environment { opset: self.opset, seed: key.seed, step: key.step, params: &lookup };
+        eval::run_graph(&self.graph, &env, inputs)
+    }
     /// Runs once. Outputs that are bound to parameters are written there; the others are returned by name.
     pub fn run(
         &mut self,
@@ -181,17 +201,7 @@ impl Session {
         inputs: &HashMap<String, Tensor>,
         key: Key,
     ) -> Result<HashMap<String, Tensor>> {
-        let outputs = match self.plan(inputs)? {
-            Ok(plan) => {
-                let (graph, memory) = (&self.graph, &mut self.memory);
-                execute::execute(&plan, graph, self.opset, key, memory, params, inputs, self.threads, None)?
-            }
-            Err(_) => {
-                let lookup = |name: &str| params.get(name).cloned();
-                let env = eval::Environment { opset: self.opset, seed: key.seed, step: key.step, params: &lookup };
-                eval::run_graph(&self.graph, &env, inputs)?
-            }
-        };
+        let outputs = self.outputs(params, inputs, key, usize::MAX)?;
         let mut named: HashMap<String, Tensor> =
             self.graph.outputs.iter().map(|o| o.name.clone()).zip(outputs).collect();
         for binding in &self.bindings {

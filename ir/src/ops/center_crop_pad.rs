@@ -117,6 +117,7 @@ mod tests {
                 wanted: vec![true],
                 stream: Stream::new(0, 0, ""),
                 params: &crate::ops::no_params,
+                bodies: None,
             };
             eval_op(&cx, &[Some(&x), Some(&shape)]).unwrap()[0].to_vec::<i64>().unwrap()
         };

@@ -466,7 +466,12 @@ pub struct EvalCx<'a> {
     pub stream: Stream,
     /// The value of a parameter, for bodies that read some.
     pub params: &'a dyn Fn(&str) -> Option<Tensor>,
+    /// Runs bodies, if somebody can do it faster than the reference evaluation.
+    pub bodies: Option<&'a RunBody<'a>>,
 }
+
+/// Runs the body of a node once: with a seed, in the iteration of this number, on its inputs in order and its captures. Gives its outputs in order.
+pub type RunBody<'a> = dyn Fn(&Graph, (u64, u64), Vec<Tensor>, &HashMap<Value, Tensor>) -> Result<Vec<Tensor>> + 'a;
 
 /// The parameters of an evaluation outside of a model: none.
 pub fn no_params(_: &str) -> Option<Tensor> {

@@ -158,8 +158,14 @@ pub fn effective_weight(graph: &Graph, model: &Model, value: Value) -> Result<Te
                 .collect::<Result<_>>()?;
             let inputs: Vec<Option<&Tensor>> = inputs.iter().map(Option::as_ref).collect();
             let wanted = vec![true; node.outputs.len()];
-            let cx =
-                EvalCx { op, opset: model.opset(), wanted, stream: Stream::new(0, 0, ""), params: &ops::no_params };
+            let cx = EvalCx {
+                op,
+                opset: model.opset(),
+                wanted,
+                stream: Stream::new(0, 0, ""),
+                params: &ops::no_params,
+                bodies: None,
+            };
             let outputs = eval::eval_op(&cx, &inputs).context(|| node.label())?;
             outputs
                 .into_iter()

@@ -478,7 +478,7 @@ impl<'a> Lowering<'a> {
         let stream = sartor_ir::rng::Stream::new(0, 0, &node.name);
         let wanted = vec![true; node.outputs.len()];
         let params = &sartor_ir::ops::no_params;
-        let cx = sartor_ir::ops::EvalCx { op, opset: self.opset, wanted, stream, params };
+        let cx = sartor_ir::ops::EvalCx { op, opset: self.opset, wanted, stream, params, bodies: None };
         let tensors: Vec<Option<&Tensor>> = tensors.iter().map(Option::as_ref).collect();
         let Ok(results) = sartor_ir::eval::eval_op(&cx, &tensors) else { return false };
         let outputs = self.graph.node_outputs(id);
