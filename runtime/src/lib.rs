@@ -14,6 +14,7 @@ pub mod params;
 pub mod plan;
 pub mod profile;
 pub mod session;
+mod split;
 pub mod train;
 
 pub use params::Params;

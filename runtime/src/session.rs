@@ -8,9 +8,8 @@ use crate::lower::{self, Step};
 use crate::params::Params;
 use crate::plan::Plan;
 use crate::profile::Event;
-use sartor_ir::{
-    Binding, Context, DType, Graph, Model, Result, SARTOR_DOMAIN, Tensor, Type, bail, ensure, eval, infer, ops,
-};
+use crate::split::{self, Split};
+use sartor_ir::{Binding, Context, DType, Graph, Model, Result, SARTOR_DOMAIN, Tensor, Type, bail, ensure, infer, ops};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
@@ -55,7 +54,7 @@ pub struct Report {
     pub flops: u64,
     /// Steps that run only where some number is not 0: the condition of a `Where`, or a gate.
     pub conditional: usize,
-    /// Why the whole graph runs by the reference evaluator, if it does.
+    /// Why the graph runs by the reference evaluator, if it does: as a whole, or from where shapes depend on data.
     pub unplanned: Option<String>,
 }
 
@@ -68,6 +67,10 @@ pub struct Session {
     limit: Option<usize>,
     plans: HashMap<Signature, Planned>,
     last: Option<Planned>,
+    /// Graphs that cannot be planned as a whole, in two parts.
+    splits: HashMap<Signature, Option<Split>>,
+    /// The one that ran last.
+    split: Option<Signature>,
     memory: Memory,
 }
 
@@ -91,7 +94,8 @@ impl Session {
         let updated = bindings.iter().map(|b| b.param.clone()).collect();
         let (plans, memory) = (HashMap::new(), Memory::new(updated));
         let threads = options.threads.max(1);
-        Session { graph, bindings, opset, threads, limit: None, plans, last: None, memory }
+        let (splits, split) = (HashMap::new(), None);
+        Session { graph, bindings, opset, threads, limit: None, plans, last: None, splits, split, memory }
     }
     /// The names of the inputs, in order.
     pub fn input_names(&self) -> Vec<&str> {
@@ -119,7 +123,11 @@ impl Session {
     pub fn report(&self) -> Report {
         match &self.last {
             None => Report::default(),
-            Some(Err(reason)) => Report { unplanned: Some(reason.clone()), ..Report::default() },
+            Some(Err(reason)) => {
+                let split = self.split.as_ref().and_then(|signature| self.splits.get(signature)?.as_ref());
+                let early = split.map(|split| split.early().report()).unwrap_or_default();
+                Report { unplanned: Some(reason.clone()), ..early }
+            }
             Some(Ok(plan)) => {
                 let mut reference = BTreeMap::new();
                 for planned in &plan.lowered.steps {
@@ -190,9 +198,22 @@ impl Session {
             let (graph, memory) = (&self.graph, &mut self.memory);
             return execute::execute(&plan, graph, self.opset, key, memory, params, inputs, self.threads, None);
         }
-        let lookup = |name: &str| params.get(name).cloned();
-        let env = eval::Environment { opset: self.opset, seed: key.seed, step: key.step, params: &lookup };
-        eval::run_graph(&self.graph, &env, inputs)
+        let signature = self.signature(inputs)?;
+        if room && !self.splits.contains_key(&signature) {
+            let types = inputs.iter().map(|(name, tensor)| (name.clone(), Type::of(tensor))).collect();
+            let split = Split::of(&self.graph, self.opset, self.threads, &types);
+            if self.splits.len() >= MAX_PLANS {
+                self.splits.clear();
+            }
+            self.splits.insert(signature.clone(), split);
+        }
+        match self.splits.get_mut(&signature) {
+            Some(Some(split)) => {
+                self.split = Some(signature);
+                split.run(params, inputs, key, self.opset)
+            }
+            _ => split::reference(&self.graph, self.opset, params, inputs, key),
+        }
     }
     /// Runs once. Outputs that are bound to parameters are written there; the others are returned by name.
     pub fn run(

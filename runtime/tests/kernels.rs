@@ -841,3 +841,35 @@ g (float[1, 4] x, bool[] up, int64[] count) => (y, s) <
         assert!(report.reference.is_empty(), "{:?}", report.reference);
     }
 }
+
+/// What stands before a shape that depends on data runs by a plan; outputs from both parts, and random numbers in both, are those of the reference.
+#[test]
+fn what_comes_before_open_shapes_is_planned() {
+    let text = r#"<ir_version: 10, opset_import: ["": 20]>
+parameters <
+  frozen float[4, 4] w = {1, 0, 2, 0, 0, 1, 0, -1, 0.5, 0, 1, 0, 0, 0, 0.25, 1}
+>
+g (float[n, 4] x) => (y, picked, many, noise) <float[4, 4] w = param, float[] zero = {0}, int64[1] all = {-1}> {
+  h = MatMul (x, w)
+  y = Relu (h)
+  more = Greater (y, zero)
+  flat = Reshape (y, all)
+  where = Reshape (more, all)
+  picked = Compress <axis = 0> (flat, where)
+  many = Size (picked)
+  ["noise"] r = RandomNormalLike (y)
+  ["late"] s = RandomNormalLike (picked)
+  sum = ReduceSum (s)
+  noise = Add (r, sum)
+}
+"#;
+    let model = sartor_ir::text::parse(text).unwrap_or_else(|e| panic!("{e}"));
+    let x = Draw::new(1, "x").tensor(&[3, 4], -1.0, 1.0).cast(DType::F32).unwrap();
+    let inputs = Inputs::from([("x".to_string(), x)]);
+    let (found, report) = run(&model, &inputs, 2);
+    assert!(report.unplanned.is_some_and(|why| why.contains("depends on data")));
+    assert!(report.kernels.contains_key("Contract"), "{:?}", report.kernels);
+    for (name, wanted) in reference(&model, &inputs) {
+        assert_close(&found[&name], &wanted, &name);
+    }
+}

@@ -177,7 +177,9 @@ fn inputs(args: &Args, model: &Model, graph: &Graph) -> Outcome<Arrays> {
 fn print(args: &Args, session: &Session, threads: usize, ours: &Times, others: &[Other]) {
     let report = session.report();
     if let Some(reason) = &report.unplanned {
-        note!("note: the model was run by the reference evaluator, which is slow: {reason}");
+        note!(
+            "note: the model, or the part of it from here on, was run by the reference evaluator, which is slow: {reason}"
+        );
     } else if !report.reference.is_empty() {
         let names: Vec<String> = report.reference.iter().map(|(name, count)| format!("{count} {name}")).collect();
         note!("note: operators without a kernel, run by the reference evaluator: {}", names.join(", "));

@@ -43,7 +43,9 @@ pub fn run(args: Args, registry: &Registry) -> Outcome {
     let mut session = Session::new(&model, session_options(args.threads))?;
     let outputs = session.run(&mut Params::of(&model), &inputs, Key::default()).running()?;
     if let Some(reason) = session.report().unplanned {
-        note!("note: the model was run by the reference evaluator, which is slow: {reason}");
+        note!(
+            "note: the model, or the part of it from here on, was run by the reference evaluator, which is slow: {reason}"
+        );
     }
     let mut arrays: Vec<(&str, &Tensor)> = Vec::new();
     for output in &model.graph.outputs {
