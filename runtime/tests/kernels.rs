@@ -809,6 +809,9 @@ fn bodies_run_by_plans() {
     let (mut g, mut inputs, mut draw) = (Graph::new("g"), Inputs::new(), Draw::new(3, "bodies"));
     let z = input(&mut g, &mut inputs, &mut draw, "z", &[5, 3, 40]);
     let r = input(&mut g, &mut inputs, &mut draw, "r", &[1, 40, 10]);
+    // Over an open length: a known one would be unrolled.
+    let open = [sartor_ir::Dim::symbol("t"), 3i64.into(), 40i64.into()];
+    g.set_ty(z, Some(Type::tensor(DType::F32, open)));
     let node = g.add_op("layer", ops_of("Recurrence", &Attributes::new()), &[Some(z), Some(r)], 1);
     output(&mut g, "y", Value { node, slot: 0 });
     ops::decompose(&mut g, node, sartor_ir::OPSET).unwrap();

@@ -1,6 +1,7 @@
 //! The CPU device: kernels on planned memory, run by rayon on partitions that depend on shapes only.
 
 pub mod batch_norm;
+mod cells;
 pub mod contract;
 pub mod conv_grad;
 pub mod cross_entropy;

@@ -4,14 +4,13 @@
 //! product of the states with the packed weights on micro-kernels (two for a GRU that weighs what it has reset), and a few loops over the gates. Entries of
 //! sequences of different lengths are at times of their own; those that have ended are carried along.
 
+use super::cells::{gru, gru_back, lstm, lstm_back, reset, rnn, rnn_back, shown_back, sigmoid_back};
 use super::contract::Address;
 use super::fused::Bases;
 use super::micro::Finish;
-use super::simd::{sigmoid, tanh};
 use super::skinny::Shape;
 use super::{LINE, Shared, each, gemm, on_line};
 use crate::lower::view::BufId;
-use crate::multiversion;
 use sartor_ir::ops::recurrent::recurrence::{Kind, Rule, Sizes};
 use std::cell::RefCell;
 
@@ -149,14 +148,33 @@ impl Walk {
             }
         }
     }
-    /// Runs a task for every block of every direction.
-    fn blocks(&self, run: impl Fn(usize, usize, usize) + Sync + Send) {
-        let block = self.block();
+    /// Packs the weights and runs a task for every block of every direction: its direction, first entry and number of entries.
+    ///
+    /// # Safety
+    /// The weights must lie inside of their buffer, `scratch` must hold [`Walk::scratch`] elements, and blocks must write places of their own.
+    unsafe fn run(
+        &self,
+        back: bool,
+        bases: Bases,
+        scratch: *mut f32,
+        run: impl Fn(Bases, *const f32, [usize; 3]) + Sync + Send,
+    ) {
+        // SAFETY: the caller's contract.
+        unsafe { self.pack(bases, back, scratch) };
+        let (shared, scratch, block) = (Shared(bases), Address(scratch), self.block());
         let blocks = self.sizes.batch.div_ceil(block);
         each(self.rule.backwards.len() * blocks, |task| {
             let (d, first) = (task / blocks, task % blocks * block);
-            run(d, first, block.min(self.sizes.batch - first));
+            run(shared.get(), scratch.get(), [d, first, block.min(self.sizes.batch - first)]);
         });
+    }
+    /// Writes a state of a block to its place in `[D, B, H]`.
+    unsafe fn store(&self, [d, first, m]: [usize; 3], state: *const f32, to: *mut f32) {
+        let n = self.sizes.hidden;
+        for i in 0..m {
+            // SAFETY: the caller vouches for the extents.
+            unsafe { row_mut(to, d * self.sizes.batch + first + i, n).copy_from_slice(row(state, i, n)) };
+        }
     }
     /// The time at which an entry of this length is after so many steps, if it has not ended.
     fn time(&self, d: usize, length: usize, step: usize) -> Option<usize> {
@@ -259,16 +277,13 @@ impl Recurrence {
     /// # Safety
     /// All tensors must lie inside of their buffers, those that are written must not overlap, and `scratch` must hold [`Recurrence::scratch`] elements.
     pub unsafe fn run(&self, lens: &[usize], bases: Bases, scratch: *mut f32) {
-        // SAFETY: the caller's contract.
-        unsafe { self.walk.pack(bases, false, scratch) };
-        let (shared, scratch) = (Shared(bases), Address(scratch));
-        self.walk.blocks(|d, first, count| {
-            // SAFETY: the caller's contract; blocks write rows of their own.
-            unsafe { self.block(lens, shared.get(), scratch.get(), d, first, count) };
-        });
+        // SAFETY: the caller's contract; blocks write rows of their own.
+        unsafe {
+            self.walk.run(false, bases, scratch, |bases, packed, which| self.block(lens, bases, packed, which));
+        }
     }
-    unsafe fn block(&self, lens: &[usize], bases: Bases, scratch: *const f32, d: usize, first: usize, m: usize) {
-        let walk = &self.walk;
+    unsafe fn block(&self, lens: &[usize], bases: Bases, scratch: *const f32, which: [usize; 3]) {
+        let (walk, [d, first, m]) = (&self.walk, which);
         let (n, rows, keep) = (walk.sizes.hidden, walk.rows(), walk.rule.kept() * walk.sizes.hidden);
         let (z, y) = (at(bases, self.z).cast_const(), at(bases, self.y));
         let kept = self.kept.map(|kept| at(bases, kept));
@@ -314,10 +329,8 @@ impl Recurrence {
                     }
                 }
                 for (state, last) in [h, c].into_iter().zip(self.last) {
-                    let Some(last) = last else { continue };
-                    for i in 0..m {
-                        let place = d * walk.sizes.batch + first + i;
-                        row_mut(at(bases, last), place, n).copy_from_slice(row(state, i, n));
+                    if let Some(last) = last {
+                        walk.store(which, state, at(bases, last));
                     }
                 }
             });
@@ -335,16 +348,13 @@ impl RecurrenceGrad {
     /// # Safety
     /// As for [`Recurrence::run`].
     pub unsafe fn run(&self, lens: &[usize], bases: Bases, scratch: *mut f32) {
-        // SAFETY: the caller's contract.
-        unsafe { self.walk.pack(bases, true, scratch) };
-        let (shared, scratch) = (Shared(bases), Address(scratch));
-        self.walk.blocks(|d, first, count| {
-            // SAFETY: the caller's contract; blocks write rows of their own.
-            unsafe { self.block(lens, shared.get(), scratch.get(), d, first, count) };
-        });
+        // SAFETY: the caller's contract; blocks write rows of their own.
+        unsafe {
+            self.walk.run(true, bases, scratch, |bases, packed, which| self.block(lens, bases, packed, which));
+        }
     }
-    unsafe fn block(&self, lens: &[usize], bases: Bases, scratch: *const f32, d: usize, first: usize, m: usize) {
-        let walk = &self.walk;
+    unsafe fn block(&self, lens: &[usize], bases: Bases, scratch: *const f32, which: [usize; 3]) {
+        let (walk, [d, first, m]) = (&self.walk, which);
         let (n, rows, keep) = (walk.sizes.hidden, walk.rows(), walk.rule.kept() * walk.sizes.hidden);
         let place = |tensor: Option<Dense>| tensor.map(|tensor| at(bases, tensor));
         let (y, kept, dz_out) = (at(bases, self.y).cast_const(), place(self.kept), at(bases, self.dz));
@@ -443,186 +453,11 @@ impl RecurrenceGrad {
                     }
                 }
                 for (state, out) in [dh, dc].into_iter().zip(self.dfirst) {
-                    let Some(out) = out else { continue };
-                    for i in 0..m {
-                        let place = d * walk.sizes.batch + first + i;
-                        row_mut(at(bases, out), place, n).copy_from_slice(row(state, i, n));
+                    if let Some(out) = out {
+                        walk.store(which, state, at(bases, out));
                     }
                 }
             });
         }
-    }
-}
-
-// ---- one step of one entry ----------------------------------------------------------------------------------------------
-
-multiversion!(
-    /// `a` holds the weighted state; the gates take its place.
-    fn lstm(z: &[f32], a: &mut [f32], h: &mut [f32], c: &mut [f32], kept: Option<&mut [f32]>) = lstm_inner
-);
-
-#[inline(always)]
-unsafe fn lstm_inner<const FMA: bool>(
-    z: &[f32],
-    a: &mut [f32],
-    h: &mut [f32],
-    c: &mut [f32],
-    kept: Option<&mut [f32]>,
-) {
-    let n = h.len();
-    let (soft, fresh) = a.split_at_mut(3 * n);
-    soft.iter_mut().zip(&z[..3 * n]).for_each(|(a, z)| *a = sigmoid::<FMA>(*z + *a));
-    fresh.iter_mut().zip(&z[3 * n..]).for_each(|(a, z)| *a = tanh::<FMA>(*z + *a));
-    let (input, rest) = soft.split_at(n);
-    let (output, forget) = rest.split_at(n);
-    for j in 0..n {
-        c[j] = forget[j] * c[j] + input[j] * fresh[j];
-    }
-    for j in 0..n {
-        h[j] = output[j] * tanh::<FMA>(c[j]);
-    }
-    if let Some(kept) = kept {
-        kept[..4 * n].copy_from_slice(a);
-        kept[4 * n..].copy_from_slice(c);
-    }
-}
-
-multiversion!(
-    /// The gates of a GRU in place of the weighted state, and the state that is shown to the hidden gate.
-    fn reset(z: &[f32], a: &mut [f32], h: &[f32], shown: &mut [f32]) = reset_inner
-);
-
-#[inline(always)]
-unsafe fn reset_inner<const FMA: bool>(z: &[f32], a: &mut [f32], h: &[f32], shown: &mut [f32]) {
-    let n = h.len();
-    a[..2 * n].iter_mut().zip(&z[..2 * n]).for_each(|(a, z)| *a = sigmoid::<FMA>(*z + *a));
-    for ((shown, h), reset) in shown.iter_mut().zip(h).zip(&a[n..2 * n]) {
-        *shown = h * reset;
-    }
-}
-
-multiversion!(
-    /// `a` holds the weighted state; unless it is weighted before it is reset, its first two parts are the gates already.
-    fn gru(z: &[f32], a: &mut [f32], bias: (&[f32], bool), h: &mut [f32], kept: Option<&mut [f32]>) = gru_inner
-);
-
-#[inline(always)]
-unsafe fn gru_inner<const FMA: bool>(
-    z: &[f32],
-    a: &mut [f32],
-    (bias, before_reset): (&[f32], bool),
-    h: &mut [f32],
-    kept: Option<&mut [f32]>,
-) {
-    let n = h.len();
-    if before_reset {
-        a[..2 * n].iter_mut().zip(&z[..2 * n]).for_each(|(a, z)| *a = sigmoid::<FMA>(*z + *a));
-        a[2 * n..].iter_mut().zip(bias).for_each(|(a, b)| *a += b);
-    }
-    let (gates, q) = a.split_at(2 * n);
-    let (update, reset) = gates.split_at(n);
-    let mut ignored = [];
-    let fresh: &mut [f32] = match kept {
-        Some(kept) => {
-            kept[..2 * n].copy_from_slice(gates);
-            kept[3 * n..].copy_from_slice(q);
-            &mut kept[2 * n..3 * n]
-        }
-        None => &mut ignored,
-    };
-    for j in 0..n {
-        let new = tanh::<FMA>(z[2 * n + j] + if before_reset { reset[j] * q[j] } else { q[j] });
-        h[j] = (1.0 - update[j]) * new + update[j] * h[j];
-        if let Some(place) = fresh.get_mut(j) {
-            *place = new;
-        }
-    }
-}
-
-multiversion!(
-    fn rnn(z: &[f32], a: &[f32], relu: bool, h: &mut [f32]) = rnn_inner
-);
-
-#[inline(always)]
-unsafe fn rnn_inner<const FMA: bool>(z: &[f32], a: &[f32], relu: bool, h: &mut [f32]) {
-    for ((h, z), a) in h.iter_mut().zip(z).zip(a) {
-        let x = *z + *a;
-        *h = if relu { if x < 0.0 { 0.0 } else { x } } else { tanh::<FMA>(x) };
-    }
-}
-
-multiversion!(
-    /// From the gradients of both states to those of the gates and of the cell before.
-    fn lstm_back(kept: &[f32], c: &[f32], dh: &[f32], dc: &mut [f32], dz: &mut [f32]) = lstm_back_inner
-);
-
-#[inline(always)]
-unsafe fn lstm_back_inner<const FMA: bool>(kept: &[f32], c: &[f32], dh: &[f32], dc: &mut [f32], dz: &mut [f32]) {
-    let n = dh.len();
-    let [input, output, forget, fresh, next] = std::array::from_fn(|k| &kept[k * n..(k + 1) * n]);
-    let (d_input, rest) = dz.split_at_mut(n);
-    let (d_output, rest) = rest.split_at_mut(n);
-    let (d_forget, d_fresh) = rest.split_at_mut(n);
-    for j in 0..n {
-        let (i, o, f, g) = (input[j], output[j], forget[j], fresh[j]);
-        let shown = tanh::<FMA>(next[j]);
-        let total = dc[j] + dh[j] * o * (1.0 - shown * shown);
-        d_input[j] = total * g * i * (1.0 - i);
-        d_output[j] = dh[j] * shown * o * (1.0 - o);
-        d_forget[j] = total * c[j] * f * (1.0 - f);
-        d_fresh[j] = total * i * (1.0 - g * g);
-        dc[j] = total * f;
-    }
-}
-
-/// The gradients of the update and hidden gates, what else the weights see, what the reset gate gets, and in `dh` what passes the gates.
-fn gru_back(
-    kept: &[f32],
-    (h, before_reset): (&[f32], bool),
-    dh: &mut [f32],
-    dz: &mut [f32],
-    mixed: &mut [f32],
-    reset_grad: &mut [f32],
-) {
-    let n = dh.len();
-    let [update, reset, fresh, q] = std::array::from_fn(|k| &kept[k * n..(k + 1) * n]);
-    let (d_update, rest) = dz.split_at_mut(n);
-    let d_fresh = &mut rest[n..];
-    for j in 0..n {
-        let (u, g) = (update[j], fresh[j]);
-        d_update[j] = dh[j] * (h[j] - g) * u * (1.0 - u);
-        d_fresh[j] = dh[j] * (1.0 - u) * (1.0 - g * g);
-        dh[j] *= u;
-    }
-    match before_reset {
-        true => {
-            for j in 0..n {
-                reset_grad[j] = d_fresh[j] * q[j];
-                mixed[j] = d_fresh[j] * reset[j];
-            }
-        }
-        false => mixed.iter_mut().zip(reset).zip(h).for_each(|((m, r), h)| *m = r * h),
-    }
-}
-
-/// From the gradient of the reset state to those of the reset gate and of the state.
-fn shown_back(shown: &[f32], h: &[f32], reset: &[f32], reset_grad: &mut [f32], dh: &mut [f32]) {
-    for j in 0..dh.len() {
-        reset_grad[j] = shown[j] * h[j];
-        dh[j] += shown[j] * reset[j];
-    }
-}
-
-/// The gradient of what a gate is the sigmoid of.
-fn sigmoid_back(grad: &[f32], gate: &[f32], out: &mut [f32]) {
-    for ((out, grad), gate) in out.iter_mut().zip(grad).zip(gate) {
-        *out = grad * gate * (1.0 - gate);
-    }
-}
-
-fn rnn_back(y: &[f32], relu: bool, dh: &[f32], dz: &mut [f32]) {
-    for ((dz, dh), y) in dz.iter_mut().zip(dh).zip(y) {
-        let slope = if relu { f32::from(u8::from(*y > 0.0)) } else { 1.0 - y * y };
-        *dz = dh * slope;
     }
 }
