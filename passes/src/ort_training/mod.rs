@@ -86,15 +86,17 @@ fn only_step(model: &Model) -> Result<&Program> {
         );
     };
     let mut problems = Vec::new();
-    for binding in &step.bindings {
-        problems.push(format!("the step writes \"{}\" ({})", binding.param, binding.output));
+    if let Some(first) = step.bindings.first() {
+        let count = step.bindings.len();
+        problems.push(format!("the step writes {count} values, such as \"{}\" (as [train-mode] does)", first.param));
     }
     for name in [training::LEARNING_RATE, training::PROGRESS, "step"] {
         if step.graph.find_input(name).is_some() {
             problems.push(format!("the step reads the input \"{name}\""));
         }
     }
-    let state = |name: &&str| model.params.get(*name).is_some_and(|p| p.role == Role::State);
+    let written = |name: &str| step.bindings.iter().any(|binding| binding.param == name);
+    let state = |name: &&str| model.params.get(*name).is_some_and(|p| p.role == Role::State) && !written(name);
     let read = step.graph.node_ids().filter_map(|id| step.graph.param_name(Value { node: id, slot: 0 }));
     problems.extend(read.filter(state).map(|name| format!("the step reads the state \"{name}\"")));
     let problems = problems
