@@ -4,16 +4,19 @@
 //! What goes in and out are host tensors. A body that cannot be planned is run by the reference evaluation, as a graph would be.
 
 use crate::params::Params;
-use crate::session::{Key, Session, SessionOptions};
-use sartor_ir::{Graph, NodeKind, Result, Tensor, Type, Value};
+use crate::session::{self, Session, SessionOptions};
+use sartor_ir::{Dim, Graph, NodeKind, Result, Tensor, Type, Value};
 use std::cell::RefCell;
 use std::collections::HashMap;
 
-/// The sessions of the bodies of a graph, by the body's address: the graph of a session stays where it is.
+/// The sessions of the bodies of a graph.
 #[derive(Default)]
 pub struct Bodies {
-    sessions: RefCell<HashMap<usize, Body>>,
+    sessions: RefCell<HashMap<Key, Body>>,
 }
+
+/// The body's address, since the graph of a session stays where it is, and the ranks of its inputs and captures.
+type Key = (usize, Vec<usize>);
 
 struct Body {
     session: Session,
@@ -43,9 +46,13 @@ impl Bodies {
         inputs: Vec<Tensor>,
         captures: &HashMap<Value, Tensor>,
     ) -> Result<Vec<Tensor>> {
-        let address = std::ptr::from_ref(body) as usize;
+        let mut captured: Vec<(Value, usize)> =
+            captures.iter().map(|(value, tensor)| (*value, tensor.rank())).collect();
+        captured.sort_unstable();
+        let ranks = inputs.iter().map(Tensor::rank).chain(captured.into_iter().map(|(_, rank)| rank)).collect();
+        let key = (std::ptr::from_ref(body) as usize, ranks);
         // Taken out while it runs, since a body may hold others.
-        let taken = self.sessions.borrow_mut().remove(&address);
+        let taken = self.sessions.borrow_mut().remove(&key);
         let mut own = match taken {
             Some(own) => own,
             None => Body::new(body, opset, threads, &inputs, captures),
@@ -58,15 +65,19 @@ impl Bodies {
                 feeds.insert(name.clone(), tensor.clone());
             }
         }
-        let found = own.session.outputs(params, &feeds, Key { seed, step }, MAX_PLANS);
-        self.sessions.borrow_mut().insert(address, own);
+        let found = own.session.outputs(params, &feeds, session::Key { seed, step }, MAX_PLANS);
+        self.sessions.borrow_mut().insert(key, own);
         found
     }
-    /// Adds what the bodies ran by the reference evaluation.
+    /// Adds what the bodies ran by the reference evaluation in their last runs, and which of them as a whole.
     pub fn add_reference(&self, counts: &mut std::collections::BTreeMap<String, usize>) {
         for body in self.sessions.borrow().values() {
-            for (name, count) in body.session.report().reference {
+            let report = body.session.report();
+            for (name, count) in report.reference {
                 *counts.entry(name).or_insert(0) += count;
+            }
+            if let Some(reason) = report.unplanned {
+                *counts.entry(format!("body, from where {reason}")).or_insert(0) += 1;
             }
         }
     }
@@ -78,7 +89,7 @@ impl Body {
         let mut graph = body.clone();
         let own: Vec<Value> = graph.inputs().collect();
         for (value, tensor) in own.iter().zip(inputs) {
-            graph.set_ty(*value, Some(Type::unranked(tensor.dtype())));
+            graph.set_ty(*value, Some(open(tensor)));
         }
         let inputs = own.into_iter().map(|value| graph.value_name(value).to_string()).collect();
         let mut captures: HashMap<usize, (String, Value)> = HashMap::new();
@@ -88,7 +99,7 @@ impl Body {
                 Some((_, value)) => *value,
                 None => {
                     let name = graph.fresh_name(&format!("capture/{index}"));
-                    let value = graph.add_input(&name, Type::unranked(tensor.dtype()));
+                    let value = graph.add_input(&name, open(tensor));
                     captures.insert(index, (name, value));
                     value
                 }
@@ -100,4 +111,9 @@ impl Body {
         let session = Session::of(graph, Vec::new(), opset, SessionOptions { threads });
         Body { session, inputs, captures }
     }
+}
+
+/// The type of a tensor, its axes of any length.
+fn open(tensor: &Tensor) -> Type {
+    Type::Tensor { dtype: tensor.dtype(), shape: Some(vec![Dim::Unknown; tensor.rank()]) }
 }
