@@ -193,8 +193,6 @@ fn apart(found: &Tensor, wanted: &Tensor) -> f64 {
     sartor_tests::distance(found, wanted) / epsilon
 }
 
-/// Every clean-up pass, alone and after every other, leaves what a model computes: the same bits where it only moves things, a few units in the
-/// last place where sums are taken in another order. Pairs whose first pass changes nothing are the second pass alone.
 /// A name that two operators of the inference graph have. ONNX Runtime takes no such file.
 fn repeated(model: &Model) -> Option<String> {
     let mut seen = HashSet::new();
@@ -202,6 +200,8 @@ fn repeated(model: &Model) -> Option<String> {
     names.filter(|name| !name.is_empty()).find(|name| !seen.insert(name.clone()))
 }
 
+/// Every clean-up pass, alone and after every other, leaves what a model computes: the same bits where it only moves things, a few units in the
+/// last place where sums are taken in another order. Pairs whose first pass changes nothing are the second pass alone.
 #[test]
 fn clean_up_passes_preserve_results() {
     let registry = Registry::builtin();

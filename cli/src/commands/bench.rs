@@ -1,6 +1,6 @@
 //! `bench`: how fast a model runs, beside ONNX Runtime or tract, and where the time goes.
 
-use super::run::session_options;
+use super::run::{note_unplanned, session_options};
 use crate::compare::{self, Arrays};
 use crate::failure::Running;
 use crate::peers::{Peer, Runtime};
@@ -176,11 +176,7 @@ fn inputs(args: &Args, model: &Model, graph: &Graph) -> Outcome<Arrays> {
 
 fn print(args: &Args, session: &Session, threads: usize, ours: &Times, others: &[Other]) {
     let report = session.report();
-    if let Some(reason) = &report.unplanned {
-        note!(
-            "note: the model, or the part of it from here on, was run by the reference evaluator, which is slow: {reason}"
-        );
-    } else if !report.reference.is_empty() {
+    if !note_unplanned(&report) && !report.reference.is_empty() {
         let names: Vec<String> = report.reference.iter().map(|(name, count)| format!("{count} {name}")).collect();
         note!("note: operators without a kernel, run by the reference evaluator: {}", names.join(", "));
     }

@@ -2,7 +2,7 @@
 
 use crate::recipe::Recipe;
 use crate::{Failure, Outcome, files, note, say, training};
-use sartor_ir::{Error, onnx};
+use sartor_ir::Error;
 use sartor_passes::Registry;
 use sartor_passes::ort_training::Artifacts;
 use std::path::{Path, PathBuf};
@@ -80,7 +80,7 @@ fn write(artifacts: &Artifacts, folder: &Path) -> Outcome {
         ("optimizer_model.onnx", &artifacts.optimizer),
     ];
     for (name, model) in models {
-        onnx::save(model, &folder.join(name), &Default::default()).map_err(Failure::Run)?;
+        files::save(model, &folder.join(name), false)?;
     }
     files::write_whole(&folder.join("checkpoint"), &artifacts.checkpoint).map_err(Failure::Run)
 }

@@ -5,7 +5,7 @@ use crate::{Outcome, files, note};
 use sartor_ir::{Error, Tensor, onnx};
 use sartor_passes::Registry;
 use sartor_runtime::data::npz;
-use sartor_runtime::{Key, Params, Session, SessionOptions};
+use sartor_runtime::{Key, Params, Report, Session, SessionOptions};
 use std::path::PathBuf;
 
 /// Runs a model on the arrays of an .npz file
@@ -34,6 +34,16 @@ pub fn session_options(threads: Option<u16>) -> SessionOptions {
     threads.map_or_else(SessionOptions::default, |n| SessionOptions { threads: usize::from(n) })
 }
 
+/// Says what was run by the reference evaluator instead of a plan, and why; whether there was any.
+pub fn note_unplanned(report: &Report) -> bool {
+    if let Some(reason) = &report.unplanned {
+        note!(
+            "note: the model, or the part of it from here on, was run by the reference evaluator, which is slow: {reason}"
+        );
+    }
+    report.unplanned.is_some()
+}
+
 /// Runs it.
 pub fn run(args: Args, registry: &Registry) -> Outcome {
     let mut model = onnx::load(&args.model)?;
@@ -42,11 +52,7 @@ pub fn run(args: Args, registry: &Registry) -> Outcome {
     files::prepare_inference(&mut model, registry).map_err(at_file)?;
     let mut session = Session::new(&model, session_options(args.threads))?;
     let outputs = session.run(&mut Params::of(&model), &inputs, Key::default()).running()?;
-    if let Some(reason) = session.report().unplanned {
-        note!(
-            "note: the model, or the part of it from here on, was run by the reference evaluator, which is slow: {reason}"
-        );
-    }
+    note_unplanned(&session.report());
     let mut arrays: Vec<(&str, &Tensor)> = Vec::new();
     for output in &model.graph.outputs {
         match outputs.get(&output.name) {

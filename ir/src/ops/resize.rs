@@ -429,8 +429,7 @@ fn decompose_grad(emit: &mut Emit, id: NodeId) -> Result<Vec<Value>> {
 
 /// One entry of a vector, as a vector.
 fn part(emit: &mut Emit, vector: Value, index: usize) -> Result<Value> {
-    let (start, end) = (emit.ints(&[index as i64]), emit.ints(&[index as i64 + 1]));
-    emit.op("Slice", &[vector, start, end], Attributes::new())
+    super::written_out::part(emit, vector, index as i64, index as i64 + 1)
 }
 
 /// A vector of one number between others.

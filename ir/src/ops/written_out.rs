@@ -105,7 +105,7 @@ pub fn gather_grad(emit: &mut Emit, id: NodeId) -> Result<Vec<Value>> {
 }
 
 /// Some entries of a vector.
-fn part(emit: &mut Emit, vector: Value, start: i64, end: i64) -> Result<Value> {
+pub(super) fn part(emit: &mut Emit, vector: Value, start: i64, end: i64) -> Result<Value> {
     let (start, end) = (emit.ints(&[start]), emit.ints(&[end]));
     emit.op("Slice", &[vector, start, end], Attributes::new())
 }

@@ -51,7 +51,8 @@ unsafe fn reset_inner<const FMA: bool>(z: &[f32], a: &mut [f32], h: &[f32], show
 }
 
 multiversion!(
-    /// `a` holds the weighted state; unless it is weighted before it is reset, its first two parts are the gates already.
+    /// `a` holds the weighted state; unless it is weighted before it is reset, its first two parts are the gates already. The hidden gate takes the
+    /// place of the third.
     pub(super) fn gru(z: &[f32], a: &mut [f32], bias: (&[f32], bool), h: &mut [f32], kept: Option<&mut [f32]>) = gru_inner
 );
 
@@ -61,30 +62,28 @@ unsafe fn gru_inner<const FMA: bool>(
     a: &mut [f32],
     (bias, before_reset): (&[f32], bool),
     h: &mut [f32],
-    kept: Option<&mut [f32]>,
+    mut kept: Option<&mut [f32]>,
 ) {
     let n = h.len();
     if before_reset {
         a[..2 * n].iter_mut().zip(&z[..2 * n]).for_each(|(a, z)| *a = sigmoid::<FMA>(*z + *a));
         a[2 * n..].iter_mut().zip(bias).for_each(|(a, b)| *a += b);
     }
-    let (gates, q) = a.split_at(2 * n);
+    if let Some(kept) = &mut kept {
+        kept[..2 * n].copy_from_slice(&a[..2 * n]);
+        kept[3 * n..].copy_from_slice(&a[2 * n..]);
+    }
+    let (gates, fresh) = a.split_at_mut(2 * n);
     let (update, reset) = gates.split_at(n);
-    let mut ignored = [];
-    let fresh: &mut [f32] = match kept {
-        Some(kept) => {
-            kept[..2 * n].copy_from_slice(gates);
-            kept[3 * n..].copy_from_slice(q);
-            &mut kept[2 * n..3 * n]
-        }
-        None => &mut ignored,
-    };
+    let hidden = &z[2 * n..];
     for j in 0..n {
-        let new = tanh::<FMA>(z[2 * n + j] + if before_reset { reset[j] * q[j] } else { q[j] });
-        h[j] = (1.0 - update[j]) * new + update[j] * h[j];
-        if let Some(place) = fresh.get_mut(j) {
-            *place = new;
-        }
+        fresh[j] = tanh::<FMA>(hidden[j] + if before_reset { reset[j] * fresh[j] } else { fresh[j] });
+    }
+    for j in 0..n {
+        h[j] = (1.0 - update[j]) * fresh[j] + update[j] * h[j];
+    }
+    if let Some(kept) = kept {
+        kept[2 * n..3 * n].copy_from_slice(fresh);
     }
 }
 

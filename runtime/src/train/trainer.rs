@@ -274,7 +274,9 @@ impl<'a> Trainer<'a> {
         let taken = guard::run(session, &mut self.params, &inputs, key, &self.trained).context(place)?;
         let time = start.elapsed();
         if let (true, Some(reason)) = (fresh, session.report().unplanned) {
-            let text = format!("steps are run by the reference evaluator, which is slow: {reason}");
+            let text = format!(
+                "steps, or the part of them from here on, are run by the reference evaluator, which is slow: {reason}"
+            );
             self.observer.event(&Event::Notice(&text));
         }
         self.window.add(batch.samples, time);

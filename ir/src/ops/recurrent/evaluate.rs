@@ -1,10 +1,11 @@
 //! The reference evaluation of recurrent layers: step by step and entry by entry in `f64`, rounded once at the end.
 
+use super::recurrence::{Sizes, lengths, sized, times};
 use super::{Cell, Config, activation::Activation, config};
+use crate::Tensor;
 use crate::error::{Error, Result};
 use crate::ops::real::{optional, reals, required, rounded};
 use crate::ops::{EvalCx, index};
-use crate::{Tensor, ensure};
 
 /// The weights of one direction.
 pub struct Direction<'a> {
@@ -55,27 +56,25 @@ fn product(weights: &[f64], x: &[f64], bias: &[f64], rows: usize) -> Vec<f64> {
 }
 
 /// The lengths of everything.
-struct Sizes {
-    steps: usize,
-    batch: usize,
+struct Layer {
+    sizes: Sizes,
     features: usize,
-    hidden: usize,
 }
 
 pub(super) fn evaluate(cell: &Cell, cx: &EvalCx, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>> {
     let config = config(cell, cx.op)?;
     let (x, r) = (required(inputs, 0)?, required(inputs, 2)?);
-    let sizes = sizes(&config, x, r)?;
-    let Sizes { steps, batch, features, hidden } = sizes;
+    let layer = sizes(&config, x, r)?;
+    let Layer { sizes: Sizes { steps, batch, hidden }, features } = layer;
     let (directions, rows) = (config.backwards.len(), cell.gates * hidden);
     let state_shape = if config.batch_first { [batch, directions, hidden] } else { [directions, batch, hidden] };
     let w = checked(Some(required(inputs, 1)?), 1, &[directions, rows, features])?;
     let r = checked(Some(r), 2, &[directions, rows, hidden])?;
     let b = checked(optional(inputs, 3), 3, &[directions, 2 * rows])?;
-    let lens = lengths(optional(inputs, 4), &sizes)?;
-    let mut h = states(checked(optional(inputs, 5), 5, &state_shape)?, &config, &sizes)?;
+    let lens = lengths(optional(inputs, 4), layer.sizes)?;
+    let mut h = states(checked(optional(inputs, 5), 5, &state_shape)?, &config, layer.sizes)?;
     let second = if cell.has_cell { optional(inputs, 6) } else { None };
-    let mut c = states(checked(second, 6, &state_shape)?, &config, &sizes)?;
+    let mut c = states(checked(second, 6, &state_shape)?, &config, layer.sizes)?;
     let p = checked(optional(inputs, 7).filter(|_| cell.has_cell), 7, &[directions, 3 * hidden])?;
     let (dtype, x) = (x.dtype(), reals(x)?);
 
@@ -102,8 +101,7 @@ pub(super) fn evaluate(cell: &Cell, cx: &EvalCx, inputs: &[Option<&Tensor>]) -> 
         };
         for (e, &len) in lens.iter().enumerate() {
             let own = (d * batch + e) * hidden..(d * batch + e + 1) * hidden;
-            for step in 0..len {
-                let t = if backwards { len - 1 - step } else { step };
+            for t in times(len, backwards) {
                 let place = if config.batch_first { e * steps + t } else { t * batch + e };
                 let features = &x[place * features..(place + 1) * features];
                 let weighted = product(direction.input, features, direction.input_bias, rows);
@@ -124,32 +122,22 @@ pub(super) fn evaluate(cell: &Cell, cx: &EvalCx, inputs: &[Option<&Tensor>]) -> 
     Ok(outputs)
 }
 
-fn sizes(config: &Config, x: &Tensor, r: &Tensor) -> Result<Sizes> {
+fn sizes(config: &Config, x: &Tensor, r: &Tensor) -> Result<Layer> {
     let (&[a, b, features], &[_, _, found]) = (x.shape(), r.shape()) else {
         return Err(Error::msg(format!("X and R have shapes {:?} and {:?}, expected rank 3", x.shape(), r.shape())));
     };
     let hidden = config.hidden.unwrap_or(found);
     let (steps, batch) = if config.batch_first { (b, a) } else { (a, b) };
-    Ok(Sizes { steps, batch, features, hidden })
+    Ok(Layer { sizes: Sizes { steps, batch, hidden }, features })
 }
 
 /// The numbers of an input of this shape; none if it is left out.
 fn checked(tensor: Option<&Tensor>, slot: usize, shape: &[usize]) -> Result<Vec<f64>> {
-    let Some(tensor) = tensor else { return Ok(Vec::new()) };
-    ensure!(tensor.shape() == shape, "input {slot} has shape {:?}, expected {shape:?}", tensor.shape());
-    reals(tensor)
-}
-
-fn lengths(tensor: Option<&Tensor>, sizes: &Sizes) -> Result<Vec<usize>> {
-    let Some(tensor) = tensor else { return Ok(vec![sizes.steps; sizes.batch]) };
-    let lens = index::sizes(&tensor.to_i64s()?)?;
-    ensure!(lens.len() == sizes.batch, "{} sequence lengths for a batch of {}", lens.len(), sizes.batch);
-    ensure!(lens.iter().all(|len| *len <= sizes.steps), "sequence lengths {lens:?} beyond {} steps", sizes.steps);
-    Ok(lens)
+    Ok(sized(tensor, &format!("input {slot}"), shape)?.unwrap_or_default())
 }
 
 /// Initial states as `[D, B, H]`, zeros if none are given.
-fn states(given: Vec<f64>, config: &Config, sizes: &Sizes) -> Result<Vec<f64>> {
+fn states(given: Vec<f64>, config: &Config, sizes: Sizes) -> Result<Vec<f64>> {
     let (directions, batch, hidden) = (config.backwards.len(), sizes.batch, sizes.hidden);
     if !given.is_empty() {
         return Ok(if config.batch_first { swapped(&given, batch, directions, hidden) } else { given });

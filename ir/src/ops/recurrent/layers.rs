@@ -1,6 +1,7 @@
 //! Recurrent layers as a product and a [`Recurrence`](super::recurrence): the input of all steps is weighted at once, for all directions. Whatever the
 //! number of steps, and without it. Cells with peepholes, clipped or coupled gates or activations of their own are [unrolled](super::unroll).
 
+use super::unroll::split;
 use super::{Cell, Config, activation::Activation, config};
 use crate::error::Result;
 use crate::graph::{NodeId, Operator, Value};
@@ -46,7 +47,7 @@ fn layer(cell: &Cell, config: &Config, activation: &str, e: &mut Emit, id: NodeI
     let mut state_bias = None;
     if let Some(bias) = input(e, 3) {
         let lengths = if before_reset { vec![rows, rows - hidden, hidden] } else { vec![rows, rows] };
-        let parts = split(e, bias, &lengths)?;
+        let parts = split(e, bias, 1, &lengths)?;
         let mut other = parts[1];
         if before_reset {
             // The bias of the state's part of the hidden gate is reset with it.
@@ -87,11 +88,4 @@ fn layer(cell: &Cell, config: &Config, activation: &str, e: &mut Emit, id: NodeI
         outputs.push(e.transpose(state, &[1, 0, 2])?);
     }
     Ok(outputs)
-}
-
-/// Parts of these lengths along axis 1.
-fn split(e: &mut Emit, value: Value, lengths: &[i64]) -> Result<Vec<Value>> {
-    let sizes = e.ints(lengths);
-    let op = Operator::onnx("Split", Attributes::new().with("axis", 1i64));
-    e.node(op, &[Some(value), Some(sizes)], lengths.len())
 }

@@ -23,7 +23,7 @@ use crate::graph::{Operator, Value};
 use crate::ops::activation::sigmoid;
 use crate::ops::emit::Length;
 use crate::ops::real::{optional, reals, required, rounded};
-use crate::ops::{Emit, EvalCx, GradCx, Gradient, InferCx, OpDef, Sample};
+use crate::ops::{Emit, EvalCx, GradCx, Gradient, InferCx, OpDef, Sample, index};
 use crate::rng::Draw;
 use crate::{Attributes, DType, Dim, SARTOR_DOMAIN, Tensor, bail, ensure};
 
@@ -126,11 +126,10 @@ pub fn times(length: usize, backwards: bool) -> impl DoubleEndedIterator<Item = 
 /// How long the sequence of each entry is.
 pub fn lengths(lens: Option<&Tensor>, sizes: Sizes) -> Result<Vec<usize>> {
     let Some(lens) = lens else { return Ok(vec![sizes.steps; sizes.batch]) };
-    let lens = lens.to_i64s()?;
-    ensure!(lens.len() == sizes.batch, "{} lengths for {} sequences", lens.len(), sizes.batch);
-    let length = |n: i64| usize::try_from(n).ok().filter(|n| *n <= sizes.steps);
-    let found: Option<Vec<usize>> = lens.iter().map(|&n| length(n)).collect();
-    found.map_or_else(|| bail!("sequences of {lens:?} steps, there are {}", sizes.steps), Ok)
+    let lens = index::sizes(&lens.to_i64s()?)?;
+    ensure!(lens.len() == sizes.batch, "{} sequence lengths for a batch of {}", lens.len(), sizes.batch);
+    ensure!(lens.iter().all(|len| *len <= sizes.steps), "sequence lengths {lens:?} beyond {} steps", sizes.steps);
+    Ok(lens)
 }
 
 fn known(shape: &[Dim], axis: usize) -> Dim {
@@ -180,9 +179,10 @@ fn spread(r: &[f64], first: usize, g: &[f64], dh: &mut [f64]) {
     }
 }
 
-fn sized(tensor: Option<&Tensor>, what: &str, shape: &[usize]) -> Result<Option<Vec<f64>>> {
+/// The numbers of an input of this shape, if it is there.
+pub(super) fn sized(tensor: Option<&Tensor>, what: &str, shape: &[usize]) -> Result<Option<Vec<f64>>> {
     let Some(tensor) = tensor else { return Ok(None) };
-    ensure!(tensor.shape() == shape, "{what} has the shape {:?}, expected {shape:?}", tensor.shape());
+    ensure!(tensor.shape() == shape, "{what} has shape {:?}, expected {shape:?}", tensor.shape());
     Ok(Some(reals(tensor)?))
 }
 

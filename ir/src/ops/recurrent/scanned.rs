@@ -4,9 +4,11 @@
 //! afterwards. The gradient scans from the other end. Behind the end of its sequence a `Where` keeps an entry's states and puts zeros into what is stacked.
 
 use super::recurrence::{Kind, Rule};
+use super::unroll::split;
 use crate::error::Result;
 use crate::graph::{Graph, GraphOutput, NodeId, Operator, Value};
 use crate::ops::Emit;
+use crate::ops::body::stack;
 use crate::ops::emit::Length;
 use crate::types::Type;
 use crate::{Attribute, Attributes, Dim, Tensor, bail};
@@ -173,9 +175,7 @@ impl Scan<'_> {
 
 /// Equal parts of the last axis.
 fn parts(e: &mut Emit, x: Value, width: i64, count: usize) -> Result<Vec<Value>> {
-    let lengths = e.ints(&vec![width; count]);
-    let op = Operator::onnx("Split", Attributes::new().with("axis", -1i64));
-    e.node(op, &[Some(x), Some(lengths)], count)
+    split(e, x, -1, &vec![width; count])
 }
 
 fn joined(e: &mut Emit, list: &[Value], axis: i64) -> Result<Value> {
@@ -183,15 +183,6 @@ fn joined(e: &mut Emit, list: &[Value], axis: i64) -> Result<Value> {
         [one] => Ok(*one),
         _ => e.op("Concat", list, Attributes::new().with("axis", axis)),
     }
-}
-
-/// Values of all directions next to each other along a new axis.
-fn stacked(e: &mut Emit, list: &[Value], axis: usize) -> Result<Value> {
-    let mut rows = Vec::new();
-    for &value in list {
-        rows.push(e.unsqueeze(value, &[axis])?);
-    }
-    joined(e, &rows, axis as i64)
 }
 
 // ---- forwards -----------------------------------------------------------------------------------------------------------
@@ -222,8 +213,8 @@ pub(super) fn forward(e: &mut Emit, id: NodeId) -> Result<Vec<Value>> {
             kept.push(layer.turned(e, d, own)?);
         }
     }
-    let mut outputs = vec![stacked(e, &y, 1)?, stacked(e, &h, 0)?, stacked(e, &c, 0)?];
-    outputs.push(if kept.is_empty() { outputs[0] } else { stacked(e, &kept, 1)? });
+    let mut outputs = vec![stack(e, &y, 1, false)?, stack(e, &h, 0, false)?, stack(e, &c, 0, false)?];
+    outputs.push(if kept.is_empty() { outputs[0] } else { stack(e, &kept, 1, false)? });
     Ok(outputs)
 }
 
@@ -333,10 +324,10 @@ pub(super) fn backward(e: &mut Emit, id: NodeId) -> Result<Vec<Value>> {
     }
     Ok(vec![
         joined(e, &dz, -1)?,
-        stacked(e, &first_h, 0)?,
-        stacked(e, &first_c, 0)?,
-        stacked(e, &before, 1)?,
-        stacked(e, &mixed, 1)?,
+        stack(e, &first_h, 0, false)?,
+        stack(e, &first_c, 0, false)?,
+        stack(e, &before, 1, false)?,
+        stack(e, &mixed, 1, false)?,
     ])
 }
 

@@ -58,7 +58,7 @@ impl Weights {
 }
 
 /// Parts of these lengths along an axis.
-fn split(e: &mut Emit, value: Value, axis: i64, sizes: &[i64]) -> Result<Vec<Value>> {
+pub(super) fn split(e: &mut Emit, value: Value, axis: i64, sizes: &[i64]) -> Result<Vec<Value>> {
     if sizes.len() == 1 {
         return Ok(vec![value]);
     }
