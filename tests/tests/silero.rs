@@ -107,3 +107,14 @@ fn a_bound_switch_leaves_a_model_that_trains() {
         assert!(losses[19] < losses[0], "{name}: {losses:?}");
     }
 }
+
+/// The file without a switch, over sequences of open length, takes adapters and trains as it is.
+#[test]
+fn an_open_sequence_trains() {
+    let path = asset("silero/silero_vad_16k_sequence.onnx");
+    let inputs = fitting(&path, &inputs()[0]).unwrap();
+    let wanted = onnx_runtime(&path, &inputs)["speech_probs"].clone();
+    let mut model = prepared(&path, "").unwrap();
+    let losses = adapter_losses(&mut model, &inputs, "speech_probs", &wanted).unwrap();
+    assert!(losses[19] < losses[0], "{losses:?}");
+}
