@@ -500,24 +500,29 @@ fn gradients_through_gates_are_those_of_finite_differences() {
     }
 }
 
-/// With `easy = 1` the loss is what it is without, and only examples with a loss below the mean press their gates: the gradient of the weights points along
-/// the features of the easy example.
+/// With `spread` the example with the smaller loss has the lower target: the loss grows by the mean square of what each costs above its own, and
+/// the gradient of the weights is made of the examples' features in that proportion.
 #[test]
-fn easy_examples_are_pressed() {
-    let steps = ["lambda = 0", "lambda = 30\neasy = 0.0", "lambda = 30\neasy = 1.0"].map(|options| {
-        let mut net = Net::new(9);
-        let x = net.input(&[3, 4, 4]);
-        let h = net.conv(x, &[4, 3, 3, 3], 1, 1);
-        let h = net.op("Relu", &[h]);
-        let h = net.conv(h, &[3, 4, 3, 3], 1, 1);
-        let y = net.op("Add", &[x, h]);
-        let y = net.op("GlobalAveragePool", &[y]);
-        let y = net.op("Flatten", &[y]);
-        let mut model = net.finish(y);
-        let gate = format!("[[pass]]\nname = \"gate\"\nchannels = false\nnormalise = true\ntarget = 0.3\n{options}\n");
-        run_passes(&mut model, &format!("[[pass]]\nname = \"loss\"\n{gate}[[pass]]\nname = \"autodiff\"\n")).unwrap();
-        Model { graph: model.programs["step"].graph.clone(), programs: Default::default(), ..model }
-    });
+fn easy_examples_have_lower_targets() {
+    const SPREAD: f64 = 0.8;
+    let steps = ["lambda = 0".to_string(), "lambda = 30".to_string(), format!("lambda = 30\nspread = {SPREAD}")].map(
+        |options| {
+            let mut net = Net::new(9);
+            let x = net.input(&[3, 4, 4]);
+            let h = net.conv(x, &[4, 3, 3, 3], 1, 1);
+            let h = net.op("Relu", &[h]);
+            let h = net.conv(h, &[3, 4, 3, 3], 1, 1);
+            let y = net.op("Add", &[x, h]);
+            let y = net.op("GlobalAveragePool", &[y]);
+            let y = net.op("Flatten", &[y]);
+            let mut model = net.finish(y);
+            let gate =
+                format!("[[pass]]\nname = \"gate\"\nchannels = false\nnormalise = true\ntarget = 0.3\n{options}\n");
+            run_passes(&mut model, &format!("[[pass]]\nname = \"loss\"\n{gate}[[pass]]\nname = \"autodiff\"\n"))
+                .unwrap();
+            Model { graph: model.programs["step"].graph.clone(), programs: Default::default(), ..model }
+        },
+    );
     let mut draw = Draw::new(9, "examples");
     let x = draw.tensor(&[2, 3, 4, 4], -1.0, 1.0).cast(DType::F32).unwrap();
     let numbers = x.to_f64s().unwrap();
@@ -541,10 +546,9 @@ fn easy_examples_are_pressed() {
                 assert!(distance(&planned[&step.graph.outputs[place].name], &outputs[place]) < 1e-5);
                 outputs[place].to_f64s().unwrap()
             };
-            (named("loss"), named("task_loss"), named("weight"))
+            (named("loss")[0], named("task_loss")[0], named("flops")[0], named("weight"))
         });
-        let [(plain, ..), (even, task, both), (easy, _, one)] = &outputs;
-        assert!((even[0] - easy[0]).abs() < 1e-5 && even[0] > plain[0], "{even:?} {easy:?}");
+        let [(plain, _, cost, still), (_, task, _, both), (easy, .., one)] = &outputs;
         // Which of the two has the smaller loss: by the losses with one label exchanged for the other's example.
         let alone = |n: usize| {
             let mut first = inputs.clone();
@@ -553,14 +557,19 @@ fn easy_examples_are_pressed() {
             let place = steps[0].graph.outputs.iter().position(|o| o.name == "task_loss").unwrap();
             eval::run(&steps[0], &first).unwrap()[place].to_f64s().unwrap()[0]
         };
-        let winner = usize::from(alone(1) < alone(0));
-        assert!((alone(0) + alone(1) - 2.0 * task[0]).abs() < 1e-5);
-        let pressure = |of: &[f64]| -> Vec<f64> { of.iter().zip(&outputs[0].2).map(|(a, b)| a - b).collect() };
+        assert!((alone(0) + alone(1) - 2.0 * task).abs() < 1e-5);
+        // Of two examples, one is easier than half of the batch, the other harder than half.
+        let below = if alone(0) < alone(1) { [-0.5, 0.5] } else { [0.5, -0.5] };
+        let excess = below.map(|difficulty| cost - 0.3 * (1.0 + SPREAD * difficulty));
+        let penalty = 30.0 * excess.iter().map(|e| e * e).sum::<f64>() / 2.0;
+        near(easy - plain, penalty);
+        let pressure = |of: &[f64]| -> Vec<f64> { of.iter().zip(still).map(|(a, b)| a - b).collect() };
         let (both, one) = (pressure(both), pressure(one));
-        let (easy, mean) = (features(winner), [features(0), features(1)]);
-        let scale = both[0] / (mean[0][0] + mean[1][0]) * 2.0;
+        let means = [features(0), features(1)];
+        let scale = both[0] / ((cost - 0.3) * (means[0][0] + means[1][0]));
         for c in 0..3 {
-            assert!((one[c] - scale * easy[c]).abs() < 1e-3 * scale.abs(), "{labels:?}: {one:?}, features {easy:?}");
+            let wanted = scale * (excess[0] * means[0][c] + excess[1] * means[1][c]);
+            assert!((one[c] - wanted).abs() < 1e-3 * scale.abs(), "{labels:?}: {one:?}, {wanted} in place {c}");
         }
     }
 }

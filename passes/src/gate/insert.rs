@@ -185,7 +185,23 @@ impl Plan<'_> {
         Ok(())
     }
 
-    /// `loss + λ · max(0, mean cost − target)²`, with a target that falls over the run.
+    /// What a cost is to be: 1 as long as the share of the way that the target has gone is 0, in the end `target · (1 + spread · difficulty)`, never more than 1.
+    fn fallen(&self, emit: &mut Emit, share: Value, difficulty: Option<Value>) -> Result<Value> {
+        let (target, spread) = (self.options.target, self.options.spread);
+        let way = match difficulty {
+            None => emit.mul_scalar(share, target - 1.0)?,
+            Some(difficulty) => {
+                let more = emit.mul_scalar(difficulty, target * spread)?;
+                let way = emit.add_scalar(more, target - 1.0)?;
+                let most = emit.scalar(0.0, way)?;
+                let way = emit.op("Min", &[way, most], Attributes::new())?;
+                emit.mul(way, share)?
+            }
+        };
+        emit.add_scalar(way, 1.0)
+    }
+
+    /// `loss + λ · max(0, mean cost − target)²`, with a target that falls over the run; with `spread`, `loss + λ · mean of (cost − its target)²`.
     fn penalise(&self, emit: &mut Emit, cost: Value) -> Result<()> {
         let Some(loss) = emit.graph.find_output("loss") else { bail!("it has no output \"loss\"") };
         let mean = emit.reduce_mean(cost, &[0], false)?;
@@ -200,22 +216,21 @@ impl Plan<'_> {
         let share = emit.mul_scalar(since, 1.0 / self.options.anneal.max(1e-6))?;
         let (low, high) = (emit.scalar(0.0, share)?, emit.scalar(1.0, share)?);
         let share = emit.op("Clip", &[share, low, high], Attributes::new())?;
-        let fallen = emit.mul_scalar(share, self.options.target - 1.0)?;
-        let target = emit.add_scalar(fallen, 1.0)?;
-        let excess = emit.sub(mean, target)?;
-        let excess = emit.unary("Relu", excess)?;
-        let square = match self.options.easy {
-            0.0 => emit.mul(excess, excess)?,
-            easy => {
-                // Of the square's value and gradient, but for who is pressed how much.
-                let pressed = pressed(emit, loss, cost, easy)?;
-                let (level, still) = (detached(emit, excess)?, detached(emit, pressed)?);
-                let moved = emit.sub(pressed, still)?;
-                let twice = emit.mul_scalar(moved, 2.0)?;
-                let sum = emit.add(level, twice)?;
-                emit.mul(level, sum)?
+        let excess = match self.options.spread {
+            0.0 => {
+                let target = self.fallen(emit, share, None)?;
+                let excess = emit.sub(mean, target)?;
+                emit.unary("Relu", excess)?
+            }
+            spread => {
+                let difficulty = difficulty(emit, loss, spread)?;
+                let difficulty = emit.cast(difficulty, dtype)?;
+                let target = self.fallen(emit, share, Some(difficulty))?;
+                emit.sub(cost, target)?
             }
         };
+        let square = emit.mul(excess, excess)?;
+        let square = if self.options.spread == 0.0 { square } else { emit.reduce_mean(square, &[0], false)? };
         let penalty = emit.mul_scalar(square, self.options.lambda)?;
         let penalty = emit.cast(penalty, emit.dtype(loss)?)?;
         let total = emit.add(loss, penalty)?;
@@ -235,12 +250,9 @@ fn normalised(emit: &mut Emit, features: Value) -> Result<Value> {
     emit.op("LayerNormalization", &[features, ones], Attributes::new().with("axis", -1i64).with("epsilon", 1e-5f32))
 }
 
-fn detached(emit: &mut Emit, value: Value) -> Result<Value> {
-    emit.sartor("Detach", &[value], Attributes::new())
-}
-
-/// The mean of costs `[N]` in which examples whose loss is below the mean weigh `1 + easy` and the others `1 − easy`, divided by the mean weight.
-fn pressed(emit: &mut Emit, loss: Value, cost: Value, easy: f64) -> Result<Value> {
+/// How difficult each example of a batch is, by the rank of its task loss: from −1 (the easiest) to 1, `[N]`. An error names the option
+/// `spread` where the loss is no cross-entropy of single examples.
+fn difficulty(emit: &mut Emit, loss: Value, spread: f64) -> Result<Value> {
     let node = loss.node;
     let (scores, labels) = (emit.graph.input(node, 0), emit.graph.input(node, 1));
     let by_example = scores.and_then(|v| emit.graph.ty(v)).and_then(Type::rank) == Some(2);
@@ -248,23 +260,21 @@ fn pressed(emit: &mut Emit, loss: Value, cost: Value, easy: f64) -> Result<Value
         (emit.graph.node(node).is("SoftmaxCrossEntropyLoss"), by_example, scores, labels)
     else {
         bail!(
-            "easy = {easy} tells examples apart by their cross-entropy, and the loss is no cross-entropy of scores [N, C]"
+            "spread = {spread} tells examples apart by their cross-entropy, and the loss is no cross-entropy of scores [N, C]"
         );
     };
     let mut attrs = emit.graph.node(node).op().map(|op| op.attrs.clone()).unwrap_or_default();
     attrs.set("reduction", "none");
     let op = Operator::onnx("SoftmaxCrossEntropyLoss", attrs);
     let losses = emit.node(op, &[Some(scores), Some(labels)], 1)?[0];
-    let mean = emit.reduce_mean(losses, &[0], true)?;
-    let below = emit.op("Less", &[losses, mean], Attributes::new())?;
-    let below = emit.cast(below, emit.dtype(cost)?)?;
-    let twice = emit.mul_scalar(below, 2.0 * easy)?;
-    let weights = emit.add_scalar(twice, 1.0 - easy)?;
-    let weighted = emit.mul(cost, weights)?;
-    let (sum, total) = (emit.reduce_sum(weighted, &[0], false)?, emit.reduce_sum(weights, &[0], false)?);
-    let least = emit.scalar(1e-6, total)?;
-    let total = emit.op("Max", &[total, least], Attributes::new())?;
-    emit.div(sum, total)
+    let dtype = emit.dtype(losses)?;
+    let (row, column) = (emit.unsqueeze(losses, &[0])?, emit.unsqueeze(losses, &[1])?);
+    // The mean of the sign of `own − other` is the share of easier examples less that of harder ones; equals count for neither.
+    let apart = emit.sub(column, row)?;
+    let sign = emit.unary("Sign", apart)?;
+    let rank = emit.reduce_mean(sign, &[1], false)?;
+    let rank = emit.cast(rank, dtype)?;
+    emit.sartor("Detach", &[rank], Attributes::new())
 }
 
 /// The same block in another graph of the model; `None` if its addition is not there.

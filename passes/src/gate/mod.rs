@@ -18,9 +18,14 @@
 //!
 //! In training steps the gates are [`ai.sartor::Gate`](sartor_ir::ops::gate), whose gradient leaks, and the loss grows by
 //! `λ · max(0, F − target)²`, where F is the mean cost of the batch's examples as a share of the model's ([`cost`]), counted hard (a gate
-//! is open or shut) with a straight-through gradient. With `easy` above 0 the gradient of F tells examples apart: those whose task loss is below the batch's mean
-//! are pressed `1 + easy`, the others `1 − easy` (rescaled to the same sum), so that gates look for what makes an input easy; that needs a cross-entropy. The target falls linearly from 1 to `target` over the share `anneal` of the run, after the share
-//! `warmup`. The program `eval` gets the outputs `flops`, the cost of each example, and `gates`, all its gates, as [`GateOutputs`] adds them.
+//! is open or shut) with a straight-through gradient. The target falls linearly from 1 to `target` over the share `anneal` of the run, after the share
+//! `warmup`.
+//!
+//! With `spread` above 0 every example has a target of its own, and the term is `λ · mean of (Fᵢ − targetᵢ)²`: `target · (1 − spread)` for the one of a batch
+//! with the smallest task loss, `target · (1 + spread)` (but never more than 1) for the one with the largest, evenly by rank in between. Without, gates learn which channels the data set
+//! needs; with it they must tell easy inputs from hard ones. It needs a cross-entropy of single examples.
+//!
+//! The program `eval` gets the outputs `flops`, the cost of each example, and `gates`, all its gates, as [`GateOutputs`] adds them.
 //!
 //! Precondition: the internal opset, types inferred. For training: `loss` has run, `autodiff` has not. It does not decide how long
 //! is trained.
@@ -57,8 +62,8 @@ pub struct Gate {
     pub leak: f64,
     /// Whether what gates read is normalised for each example.
     pub normalise: bool,
-    /// How much more easy examples are pressed to be cheap than hard ones, from 0 to 1.
-    pub easy: f64,
+    /// How far the targets of single examples lie from `target`, as a share of it, from 0 to 1: easy ones below, hard ones above.
+    pub spread: f64,
     /// The share of the run before the target falls.
     pub warmup: f64,
     /// The share of the run in which it falls.
@@ -78,7 +83,7 @@ impl Default for Gate {
             lambda: 20.0,
             leak: 0.1,
             normalise: false,
-            easy: 0.0,
+            spread: 0.0,
             warmup: 0.0,
             anneal: 0.5,
             blocks: Vec::new(),
@@ -135,7 +140,7 @@ impl Gate {
         for (name, x) in [
             ("target", self.target),
             ("leak", self.leak),
-            ("easy", self.easy),
+            ("spread", self.spread),
             ("warmup", self.warmup),
             ("anneal", self.anneal),
         ] {
