@@ -2,7 +2,7 @@
 //! result written.
 //!
 //! ```text
-//! inline → upgrade → lift → infer → freeze → head → loss → cola → gate → train-mode → calibrate → autodiff → accumulate → clip →
+//! inline → upgrade → lift → infer → freeze → head → loss → gate → cola → train-mode → calibrate → autodiff → accumulate → clip →
 //! optimizer (or samuel around it) → average → train
 //!        → chain.onnx (with the adapters), merged.onnx (without), adapter/ (for PEFT)
 //! ```
@@ -23,7 +23,7 @@ use sartor_passes::optimizer::Optimizer;
 use sartor_passes::samuel::Samuel;
 use sartor_passes::{Driver, Pass, Registry, training};
 use sartor_runtime::data::{Augment, Schema};
-use sartor_runtime::train::{Summary, Task, TrainRun};
+use sartor_runtime::train::{Summary, Task, TrainRun, with_optional_label};
 use std::path::Path;
 
 /// Loads the recipe's model and makes its training programs. A file that has some already is taken as it is: then the
@@ -65,8 +65,8 @@ fn up_to_gradients(recipe: &Recipe) -> Vec<Box<dyn Pass>> {
         boxed(&tables.freeze),
         boxed(&tables.head),
         boxed(&Some(recipe.loss())),
-        boxed(&tables.cola.as_ref().map(|cola| cola.first.clone())),
         boxed(&tables.gate),
+        boxed(&tables.cola.as_ref().map(|cola| cola.first.clone())),
         boxed(&tables.train_mode),
         boxed(&(tables.train_mode.is_some() && tables.train.calibrate > 0).then(Calibrate::default)),
         boxed(&Some(Autodiff::default())),
@@ -129,7 +129,7 @@ pub fn schema_of(model: &Model, loss: &Loss) -> Result<Schema> {
     if loss.kind == LossKind::CrossEntropy {
         schema.classes = classes(&model.graph, loss);
     }
-    Ok(schema)
+    if loss.teacher { with_optional_label(schema, model, task_of(loss)) } else { Ok(schema) }
 }
 
 fn classes(graph: &Graph, loss: &Loss) -> Option<usize> {

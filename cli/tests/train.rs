@@ -296,6 +296,77 @@ fn gates_that_are_killed_and_resumed_end_with_the_same_bits() {
     killed_and_resumed(&folder, "G.toml", 6);
 }
 
+/// Gates and adapters in one recipe: the blocks are those of the model, not the adapters' branches, and what is merged computes what was trained.
+#[test]
+fn gates_and_adapters_compose() {
+    let folder = Folder::with_task();
+    with_gates(&folder, "target = 0.6\n[cola]\nrank = 2\nlinks = 2\ntargets = [\"*\"]\n");
+    let recipe = String::from_utf8(folder.read("G.toml")).unwrap().replace("[freeze]\ntrainable = [\"*\"]\n", "");
+    folder.write("G.toml", &recipe);
+    let printed = folder.ok(&["train", "--recipe", "G.toml"]);
+    assert!(printed.contains("adapters: 5 operators, 2 link(s)"), "{printed}");
+    folder.ok(&["verify", "out/chain.onnx", "out/merged.onnx", "--inputs", "test.npz", "--tolerance", "1e-5"]);
+    let (chain, merged) =
+        (onnx::load(&folder.path("out/chain.onnx")).unwrap(), onnx::load(&folder.path("out/merged.onnx")).unwrap());
+    for model in [&chain, &merged] {
+        let record = Record::load(model).unwrap().unwrap();
+        assert_eq!(record.blocks.iter().map(|b| (b.groups.len(), b.nodes.len())).collect::<Vec<_>>(), [(1, 3); 2]);
+    }
+    assert!(
+        merged.params["weight"].tensor != onnx::load(&folder.path("residual.onnx")).unwrap().params["weight"].tensor
+    );
+    folder.ok(&["transform", "out/merged.onnx", "-p", "harden", "-o", "skip.onnx"]);
+    folder.ok(&["verify", "out/merged.onnx", "skip.onnx", "--inputs", "test.npz"]);
+    let error = folder.fails(2, &["transform", "out/chain.onnx", "-p", "upgrade", "-p", "gate", "-o", "no.onnx"]);
+    assert!(error.contains("has gates already"), "{error}");
+    folder.ok(&["train", "--recipe", "R.toml", "--force"]);
+    let error = folder.fails(2, &["transform", "out/chain.onnx", "-p", "upgrade", "-p", "gate", "-o", "no.onnx"]);
+    assert!(error.contains("attach gates before adapters"), "{error}");
+}
+
+/// Without labels: gates are trained so that the model goes on to say what it said.
+#[test]
+fn gates_learn_from_the_model_itself() {
+    let folder = Folder::with_task();
+    with_gates(&folder, "");
+    folder.ok(&["train", "--recipe", "G.toml", "--set", "gate.target=1.0", "--set", "output=backbone"]);
+    let mut arrays = npz::read(&folder.path("train.npz")).unwrap();
+    arrays.shift_remove("label");
+    npz::write(&folder.path("bare.npz"), arrays.iter().map(|(name, t)| (name.as_str(), t))).unwrap();
+    // The backbone's gates are open: as constants they are gone, and its programs with them.
+    folder.ok(&["transform", "backbone/merged.onnx", "-p", "harden(kind=static)", "-o", "backbone.onnx"]);
+    with_gates(&folder, "target = 0.7\nspread = 0.5\n[loss]\nteacher = true\ntemperature = 2.0\n");
+    let recipe = String::from_utf8(folder.read("G.toml")).unwrap();
+    let recipe = recipe.replace("residual.onnx", "backbone.onnx").replace("\"train.npz\"", "\"bare.npz\"");
+    folder.write("G.toml", &recipe);
+    folder.ok(&["train", "--recipe", "G.toml"]);
+    let found = summary(&folder, "out");
+    let number = |key: &str| found[key].as_f64().unwrap();
+    // The test data has labels, so there is an accuracy, though no label was trained on.
+    assert!(number("test.accuracy") > 0.85 && number("test.flops") < 0.9 && number("test.loss") < 0.3, "{found}");
+    let first = lines_with(&folder, "task_loss").remove(0);
+    assert!(first["task_loss"].as_f64().unwrap().abs() < 1e-6, "at first nothing has changed: {first}");
+    // Without any labels there is the distance from the teacher.
+    folder.write("G.toml", &recipe.replace("\"test.npz\"", "\"bare.npz\""));
+    folder.ok(&["train", "--recipe", "G.toml", "--force"]);
+    let found = summary(&folder, "out");
+    assert!(found["test.loss"].is_number() && found["test.accuracy"].is_null(), "{found}");
+    // Labels that are named have to be there; so have those of a loss that needs them.
+    folder.write("G.toml", &recipe.replace("[data]", "[data]\nlabel = \"label\""));
+    assert!(folder.fails(2, &["train", "--recipe", "G.toml", "--force"]).contains("there is no array \"label\""));
+    folder.write("G.toml", &recipe.replace("teacher = true\ntemperature = 2.0\n", ""));
+    assert!(folder.fails(2, &["train", "--recipe", "G.toml", "--force"]).contains("there is no array \"label\""));
+    for (wrong, expected) in [
+        ("temperature = 2.0", "temperature softens what a teacher says"),
+        ("teacher = true\nlabel_smoothing = 0.1", "label_smoothing is for labels"),
+        ("teacher = true\nkind = \"causal-lm\"", "write kind = \"cross-entropy\" and class_axis = -1"),
+    ] {
+        folder.write("G.toml", &recipe.replace("teacher = true\ntemperature = 2.0", wrong));
+        let done = folder.run(&["train", "--recipe", "G.toml", "--force"]);
+        assert!(done.code != Some(0) && done.err.contains(expected), "{wrong}: {}", done.err);
+    }
+}
+
 #[test]
 fn wrong_gates_are_refused_with_a_sentence() {
     let folder = Folder::with_task();

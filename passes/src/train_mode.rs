@@ -10,9 +10,9 @@
 //! *Needs* training steps (`loss`), before `autodiff`. *Leaves* every BatchNormalization of a step whose statistics are parameters in training
 //! mode; the statistics become `State`. The inference graph stays in inference mode and reads the running statistics, as
 //! `model.train()` and `model.eval()` do it in PyTorch. A model whose exporter folded the normalisations into
-//! convolutions has none left: then nothing changes. Idempotent.
+//! convolutions has none left: then nothing changes. What a teacher ([`loss`](crate::loss)) computes stays in inference mode. Idempotent.
 
-use crate::training::{bind, for_each_step};
+use crate::training::{TEACHER, bind, for_each_step};
 use crate::{Changed, Pass};
 use sartor_ir::{Model, NodeId, OutputSlot, Program, Result, Role, Type, Value};
 use schemars::JsonSchema;
@@ -48,6 +48,9 @@ fn switch(program: &mut Program, rest: &mut Model, id: NodeId) -> Result<bool> {
     }
     let statistic = |slot: usize| graph.input(id, slot).and_then(|v| graph.param_name(v)).map(str::to_string);
     let (Some(mean), Some(var)) = (statistic(3), statistic(4)) else { return Ok(false) };
+    if mean.starts_with(TEACHER) {
+        return Ok(false);
+    }
     let Some(op) = program.graph.node_mut(id).op_mut() else { return Ok(false) };
     if op.attrs.flag("training_mode", false)? {
         return Ok(false);

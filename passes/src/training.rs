@@ -8,6 +8,8 @@ use std::collections::HashSet;
 
 /// What the name of a gradient's output begins with; the parameter's name follows.
 pub const GRAD: &str = "grad:";
+/// What the name of a parameter begins with that is kept as it was before training; the parameter's name follows.
+pub const TEACHER: &str = "teacher.";
 /// The input of a step that carries the learning rate.
 pub const LEARNING_RATE: &str = "learning_rate";
 /// The input of a step that carries the share of the run that is done, from 0 to 1.

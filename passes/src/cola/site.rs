@@ -58,12 +58,14 @@ pub struct Site {
     pub module: String,
 }
 
-/// The operators of a graph that the patterns name and that can take adapters. A pattern that matches no such operator is an error
+/// The operators of a graph that the patterns name and that can take adapters; those of gate networks are trained themselves. A pattern that matches no such operator is an error
 /// that lists near misses.
 pub fn find_sites(graph: &Graph, model: &Model, targets: &[String]) -> Result<Vec<Site>> {
+    let gates = crate::gate::Record::load(model)?.map_or_else(Vec::new, |record| record.blocks);
+    let is_gate = |param: &str| gates.iter().any(|block| block.weight == param);
     let mut candidates = Vec::new();
     for id in graph.topo_ops() {
-        if let Some(site) = site_at(graph, model, id)? {
+        if let Some(site) = site_at(graph, model, id)?.filter(|site| !is_gate(&site.param)) {
             candidates.push((site, candidate_names(graph, id)));
         }
     }

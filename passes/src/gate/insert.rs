@@ -144,7 +144,8 @@ impl Plan<'_> {
         if self.options.normalise {
             pooled = normalised(emit, pooled)?;
         }
-        let scores = emit.op("Gemm", &[pooled, weight, bias], Attributes::new())?;
+        let score = |emit: &mut Emit, features| emit.op("Gemm", &[features, weight, bias], Attributes::new());
+        let scores = score(emit, pooled)?;
         let sizes = record.sizes();
         let soft = match purpose {
             Use::Step => emit.sartor("Gate", &[scores], self.attributes(false))?,
@@ -156,6 +157,9 @@ impl Plan<'_> {
         let hard = match purpose {
             Use::Inference | Use::Evaluation => None,
             Use::Step => {
+                // What the blocks cost trains the gate networks, not the features that they read.
+                let still = emit.sartor("Detach", &[pooled], Attributes::new())?;
+                let scores = score(emit, still)?;
                 let open = emit.sartor("Gate", &[scores], self.attributes(true))?;
                 Some(measure::split(emit, open, &sizes)?)
             }
@@ -250,23 +254,14 @@ fn normalised(emit: &mut Emit, features: Value) -> Result<Value> {
     emit.op("LayerNormalization", &[features, ones], Attributes::new().with("axis", -1i64).with("epsilon", 1e-5f32))
 }
 
-/// How difficult each example of a batch is, by the rank of its task loss: from −1 (the easiest) to 1, `[N]`. An error names the option
-/// `spread` where the loss is no cross-entropy of single examples.
+/// How difficult each example of a batch is, by the rank of its task loss: from −1 (the easiest) to 1, `[N]`.
 fn difficulty(emit: &mut Emit, loss: Value, spread: f64) -> Result<Value> {
-    let node = loss.node;
-    let (scores, labels) = (emit.graph.input(node, 0), emit.graph.input(node, 1));
-    let by_example = scores.and_then(|v| emit.graph.ty(v)).and_then(Type::rank) == Some(2);
-    let (true, true, Some(scores), Some(labels)) =
-        (emit.graph.node(node).is("SoftmaxCrossEntropyLoss"), by_example, scores, labels)
-    else {
+    let Some(losses) = single_losses(emit, loss)? else {
         bail!(
-            "spread = {spread} tells examples apart by their cross-entropy, and the loss is no cross-entropy of scores [N, C]"
+            "spread = {spread} tells examples apart by their losses, and this loss is neither the cross-entropy of scores [N, C] nor the mean \
+             of one number per example"
         );
     };
-    let mut attrs = emit.graph.node(node).op().map(|op| op.attrs.clone()).unwrap_or_default();
-    attrs.set("reduction", "none");
-    let op = Operator::onnx("SoftmaxCrossEntropyLoss", attrs);
-    let losses = emit.node(op, &[Some(scores), Some(labels)], 1)?[0];
     let dtype = emit.dtype(losses)?;
     let (row, column) = (emit.unsqueeze(losses, &[0])?, emit.unsqueeze(losses, &[1])?);
     // The mean of the sign of `own − other` is the share of easier examples less that of harder ones; equals count for neither.
@@ -275,6 +270,24 @@ fn difficulty(emit: &mut Emit, loss: Value, spread: f64) -> Result<Value> {
     let rank = emit.reduce_mean(sign, &[1], false)?;
     let rank = emit.cast(rank, dtype)?;
     emit.sartor("Detach", &[rank], Attributes::new())
+}
+
+/// The losses `[N]` of single examples whose mean a loss is.
+fn single_losses(emit: &mut Emit, loss: Value) -> Result<Option<Value>> {
+    let node = emit.graph.node(loss.node);
+    let Some(op) = node.op().cloned() else { return Ok(None) };
+    let (first, second) = (emit.graph.input(loss.node, 0), emit.graph.input(loss.node, 1));
+    let rank = first.and_then(|v| emit.graph.ty(v)).and_then(Type::rank);
+    match (op.name.as_str(), rank) {
+        ("ReduceMean", Some(1)) => Ok(first),
+        ("SoftmaxCrossEntropyLoss", Some(2)) => {
+            let mut attrs = op.attrs;
+            attrs.set("reduction", "none");
+            let op = Operator::onnx("SoftmaxCrossEntropyLoss", attrs);
+            Ok(Some(emit.node(op, &[first, second], 1)?[0]))
+        }
+        _ => Ok(None),
+    }
 }
 
 /// The same block in another graph of the model; `None` if its addition is not there.

@@ -18,16 +18,16 @@
 //!
 //! In training steps the gates are [`ai.sartor::Gate`](sartor_ir::ops::gate), whose gradient leaks, and the loss grows by
 //! `λ · max(0, F − target)²`, where F is the mean cost of the batch's examples as a share of the model's ([`cost`]), counted hard (a gate
-//! is open or shut) with a straight-through gradient. The target falls linearly from 1 to `target` over the share `anneal` of the run, after the share
+//! is open or shut) with a straight-through gradient, which trains the gate networks and not the features that they read. The target falls linearly from 1 to `target` over the share `anneal` of the run, after the share
 //! `warmup`.
 //!
 //! With `spread` above 0 every example has a target of its own, and the term is `λ · mean of (Fᵢ − targetᵢ)²`: `target · (1 − spread)` for the one of a batch
 //! with the smallest task loss, `target · (1 + spread)` (but never more than 1) for the one with the largest, evenly by rank in between. Without, gates learn which channels the data set
-//! needs; with it they must tell easy inputs from hard ones. It needs a cross-entropy of single examples.
+//! needs; with it they must tell easy inputs from hard ones. It needs a loss that is the mean of one per example.
 //!
 //! The program `eval` gets the outputs `flops`, the cost of each example, and `gates`, all its gates, as [`GateOutputs`] adds them.
 //!
-//! Precondition: the internal opset, types inferred. For training: `loss` has run, `autodiff` has not. It does not decide how long
+//! Precondition: the internal opset, types inferred, no adapters (they may come after). For training: `loss` has run, `autodiff` has not. It does not decide how long
 //! is trained.
 
 pub mod blocks;
@@ -101,6 +101,10 @@ impl Pass for Gate {
         self.check()?;
         training::require_opset(model, "gate")?;
         ensure!(model.meta_value(KEY).is_none(), "the model has gates already");
+        ensure!(
+            crate::cola::Record::load(model)?.is_none(),
+            "the model has adapters, whose branches look like blocks: attach gates before adapters, or merge first"
+        );
         let opset = model.opset();
         crate::lift::lift(model)?;
         infer::infer_graph(&mut model.graph, opset)?;

@@ -67,8 +67,9 @@ impl Arrays {
             check_input(field, tensor)?;
             fields.push((field.name.clone(), tensor.clone()));
         }
-        if let Some(field) = &schema.label {
-            let name = config.label_name();
+        let name = config.label_name();
+        let lacking = schema.may_lack_labels && config.label.is_none() && !arrays.contains_key(name);
+        if let Some(field) = schema.label.as_ref().filter(|_| !lacking) {
             let tensor = find(name, "the label (data.label names it)")?;
             let place = |row: usize| format!("array \"{name}\", row {row}");
             let tensor = labels::from_tensor(schema, field, tensor, &place)?;

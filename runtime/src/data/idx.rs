@@ -52,6 +52,9 @@ fn read_labels(images: &Path, given: Option<&PathBuf>, schema: &Schema, count: u
     let beside =
         images.with_file_name(name.replace("images", "labels").replace("idx3", "idx1").replace("idx4", "idx1"));
     let path = given.cloned().unwrap_or(beside);
+    if schema.may_lack_labels && given.is_none() && !path.exists() {
+        return Ok(None);
+    }
     ensure!(
         path.exists() && path != images,
         "{}: its labels are missing: write [\"IMAGES\", \"LABELS\"], or name the files …images-idx3… and …labels-idx1…",

@@ -60,6 +60,8 @@ pub struct Schema {
     pub inputs: Vec<Field>,
     /// The label, if the graph has one.
     pub label: Option<Field>,
+    /// Whether data without labels will do: they are read where they are found under their usual name, or where the configuration says that they are.
+    pub may_lack_labels: bool,
     /// The number of classes: labels are 0..classes.
     pub classes: Option<usize>,
     /// A label that the loss leaves out.

@@ -72,6 +72,10 @@ impl Table {
     fn place(&self, line: usize) -> String {
         format!("{}, line {line}", self.file())
     }
+    /// Whether there is a column of this name.
+    pub fn has_column(&self, name: &str) -> bool {
+        self.columns.iter().any(|c| c == name)
+    }
     /// The place of a column. `role` says what it is for: `the text (data.text)`.
     pub fn column(&self, name: &str, role: &str) -> Result<usize> {
         match self.columns.iter().position(|c| c == name) {

@@ -110,6 +110,10 @@ impl<'a> Reading<'a> {
             wanted.push(table.column(column, "the text (data.text names it)")?);
         }
         let text_width = wanted.len();
+        let optional = self.schema.may_lack_labels && self.config.label.is_none() && self.labels.is_none();
+        if optional && self.label_column {
+            self.label_column = table.has_column(self.config.label_name());
+        }
         if self.label_column {
             wanted.push(table.column(self.config.label_name(), "the label (data.label names it)")?);
         }
@@ -180,7 +184,7 @@ impl<'a> Reading<'a> {
             columns.push((field.name, Tensor::from_vec(shape, values).cast(field.dtype)?));
         }
         columns.extend(self.labels.map(|t| (LABEL.to_string(), t)));
-        let token_field = self.schema.label.clone().filter(|_| !self.label_column);
+        let token_field = self.schema.label.clone().filter(|_| !self.label_column && !self.schema.may_lack_labels);
         let token_labels = token_field.map(|field| (field, self.schema.ignore_index.unwrap_or(IGNORED)));
         let text_fields = || {
             let is_text = |f: &&Field| tokens::TEXT_INPUTS.contains(&f.name.as_str());

@@ -59,9 +59,8 @@ impl Evaluator {
         for item in Loader::new(dataset.clone(), options)?.stream(Cursor::default(), 1) {
             let (_, batch) = item?;
             let label = match batch.tensors.get(LABEL) {
-                Some(label) => label.clone(),
-                None if run.task == Task::LanguageModel => own_tokens(&batch.tensors, run.ignore_index)?,
-                None => return Err(Error::msg("the data has no labels to evaluate with")),
+                None if run.task == Task::LanguageModel => Some(own_tokens(&batch.tensors, run.ignore_index)?),
+                label => label.cloned(),
             };
             let wanted = |name: &String| batch.tensors.get(name).map(|t| (name.clone(), t.clone()));
             let inputs: HashMap<String, Tensor> = self.inputs.iter().filter_map(wanted).collect();
@@ -69,12 +68,16 @@ impl Evaluator {
             let Some(logits) = outputs.get(&self.logits) else {
                 return Err(Error::msg(format!("the evaluation gave no output \"{}\"", self.logits)));
             };
-            sum.add(logits, &label, scalar(&outputs, "loss")?)?;
+            match (&label, scalar(&outputs, "loss")?) {
+                (Some(label), loss) => sum.add(logits, label, loss)?,
+                (None, Some(loss)) => sum.add_unlabelled(loss, batch.samples),
+                (None, None) => return Err(Error::msg("the data has no labels to evaluate with")),
+            }
             if let Some(flops) = outputs.get(FLOPS) {
                 let costs = flops.to_f64s()?;
                 sum.add_costs(&costs);
                 if let Some(values) = outputs.get(GATES) {
-                    gates.add(&costs, &values.to_f64s()?, &classes(run, &label, costs.len())?)?;
+                    gates.add(&costs, &values.to_f64s()?, &classes(run, label.as_ref(), costs.len())?)?;
                 }
             }
         }
@@ -85,10 +88,9 @@ impl Evaluator {
 }
 
 /// The class of each example; `None` where it has none, or several.
-fn classes(run: &TrainRun, label: &Tensor, examples: usize) -> Result<Vec<Option<i64>>> {
-    if run.task != Task::Classification || label.len() != examples {
-        return Ok(vec![None; examples]);
-    }
+fn classes(run: &TrainRun, label: Option<&Tensor>, examples: usize) -> Result<Vec<Option<i64>>> {
+    let single = label.filter(|label| run.task == Task::Classification && label.len() == examples);
+    let Some(label) = single else { return Ok(vec![None; examples]) };
     Ok(label.to_i64s()?.into_iter().map(|class| Some(class).filter(|_| run.ignore_index != Some(class))).collect())
 }
 

@@ -24,7 +24,16 @@ pub fn evaluation_schema(model: &Model, task: Task) -> Result<Schema> {
     schema.embedding = find_embedding(model, graph, "input_ids");
     schema.classes = classes(graph, task);
     if schema.label.is_none() {
-        schema.label = Some(label(graph, task)?);
+        schema.label = Some(label_field(graph, task)?);
+    }
+    Ok(schema)
+}
+
+/// Lets a schema without a label take the labels that the data may have, to evaluate with: its programs are compared with a teacher.
+pub fn with_optional_label(mut schema: Schema, model: &Model, task: Task) -> Result<Schema> {
+    if schema.label.is_none() {
+        schema.label = Some(label_field(evaluation_graph(model), task)?);
+        schema.may_lack_labels = true;
     }
     Ok(schema)
 }
@@ -46,7 +55,8 @@ fn classes(graph: &Graph, task: Task) -> Option<usize> {
     }
 }
 
-fn label(graph: &Graph, task: Task) -> Result<Field> {
+/// The label that fits what a graph puts out.
+fn label_field(graph: &Graph, task: Task) -> Result<Field> {
     let logits = logits_type(graph).and_then(Type::shape).map(<[Dim]>::to_vec);
     let (dtype, shape) = match task {
         Task::Classification => (DType::I64, logits.map(|s| s[..s.len().saturating_sub(1)].to_vec())),

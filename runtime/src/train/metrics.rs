@@ -89,6 +89,10 @@ impl Accumulator {
             Task::LanguageModel => self.add_tokens(&scores, label, loss),
         }
     }
+    /// Takes in a batch that has no labels: the mean loss of so many examples.
+    pub fn add_unlabelled(&mut self, loss: f64, examples: usize) {
+        self.add_loss(loss, examples as f64);
+    }
     fn is_ignored(&self, label: i64) -> bool {
         self.ignore_index == Some(label)
     }
@@ -174,6 +178,9 @@ impl Accumulator {
         let mut out = Metrics::from([("loss".to_string(), loss)]);
         let judged = self.judged as f64;
         match self.task {
+            // Without labels there is nothing but the loss.
+            Task::Classification | Task::MultiLabel | Task::Regression
+                if self.judged == 0 && self.loss_weight > 0.0 => {}
             Task::Classification | Task::MultiLabel => {
                 out.insert("accuracy".into(), self.right as f64 / judged);
                 out.insert("macro_f1".into(), macro_f1(self.classes.values()));

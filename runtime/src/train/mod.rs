@@ -57,7 +57,7 @@ mod tests;
 pub use config::{EarlyStop, Every, Mode, OnNonFinite, TrainConfig, TrainRun};
 pub use evaluate::{Evaluation, evaluate};
 pub use events::{Event, Observer, Silent};
-pub use feeds::{evaluation_schema, training_schema};
+pub use feeds::{evaluation_schema, training_schema, with_optional_label};
 pub use gates::GateUse;
 pub use metrics::{Metrics, Task};
 pub use planned::{PlannedStep, plan_step};

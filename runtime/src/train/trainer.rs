@@ -411,7 +411,7 @@ impl<'a> Trainer<'a> {
 
     /// Keeps the state if it is the best so far; ends the run if none was better for long enough.
     fn judge(&mut self, metrics: &Metrics) -> Result<()> {
-        let (name, mode) = judged_by(self.run);
+        let (name, mode) = judged_by(self.run, metrics);
         let Some(&value) = metrics.get(&name) else {
             let known: Vec<&str> = metrics.keys().map(String::as_str).collect();
             bail!("train.early_stop.metric is \"{name}\"; the evaluation gives {}", known.join(", "));
@@ -620,11 +620,11 @@ fn check_batch(model: &Model, links: &Links, loader: &Loader, rows: usize) -> Re
     Ok(())
 }
 
-/// What tells the best state, and which way is better.
-fn judged_by(run: &TrainRun) -> (String, Mode) {
+/// What tells the best state, and which way is better. Data without labels gives no accuracy, only a loss.
+fn judged_by(run: &TrainRun, metrics: &Metrics) -> (String, Mode) {
     let natural = match run.task {
-        Task::Classification | Task::MultiLabel => "accuracy",
-        Task::Regression | Task::LanguageModel => "loss",
+        Task::Classification | Task::MultiLabel if metrics.contains_key("accuracy") => "accuracy",
+        _ => "loss",
     };
     let early = run.train.early_stop.as_ref();
     let name = early.and_then(|e| e.metric.clone()).unwrap_or_else(|| natural.to_string());

@@ -19,7 +19,16 @@
 //! For `causal-lm` the labels are shifted, not the logits: those are large, and a slice of them would have to be copied to be
 //! seen as rows.
 //!
+//! With `teacher = true` (cross-entropy, mse, bce) there are no labels: the output is compared with what the model computed before training, by a copy of it
+//! in both programs (self-distillation). That is for training that must change a model without changing what it says: gates, adapters, fewer bits.
+//! Cross-entropy is then the divergence of the two distributions, both softened by `temperature`:
+//! ```text
+//! T² · mean over all places of Σ_c p_c · (log p_c − log q_c),   p = softmax(teacher / T), q = softmax(logits / T)
+//! ```
+//!
 //! Precondition: the model is in the internal opset. It adds no gradients; that is `autodiff`.
+
+mod teacher;
 
 use crate::{Changed, Pass, training};
 use sartor_ir::ops::Emit;
@@ -45,6 +54,10 @@ pub struct Loss {
     pub label_smoothing: f32,
     /// The axis of the classes: 1 as in ONNX, or -1.
     pub class_axis: Option<i64>,
+    /// Whether the output is compared with what the model computed before training instead of labels.
+    pub teacher: bool,
+    /// With `teacher`: how much both distributions are softened before they are compared.
+    pub temperature: f32,
 }
 
 impl Default for Loss {
@@ -56,6 +69,8 @@ impl Default for Loss {
             ignore_index: -100,
             label_smoothing: 0.0,
             class_axis: None,
+            teacher: false,
+            temperature: 1.0,
         }
     }
 }
@@ -87,15 +102,23 @@ impl Pass for Loss {
             self.label_smoothing
         );
         ensure!(!model.programs.contains_key("step"), "the model has a program \"step\" already");
+        self.check_teacher()?;
         let logits = self.find_logits(&model.graph)?;
         let opset = model.opset();
         for (name, with_logits) in [("step", false), ("eval", true)] {
             let mut graph = model.graph.clone();
             graph.name = name.to_string();
             graph.outputs.clear();
+            let teacher = match self.teacher {
+                true => Some(teacher::add(&mut graph, model, logits.value)?),
+                false => None,
+            };
             let mut emit = Emit::new(&mut graph, opset);
             emit.prefix = "/loss/".to_string();
-            let loss = self.emit_loss(&mut emit, logits.value)?;
+            let loss = match teacher {
+                Some(teacher) => self.emit_likeness(&mut emit, logits.value, teacher)?,
+                None => self.emit_loss(&mut emit, logits.value)?,
+            };
             graph.outputs.push(GraphOutput { name: "loss".to_string(), value: loss });
             if with_logits {
                 graph.outputs.push(logits.clone());
@@ -108,6 +131,21 @@ impl Pass for Loss {
 }
 
 impl Loss {
+    fn check_teacher(&self) -> Result<()> {
+        let t = self.temperature;
+        ensure!(t.is_finite() && t > 0.0, "temperature is {t}, expected a positive number");
+        if !self.teacher {
+            ensure!(t == 1.0, "temperature softens what a teacher says: it needs teacher = true");
+            return Ok(());
+        }
+        ensure!(
+            self.kind != LossKind::CausalLm,
+            "a teacher says the probabilities of every place: write kind = \"cross-entropy\" and class_axis = -1"
+        );
+        ensure!(self.label_smoothing == 0.0, "label_smoothing is for labels, and with teacher = true there are none");
+        Ok(())
+    }
+
     fn find_logits(&self, graph: &Graph) -> Result<GraphOutput> {
         let names: Vec<&str> = graph.outputs.iter().map(|o| o.name.as_str()).collect();
         match (&self.logits, graph.outputs.as_slice()) {
@@ -144,6 +182,42 @@ impl Loss {
             }
             LossKind::CausalLm => self.causal_lm(emit, logits),
         }
+    }
+
+    /// The loss of an output beside what the teacher computes.
+    fn emit_likeness(&self, emit: &mut Emit, logits: Value, teacher: Value) -> Result<Value> {
+        let dtype = emit.dtype(logits)?;
+        ensure!(dtype.is_float(), "the logits are {dtype}, expected floating point");
+        // Nothing that may become trainable is behind it, but no gradient is to go and look.
+        let teacher = emit.sartor("Detach", &[teacher], Attributes::new())?;
+        match self.kind {
+            LossKind::Mse => {
+                let difference = emit.sub(logits, teacher)?;
+                let square = emit.mul(difference, difference)?;
+                mean_of_all(emit, square)
+            }
+            LossKind::Bce => {
+                let wanted = emit.unary("Sigmoid", teacher)?;
+                let loss = bce_with_logits(emit, logits, wanted)?;
+                mean_of_all(emit, loss)
+            }
+            LossKind::CrossEntropy | LossKind::CausalLm => self.divergence(emit, logits, teacher),
+        }
+    }
+
+    fn divergence(&self, emit: &mut Emit, logits: Value, teacher: Value) -> Result<Value> {
+        ensure!(emit.rank(logits)? >= 2, "cross-entropy needs logits [N, C, …], found rank {}", emit.rank(logits)?);
+        let axis = emit.axis(logits, self.class_axis.unwrap_or(1))?;
+        let mut log_softmax = |value: Value| {
+            let soft = emit.mul_scalar(value, 1.0 / f64::from(self.temperature))?;
+            emit.op("LogSoftmax", &[soft], Attributes::new().with("axis", axis as i64))
+        };
+        let (own, wanted) = (log_softmax(logits)?, log_softmax(teacher)?);
+        let (weight, apart) = (emit.unary("Exp", wanted)?, emit.sub(wanted, own)?);
+        let terms = emit.mul(weight, apart)?;
+        let sum = emit.reduce_sum(terms, &[axis], false)?;
+        let scaled = emit.mul_scalar(sum, f64::from(self.temperature).powi(2))?;
+        mean_of_all(emit, scaled)
     }
 
     fn add_label(&self, emit: &mut Emit, dtype: DType, shape: Vec<Dim>) -> Result<Value> {
