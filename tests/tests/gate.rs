@@ -119,6 +119,43 @@ fn gates_that_are_cut_off_are_those_that_most_inputs_shut() {
     }
 }
 
+/// Images with the channels last, as TensorFlow's converter leaves them: convolutions between transpositions, everything else outside of them.
+#[test]
+fn channels_are_followed_through_transpositions() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut net = Net::new(12);
+    let mut x = net.input(&[6, 5, 4]);
+    for _ in 0..2 {
+        let h = net.channels_last(x, &[7, 4, 3, 3]);
+        let h = net.op("Relu", &[h]);
+        let y = net.channels_last(h, &[4, 7, 3, 3]);
+        x = net.op("Add", &[x, y]);
+    }
+    let model = net.finish(x);
+    let mut gated = model.clone();
+    run_passes(&mut gated, GATE).unwrap();
+    let record = Record::load(&gated).unwrap().unwrap();
+    let groups: Vec<_> =
+        record.blocks.iter().flat_map(|b| &b.groups).map(|g| (g.axis, g.channels, g.members.len())).collect();
+    assert_eq!(groups, [(1, 7, 4), (1, 7, 4)], "bias, activation, two transpositions");
+    disturb(&mut gated, 5);
+    for (kind, pipeline) in [("skip", SKIP), ("masked", MASKED)] {
+        let mut hard = gated.clone();
+        run_passes(&mut hard, pipeline).unwrap();
+        let path = dir.path().join(format!("{kind}.onnx"));
+        onnx::save(&hard, &path, &onnx::SaveOptions::default()).unwrap();
+        succeeds(peer("check_onnx.py").arg(&path));
+        for batch in [1, 3] {
+            compare_with_onnx_runtime(&gated, &path, &small(&gated, batch), &format!("{kind}, batch {batch}"));
+        }
+    }
+    let usage = use_gates(&mut gated, 3, 0.0, 1.0);
+    let cut = cut_off(&gated, STATIC, dir.path(), "channels last");
+    let (found, wanted) =
+        (cost::Costs::of(&cut.graph, cut.opset()).unwrap().total as f64, remaining_cost(&gated, &model, &usage));
+    assert!((found - wanted).abs() < 1e-3 * wanted, "{found} operations instead of {wanted}");
+}
+
 /// Draws how gates were used, their values at least `low`, and sets the gate networks so that those gates that are open for at most `below` of the
 /// inputs are always shut and all others have their values.
 fn use_gates(gated: &mut Model, seed: u64, below: f64, low: f64) -> Vec<Usage> {
@@ -352,6 +389,17 @@ impl Net {
         let w = self.weight(shape);
         let attrs = Attributes::new().with("pads", vec![pad; 4]).with("group", group);
         self.model.graph.op("Conv", &[x, w], attrs)
+    }
+    /// A convolution of an image with the channels last, and a bias.
+    fn channels_last(&mut self, x: Value, shape: &[usize]) -> Value {
+        let permuted = |net: &mut Net, x: Value, perm: [i64; 4]| {
+            net.model.graph.op("Transpose", &[x], Attributes::new().with("perm", perm.to_vec()))
+        };
+        let first = permuted(self, x, [0, 3, 1, 2]);
+        let y = self.conv(first, shape, shape[2] as i64 / 2, 1);
+        let last = permuted(self, y, [0, 2, 3, 1]);
+        let bias = self.weight(&[shape[0]]);
+        self.op("Add", &[last, bias])
     }
     fn number(&mut self, number: f32) -> Value {
         self.model.graph.add_const("number", Tensor::scalar(number))

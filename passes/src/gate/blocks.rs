@@ -7,7 +7,7 @@
 //!
 //! A *group of channels* is what computes and what reads the hidden channels of a body: one or several *producers* (a convolution of
 //! one group, a product with a constant matrix), the channel-wise operators behind them (activations, normalisation by given
-//! statistics, per-channel constants, depthwise convolutions, products of two such values), and the one *consumer* that sums over the channels. If
+//! statistics, per-channel constants, depthwise convolutions, products of two such values; transpositions, behind which the channels lie on another axis), and the one *consumer* that sums over the channels. If
 //! nothing else reads them, a channel that is multiplied by 0 before the consumer need not be computed at all.
 //!
 //! What looks like either and is not taken is kept with the reason.
@@ -235,7 +235,6 @@ fn is_depthwise(graph: &Graph, id: NodeId) -> bool {
 struct Search<'a> {
     graph: &'a Graph,
     inside: &'a [NodeId],
-    axis: usize,
     channels: usize,
     producers: Vec<NodeId>,
     members: Vec<NodeId>,
@@ -247,8 +246,8 @@ fn group_at(graph: &Graph, nodes: &[NodeId], consumer: NodeId) -> Result<Result<
     let channels = graph.ty(data).and_then(Type::shape).and_then(|s| s.get(axis)).and_then(Dim::known);
     let Some(channels) = channels.and_then(|n| usize::try_from(n).ok()) else { return Ok(Ok(None)) };
     let (producers, members) = (Vec::new(), Vec::new());
-    let mut search = Search { graph, inside: nodes, axis, channels, producers, members };
-    match search.back(data) {
+    let mut search = Search { graph, inside: nodes, channels, producers, members };
+    match search.back(data, axis) {
         Err(reason) => return Ok(Err(reason)),
         Ok(false) => return Ok(Ok(None)),
         Ok(true) => {}
@@ -268,8 +267,8 @@ fn group_at(graph: &Graph, nodes: &[NodeId], consumer: NodeId) -> Result<Result<
 }
 
 impl Search<'_> {
-    /// Goes back to the producers of a value. `Ok(false)`: it comes from outside of the body as it is.
-    fn back(&mut self, value: Value) -> Result<bool, String> {
+    /// Goes back to the producers of a value with the channels on this axis. `Ok(false)`: it comes from outside of the body as it is.
+    fn back(&mut self, value: Value, axis: usize) -> Result<bool, String> {
         let id = value.node;
         if !self.inside.contains(&id) {
             return Ok(false);
@@ -278,18 +277,19 @@ impl Search<'_> {
             return Ok(true);
         }
         if let Some(product) = product(self.graph, id) {
-            let fits = product.axis == self.axis && product.outputs == self.channels;
+            let fits = product.axis == axis && product.outputs == self.channels;
             if !fits {
                 return Err(format!("\"{}\" does not make its channels", self.graph.node(id).name));
             }
             self.producers.push(id);
             return Ok(true);
         }
-        let operands = self.channelwise(id)?;
+        let operands = self.channelwise(id, axis)?;
         self.members.push(id);
         let mut made = false;
+        let axis = axis_before(self.graph, id, axis);
         for operand in operands {
-            if !self.back(operand)? {
+            if !self.back(operand, axis)? {
                 return Err(format!("\"{}\" mixes in values from outside of the block", self.graph.node(id).name));
             }
             made = true;
@@ -297,11 +297,11 @@ impl Search<'_> {
         Ok(made)
     }
     /// The computed operands of a node that keeps channels apart, or why it does not.
-    fn channelwise(&self, id: NodeId) -> Result<Vec<Value>, String> {
+    fn channelwise(&self, id: NodeId, axis: usize) -> Result<Vec<Value>, String> {
         let (graph, node) = (self.graph, self.graph.node(id));
         let name = node.op().map(|op| op.full_name()).unwrap_or_default();
         let data = graph.input(id, 0);
-        if node.is("BatchNormalization") && self.axis == 1 || is_depthwise(graph, id) {
+        if (node.is("BatchNormalization") || is_depthwise(graph, id)) && axis == 1 || node.is("Transpose") {
             return Ok(data.into_iter().collect());
         }
         let elementwise = node.op().is_some_and(|op| op.domain.is_empty() && sartor_ir::ops::is_elementwise(&op.name));
@@ -322,6 +322,36 @@ impl Search<'_> {
         }
         Ok(operands)
     }
+}
+
+/// The axis of the channels in the operands of a channel-wise operator that has them on this one.
+fn axis_before(graph: &Graph, id: NodeId, axis: usize) -> usize {
+    let Some(op) = graph.node(id).op().filter(|op| op.is("Transpose")) else { return axis };
+    let rank = graph.ty(Value { node: id, slot: 0 }).and_then(Type::rank).unwrap_or(axis + 1);
+    let reversed: Vec<i64> = (0..rank as i64).rev().collect();
+    let perm = op.attrs.ints("perm", &reversed).unwrap_or(reversed);
+    perm.get(axis).and_then(|&a| usize::try_from(a).ok()).unwrap_or(axis)
+}
+
+/// The axis of the channels in what every producer and member of a group puts out, going back from a value that has them on this one.
+pub(crate) fn axes(
+    graph: &Graph,
+    producers: &[NodeId],
+    members: &[NodeId],
+    value: Value,
+    axis: usize,
+) -> HashMap<NodeId, usize> {
+    let mut found = HashMap::new();
+    let mut next = vec![(value.node, axis)];
+    while let Some((id, axis)) = next.pop() {
+        let member = members.contains(&id);
+        if !(member || producers.contains(&id)) || found.insert(id, axis).is_some() || !member {
+            continue;
+        }
+        let before = axis_before(graph, id, axis);
+        next.extend(graph.node_inputs(id).into_iter().flatten().map(|input| (input.node, before)));
+    }
+    found
 }
 
 /// The axis of a block's input that its channels lie on: where the first product that reads it has them, or behind a transposition where that

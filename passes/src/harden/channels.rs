@@ -4,7 +4,7 @@
 //! k = channels with max c > 0 (and the first);  producers' weights and biases, channel-wise constants, the consumer's weights: [k]
 //! ```
 
-use crate::gate::{BlockRecord, GroupRecord};
+use crate::gate::{BlockRecord, GroupRecord, blocks};
 use crate::walk::nodes_by_name;
 use sartor_ir::ops::Emit;
 use sartor_ir::{Attributes, Dim, Graph, NodeId, NodeKind, Result, Tensor, Type, Value, bail};
@@ -67,6 +67,9 @@ fn select(graph: &mut Graph, opset: i64, group: &GroupRecord, here: &Here, kept:
             take(graph, opset, id, slot, rank - 1, kept)?;
         }
     }
+    let Some(gated) = graph.input(here.mul, 0) else { bail!("\"{}\" has no input", group.mul) };
+    let mut axes = blocks::axes(graph, &here.producers, &here.members, gated, group.axis);
+    axes.insert(here.mul, group.axis);
     for &id in &here.members {
         if graph.node(id).is("BatchNormalization") {
             for slot in 1..5 {
@@ -76,7 +79,7 @@ fn select(graph: &mut Graph, opset: i64, group: &GroupRecord, here: &Here, kept:
         }
         let rank = graph.ty(Value { node: id, slot: 0 }).and_then(Type::rank).unwrap_or(0);
         for slot in 0..graph.node_inputs(id).len() {
-            if let Some(axis) = constant_axis(graph, id, slot, rank, group) {
+            if let Some(axis) = axes.get(&id).and_then(|&axis| constant_axis(graph, id, slot, (rank, axis), group)) {
                 take(graph, opset, id, slot, axis, kept)?;
             }
         }
@@ -94,7 +97,7 @@ fn select(graph: &mut Graph, opset: i64, group: &GroupRecord, here: &Here, kept:
     for &id in here.producers.iter().chain(&here.members).chain([&here.mul]) {
         let value = Value { node: id, slot: 0 };
         if let Some(Type::Tensor { dtype, shape: Some(mut shape) }) = graph.ty(value).cloned() {
-            if let Some(dim) = shape.get_mut(group.axis) {
+            if let Some(dim) = axes.get(&id).and_then(|&axis| shape.get_mut(axis)) {
                 *dim = Dim::Unknown;
             }
             graph.set_ty(value, Some(Type::Tensor { dtype, shape: Some(shape) }));
@@ -104,11 +107,17 @@ fn select(graph: &mut Graph, opset: i64, group: &GroupRecord, here: &Here, kept:
 }
 
 /// The axis of the channels in a constant operand of a channel-wise operator; `None` if it has one number for all.
-fn constant_axis(graph: &Graph, id: NodeId, slot: usize, rank: usize, group: &GroupRecord) -> Option<usize> {
+fn constant_axis(
+    graph: &Graph,
+    id: NodeId,
+    slot: usize,
+    (rank, axis): (usize, usize),
+    group: &GroupRecord,
+) -> Option<usize> {
     let value = graph.input(id, slot)?;
     let leaf = matches!(graph.node(value.node).kind, NodeKind::Const(_) | NodeKind::Param(_) | NodeKind::Capture(_));
     let shape = graph.ty(value)?.static_shape().filter(|_| leaf)?;
-    let from_the_end = rank.checked_sub(group.axis)?;
+    let from_the_end = rank.checked_sub(axis)?;
     let axis = shape.len().checked_sub(from_the_end)?;
     (shape[axis] == group.channels && group.channels > 1).then_some(axis)
 }

@@ -2,7 +2,7 @@
 
 use super::weights::Weights;
 use super::{find, nodes_by_name};
-use crate::gate::{BlockRecord, GroupRecord, Record, Usage};
+use crate::gate::{BlockRecord, GroupRecord, Record, Usage, blocks};
 use sartor_ir::{Dim, Graph, Model, NodeId, Result, Tensor, Type, Value, bail, ensure};
 use std::collections::{HashMap, HashSet};
 
@@ -159,8 +159,9 @@ impl Group {
         for &id in &self.producers {
             cuts.extend(producer_cuts(weights, id)?);
         }
+        let axes = self.axes(weights.graph)?;
         for &id in &self.members {
-            cuts.extend(self.member_cuts(weights, id)?);
+            cuts.extend(member_cuts(weights, id, *axes.get(&id)?)?);
         }
         let fits = |cut: &Cut| {
             let tensor = weights.read(cut.node, cut.slot)?;
@@ -201,30 +202,21 @@ impl Group {
         Some(Cut { node: self.consumer, slot: 1, axis })
     }
 
-    fn member_cuts(&self, weights: &Weights, id: NodeId) -> Option<Vec<Cut>> {
-        let node = weights.graph.node(id);
-        if node.is("BatchNormalization") {
-            return Some((1..5).map(|slot| Cut { node: id, slot, axis: 0 }).collect());
-        }
-        if node.is("Conv") {
-            return producer_cuts(weights, id);
-        }
-        let rank = weights.graph.ty(Value { node: id, slot: 0 }).and_then(Type::rank)?;
-        let cut = |slot: usize| {
-            let shape = weights.read(id, slot)?.shape().to_vec();
-            let axis = shape.len().checked_sub(rank.checked_sub(self.axis)?)?;
-            (shape[axis] != 1).then_some(Cut { node: id, slot, axis })
-        };
-        Some((0..node.formal_inputs()).filter_map(cut).collect())
+    /// The axis of the channels in what every node puts out.
+    fn axes(&self, graph: &Graph) -> Option<HashMap<NodeId, usize>> {
+        let mut axes = blocks::axes(graph, &self.producers, &self.members, graph.input(self.mul, 0)?, self.axis);
+        axes.insert(self.mul, self.axis);
+        Some(axes)
     }
 
     /// Notes the number of channels that are left where it is said: in types, and at depthwise convolutions.
     fn narrow_types(&self, graph: &mut Graph) {
         let left = self.kept.len() as i64;
+        let axes = self.axes(graph).unwrap_or_default();
         for &id in self.producers.iter().chain(&self.members).chain([&self.mul]) {
             let value = Value { node: id, slot: 0 };
             if let Some(Type::Tensor { dtype, shape: Some(mut shape) }) = graph.ty(value).cloned() {
-                if let Some(dim) = shape.get_mut(self.axis) {
+                if let Some(dim) = axes.get(&id).and_then(|&axis| shape.get_mut(axis)) {
                     *dim = Dim::Known(left);
                 }
                 graph.set_ty(value, Some(Type::Tensor { dtype, shape: Some(shape) }));
@@ -263,6 +255,24 @@ fn producer_cuts(weights: &Weights, id: NodeId) -> Option<Vec<Cut>> {
         }
     }
     Some(cuts)
+}
+
+/// What has one entry per channel among the inputs of a channel-wise operator, whose channels lie on this axis.
+fn member_cuts(weights: &Weights, id: NodeId, axis: usize) -> Option<Vec<Cut>> {
+    let node = weights.graph.node(id);
+    if node.is("BatchNormalization") {
+        return Some((1..5).map(|slot| Cut { node: id, slot, axis: 0 }).collect());
+    }
+    if node.is("Conv") {
+        return producer_cuts(weights, id);
+    }
+    let rank = weights.graph.ty(Value { node: id, slot: 0 }).and_then(Type::rank)?;
+    let cut = |slot: usize| {
+        let shape = weights.read(id, slot)?.shape().to_vec();
+        let axis = shape.len().checked_sub(rank.checked_sub(axis)?)?;
+        (shape[axis] != 1).then_some(Cut { node: id, slot, axis })
+    };
+    Some((0..node.formal_inputs()).filter_map(cut).collect())
 }
 
 /// Multiplies a body by a number: in its last weights, or else, as before, by itself.
