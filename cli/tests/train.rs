@@ -317,8 +317,18 @@ fn gates_and_adapters_compose() {
     );
     folder.ok(&["transform", "out/merged.onnx", "-p", "harden", "-o", "skip.onnx"]);
     folder.ok(&["verify", "out/merged.onnx", "skip.onnx", "--inputs", "test.npz"]);
-    let error = folder.fails(2, &["transform", "out/chain.onnx", "-p", "upgrade", "-p", "gate", "-o", "no.onnx"]);
-    assert!(error.contains("has gates already"), "{error}");
+    // A further run starts with the gates where they are.
+    folder.write(
+        "G.toml",
+        &recipe.replace("residual.onnx", "out/merged.onnx").replace("output = \"out\"", "output = \"more\""),
+    );
+    folder.ok(&["train", "--recipe", "G.toml", "--set", "gate.target=0.5", "--set", "gate.anneal=0.0"]);
+    let first: Value =
+        serde_json::from_slice(folder.read("more/metrics.jsonl").split(|b| *b == b'\n').next().unwrap()).unwrap();
+    let cost = summary(&folder, "out")["test.flops"].as_f64().unwrap();
+    assert!((first["flops"].as_f64().unwrap() - cost).abs() < 0.15 && cost < 0.7, "{first} after {cost}");
+    let error = folder.fails(2, &["train", "--recipe", "G.toml", "--set", "gate.normalise=true", "--force"]);
+    assert!(error.contains("normalise are for new ones"), "{error}");
     folder.ok(&["train", "--recipe", "R.toml", "--force"]);
     let error = folder.fails(2, &["transform", "out/chain.onnx", "-p", "upgrade", "-p", "gate", "-o", "no.onnx"]);
     assert!(error.contains("attach gates before adapters"), "{error}");

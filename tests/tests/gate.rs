@@ -548,6 +548,56 @@ fn gradients_through_gates_are_those_of_finite_differences() {
     }
 }
 
+/// Training that goes on with the gates of a file has the steps of the training that attached them, and the same evaluation.
+#[test]
+fn gates_of_a_file_are_trained_on() {
+    let mut net = Net::new(14);
+    let x = net.input(&[3, 4, 4]);
+    let mut y = x;
+    for _ in 0..2 {
+        let h = net.conv(y, &[4, 3, 3, 3], 1, 1);
+        let h = net.op("Relu", &[h]);
+        let h = net.conv(h, &[3, 4, 3, 3], 1, 1);
+        y = net.op("Add", &[y, h]);
+    }
+    let y = net.op("GlobalAveragePool", &[y]);
+    let y = net.op("Flatten", &[y]);
+    let model = net.finish(y);
+    let passes = |gate: &str| {
+        format!("[[pass]]\nname = \"loss\"\n{GATE}target = 0.4\nspread = 0.5\n{gate}[[pass]]\nname = \"autodiff\"\n")
+    };
+    let mut first = model.clone();
+    run_passes(&mut first, &passes("normalise = true\n")).unwrap();
+    disturb(&mut first, 4);
+    let mut again = first.clone();
+    again.programs.clear();
+    again.params.values_mut().for_each(|param| param.role = Role::Frozen);
+    let path = tempfile::tempdir().unwrap().keep().join("gated.onnx");
+    onnx::save(&again, &path, &onnx::SaveOptions::default()).unwrap();
+    let mut again = prepared(&path, &passes("")).unwrap();
+    assert!(run_passes(&mut first.clone(), "[[pass]]\nname = \"gate\"\nlayers = false\n").is_err());
+    let mut inputs = small(&first, 3);
+    inputs.insert("label".into(), Tensor::from_vec([3], vec![2i64, 0, 1]));
+    inputs.insert("progress".into(), Tensor::scalar(0.4f32));
+    for name in ["step", "eval"] {
+        let [one, other] = [&mut first, &mut again].map(|model| {
+            let graph = model.programs[name].graph.clone();
+            let wanted: Named = graph
+                .inputs()
+                .map(|v| (graph.value_name(v).to_string(), inputs[graph.value_name(v)].clone()))
+                .collect();
+            let program = Model { graph, programs: Default::default(), ..model.clone() };
+            run(&program, &wanted)
+        });
+        assert_eq!(one.len(), other.len());
+        assert!(one.len() >= 4, "{:?}", one.keys());
+        for (output, tensor) in &one {
+            let apart = distance(&other[output], tensor);
+            assert!(apart < 1e-6, "{name}: {output} differs by {apart:e}");
+        }
+    }
+}
+
 /// With `spread` the example with the smaller loss has the lower target: the loss grows by the mean square of what each costs above its own, and
 /// the gradient of the weights is made of the examples' features in that proportion.
 #[test]

@@ -27,6 +27,17 @@ pub(super) enum Use {
     Step,
 }
 
+impl Use {
+    /// By the name of a program.
+    pub(super) fn of(program: &str) -> Use {
+        match program {
+            name if training::is_step(name) => Use::Step,
+            "eval" => Use::Evaluation,
+            _ => Use::Inference,
+        }
+    }
+}
+
 /// The gates of one block: after the clamp, and, in steps, open or shut.
 struct Gates {
     soft: Vec<Value>,
@@ -115,10 +126,43 @@ impl Plan<'_> {
             self.multiply(&mut emit, &here, record, &gates.soft)?;
             open.push(gates.hard);
         }
+        self.finish(graph, opset, &open, purpose)
+    }
+
+    /// Prepares a graph that has gates already for its purpose.
+    pub(super) fn go_on(&self, graph: &mut Graph, opset: i64, purpose: Use) -> Result<()> {
+        infer::infer_graph(graph, opset)?;
+        let mut open = Vec::new();
+        if purpose == Use::Step {
+            let clamped = measure::clamped_gates(graph, self.record);
+            let mut emit = Emit::new(graph, opset);
+            for (record, clip) in self.record.blocks.iter().zip(clamped) {
+                emit.prefix = format!("/gate/{}/", record.name);
+                open.push(clip.map(|clip| self.reopened(&mut emit, record, clip)).transpose()?);
+            }
+        }
+        self.finish(graph, opset, &open, purpose)
+    }
+
+    /// Puts the gate of training steps where a clamp stands; returns whether each is open.
+    fn reopened(&self, emit: &mut Emit, record: &BlockRecord, clip: Value) -> Result<Vec<Value>> {
+        let scores = emit.graph.input(clip.node, 0);
+        let inputs = scores.map(|scores| emit.graph.node_inputs(scores.node));
+        let (Some(scores), Some(&[Some(features), Some(weight), Some(bias)])) = (scores, inputs.as_deref()) else {
+            bail!("block \"{}\" has gates, but not as the pass `gate` writes them", record.name)
+        };
+        let soft = emit.sartor("Gate", &[scores], self.attributes(false))?;
+        emit.graph.replace_uses(clip, soft);
+        self.is_open(emit, record, (features, weight, bias))
+    }
+
+    /// What a graph has besides its gates: the penalty, or what the gates do.
+    fn finish(&self, graph: &mut Graph, opset: i64, open: &[Option<Vec<Value>>], purpose: Use) -> Result<()> {
         let measure = Measure { record: self.record, terms: self.terms };
         if purpose == Use::Step && open.iter().any(Option::is_some) {
+            let mut emit = Emit::new(graph, opset);
             emit.prefix = "/gate/".to_string();
-            let cost = measure.cost(&mut emit, &open)?;
+            let cost = measure.cost(&mut emit, open)?;
             self.penalise(&mut emit, cost)?;
         }
         infer::infer_graph(graph, opset)?;
@@ -144,9 +188,7 @@ impl Plan<'_> {
         if self.options.normalise {
             pooled = normalised(emit, pooled)?;
         }
-        let score = |emit: &mut Emit, features| emit.op("Gemm", &[features, weight, bias], Attributes::new());
-        let scores = score(emit, pooled)?;
-        let sizes = record.sizes();
+        let scores = emit.op("Gemm", &[pooled, weight, bias], Attributes::new())?;
         let soft = match purpose {
             Use::Step => emit.sartor("Gate", &[scores], self.attributes(false))?,
             _ => {
@@ -156,15 +198,22 @@ impl Plan<'_> {
         };
         let hard = match purpose {
             Use::Inference | Use::Evaluation => None,
-            Use::Step => {
-                // What the blocks cost trains the gate networks, not the features that they read.
-                let still = emit.sartor("Detach", &[pooled], Attributes::new())?;
-                let scores = score(emit, still)?;
-                let open = emit.sartor("Gate", &[scores], self.attributes(true))?;
-                Some(measure::split(emit, open, &sizes)?)
-            }
+            Use::Step => Some(self.is_open(emit, record, (pooled, weight, bias))?),
         };
-        Ok(Gates { soft: measure::split(emit, soft, &sizes)?, hard })
+        Ok(Gates { soft: measure::split(emit, soft, &record.sizes())?, hard })
+    }
+
+    /// Whether each gate of a block is open, in a step: what the blocks cost trains the gate networks, not the features that they read.
+    fn is_open(
+        &self,
+        emit: &mut Emit,
+        record: &BlockRecord,
+        (features, weight, bias): (Value, Value, Value),
+    ) -> Result<Vec<Value>> {
+        let still = emit.sartor("Detach", &[features], Attributes::new())?;
+        let scores = emit.op("Gemm", &[still, weight, bias], Attributes::new())?;
+        let open = emit.sartor("Gate", &[scores], self.attributes(true))?;
+        measure::split(emit, open, &record.sizes())
     }
 
     fn attributes(&self, hard: bool) -> Attributes {

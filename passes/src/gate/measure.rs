@@ -135,7 +135,7 @@ impl Measure<'_> {
 }
 
 /// The clamped gates `[N, gates]` of every block; `None` where the graph has none.
-fn clamped_gates(graph: &Graph, record: &Record) -> Vec<Option<Value>> {
+pub(super) fn clamped_gates(graph: &Graph, record: &Record) -> Vec<Option<Value>> {
     let only = |value: Value, name: &str| {
         let (node, _) = graph.uses(value).into_iter().find(|(node, _)| graph.node(*node).is(name))?;
         Some(Value { node, slot: 0 })

@@ -27,6 +27,9 @@
 //!
 //! The program `eval` gets the outputs `flops`, the cost of each example, and `gates`, all its gates, as [`GateOutputs`] adds them.
 //!
+//! A model that has gates already keeps them as they are: then only its training programs are made, and its gates are trained on (with `anneal = 0`, at the
+//! target from the first step).
+//!
 //! Precondition: the internal opset, types inferred, no adapters (they may come after). For training: `loss` has run, `autodiff` has not. It does not decide how long
 //! is trained.
 
@@ -42,7 +45,7 @@ pub use record::{BlockRecord, GroupRecord, KEY, Record, Usage};
 
 use crate::pattern::{Patterns, candidate_names};
 use crate::{Changed, Pass, training};
-use sartor_ir::{Graph, Model, Result, bail, ensure, infer};
+use sartor_ir::{Graph, Model, Result, Role, bail, ensure, infer};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -100,7 +103,9 @@ impl Pass for Gate {
     fn run(&self, model: &mut Model) -> Result<Changed> {
         self.check()?;
         training::require_opset(model, "gate")?;
-        ensure!(model.meta_value(KEY).is_none(), "the model has gates already");
+        if let Some(record) = Record::load(model)? {
+            return self.go_on(model, &record);
+        }
         ensure!(
             crate::cola::Record::load(model)?.is_none(),
             "the model has adapters, whose branches look like blocks: attach gates before adapters, or merge first"
@@ -121,12 +126,7 @@ impl Pass for Gate {
         model.graph = graph;
         inserted?;
         for (name, program) in &mut model.programs {
-            let purpose = match name.as_str() {
-                name if training::is_step(name) => insert::Use::Step,
-                "eval" => insert::Use::Evaluation,
-                _ => insert::Use::Inference,
-            };
-            plan.apply(&mut program.graph, &model.params, opset, purpose)
+            plan.apply(&mut program.graph, &model.params, opset, insert::Use::of(name))
                 .map_err(|e| e.at(format!("program \"{name}\"")))?;
         }
         record.store(model)?;
@@ -153,6 +153,29 @@ impl Gate {
         ensure!(self.target > 0.0, "target is 0: something has to be computed");
         ensure!(self.lambda >= 0.0 && self.lambda.is_finite(), "lambda is {}, expected 0 or more", self.lambda);
         Ok(())
+    }
+
+    /// Training goes on with the gates that the model has.
+    fn go_on(&self, model: &mut Model, record: &Record) -> Result<Changed> {
+        let chooses = !self.layers || !self.channels || !self.blocks.is_empty() || !self.exclude.is_empty();
+        ensure!(
+            !chooses && !self.normalise,
+            "the model has gates already: layers, channels, blocks, exclude and normalise are for new ones"
+        );
+        let opset = model.opset();
+        infer::infer_graph(&mut model.graph, opset)?;
+        let (costs, by_name) = (cost::Costs::of(&model.graph, opset)?, crate::walk::nodes_by_name(&model.graph));
+        let terms: Vec<Vec<cost::Term>> = record.blocks.iter().map(|block| costs.terms(&by_name, block)).collect();
+        let plan = insert::Plan { options: self, record, blocks: &[], terms: &terms };
+        for (name, program) in &mut model.programs {
+            plan.go_on(&mut program.graph, opset, insert::Use::of(name))
+                .map_err(|e| e.at(format!("program \"{name}\"")))?;
+        }
+        for name in record.blocks.iter().flat_map(|block| [&block.weight, &block.bias]) {
+            let Some(param) = model.params.get_mut(name) else { bail!("the model has no parameter \"{name}\"") };
+            param.role = Role::Trainable;
+        }
+        Ok(Changed::Yes)
     }
 
     /// The blocks that the patterns choose, without what the options leave out.
