@@ -1,13 +1,20 @@
 //! Gates: how much of a network its inputs need.
 //!
 //! A ResNet is trained on CIFAR-10 from random weights; then gates are attached and trained for each target, from the same backbone, and beside
-//! them the backbone goes on alone for as long, which is what the gated ones are compared with. Data: `tests/assets/fetch.sh --samuel`. Every run is a folder
+//! them the backbone goes on alone for as long, which is what the gated ones are compared with.
+//!
+//! With `--frozen` every gated network goes on in two ways, for as many epochs again: with its gates (`more`), and with every gate frozen to one state for all inputs
+//! (`frozen`: what was open for at most a certain share of the images of the last evaluation is cut off, the share chosen so that what is left costs what the
+//! gated network costs in the mean). The difference is what it is worth to look at the input. Data: `tests/assets/fetch.sh --samuel`. Every run is a folder
 //! in RUNS with its recipe; what is finished is not repeated, and what was interrupted goes on from its last checkpoint. The table goes to
 //! `docs/results/gates.md`; what stands there under "Notes" is kept.
 
 use clap::Parser;
 use sartor_bench::{beside, cache, number, table};
-use sartor_ir::{Error, Result, ensure};
+use sartor_ir::{Error, Model, Result, ensure, onnx};
+use sartor_passes::gate::{Record, cost};
+use sartor_passes::harden::{Harden, Kind};
+use sartor_passes::{Driver, Registry, pipelines};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -36,6 +43,12 @@ struct Args {
     /// Further keys of `[gate]`, as key=value; they become part of the runs' names
     #[arg(long, value_delimiter = ',')]
     keys: Vec<String>,
+    /// Whether gated networks go on, as they are and with their gates frozen
+    #[arg(long)]
+    frozen: bool,
+    /// A trained network to begin with instead of the one that is trained here
+    #[arg(long)]
+    backbone: Option<PathBuf>,
     /// Seeds
     #[arg(long, default_value_t = 1)]
     seeds: usize,
@@ -48,11 +61,14 @@ struct Args {
 }
 
 /// One training.
+#[derive(Clone)]
 struct Run {
     name: String,
     gated: &'static str,
     target: Option<f64>,
     recipe: String,
+    /// The gated run whose network this one cuts before it goes on.
+    frozen: Option<String>,
 }
 
 fn main() -> Result<()> {
@@ -86,12 +102,21 @@ impl Args {
                  eval_batch = 250\nseed = {seed}\ncheckpoint_every = \"epoch\"\nkeep_checkpoints = 1\n"
             )
         };
-        let backbone = recipe(&model, "backbone", "", 0.1, self.backbone_epochs, 0);
-        let mut all = vec![Run { name: "backbone".into(), gated: "", target: None, recipe: backbone }];
+        let (start, mut all) = match &self.backbone {
+            Some(path) => (path.display().to_string(), Vec::new()),
+            None => {
+                let text = recipe(&model, "backbone", "", 0.1, self.backbone_epochs, 0);
+                let run = Run { name: "backbone".into(), gated: "", target: None, recipe: text, frozen: None };
+                ("backbone/merged.onnx".to_string(), vec![run])
+            }
+        };
+        let extra: String = self.keys.iter().map(|key| format!("{}\n", key.replace('=', " = "))).collect();
+        let suffix: String = self.keys.iter().map(|key| format!("-{}", key.replace('=', ""))).collect();
+        let epochs = self.epochs;
         for seed in 0..self.seeds {
-            let name = format!("longer-{}-seed{seed}", self.epochs);
-            let text = recipe("backbone/merged.onnx", &name, "", 0.02, self.epochs, seed);
-            all.push(Run { name, gated: "none, trained on", target: None, recipe: text });
+            let name = format!("longer-{epochs}-seed{seed}");
+            let text = recipe(&start, &name, "", 0.02, epochs, seed);
+            all.push(Run { name, gated: "none, trained on", target: None, recipe: text, frozen: None });
             for gated in &self.gated {
                 let (label, keys) = match gated.as_str() {
                     "both" => ("layers and channels", ""),
@@ -100,17 +125,73 @@ impl Args {
                     other => return Err(Error::msg(format!("--gated {other}: expected both, layers or channels"))),
                 };
                 for &target in &self.targets {
-                    let extra: String = self.keys.iter().map(|key| format!("{}\n", key.replace('=', " = "))).collect();
-                    let suffix: String = self.keys.iter().map(|key| format!("-{}", key.replace('=', ""))).collect();
-                    let name = format!("{gated}-{target}-{}{suffix}-seed{seed}", self.epochs);
+                    let name = format!("{gated}-{target}-{epochs}{suffix}-seed{seed}");
                     let tables = format!("[gate]\ntarget = {target:?}\n{keys}{extra}");
-                    let text = recipe("backbone/merged.onnx", &name, &tables, 0.02, self.epochs, seed);
-                    all.push(Run { name, gated: label, target: Some(target), recipe: text });
+                    let text = recipe(&start, &name, &tables, 0.02, epochs, seed);
+                    let run = Run { name, gated: label, target: Some(target), recipe: text, frozen: None };
+                    if self.frozen {
+                        let (more, frozen) = (format!("{}-more", run.name), format!("{}-frozen", run.name));
+                        let tables = format!("[gate]\ntarget = {target:?}\nanneal = 0.0\n{}", self.kept_keys());
+                        let text = recipe(&format!("{}/merged.onnx", run.name), &more, &tables, 0.02, epochs, seed);
+                        let goes_on = Run { name: more, recipe: text, ..run.clone() };
+                        let text = recipe(&format!("{frozen}.onnx"), &frozen, "", 0.02, epochs, seed);
+                        let cut = Run { name: frozen, recipe: text, frozen: Some(run.name.clone()), ..run.clone() };
+                        all.extend([run, goes_on, cut]);
+                    } else {
+                        all.push(run);
+                    }
                 }
             }
         }
         Ok(all)
     }
+
+    /// The keys of `[gate]` that count where there are gates already.
+    fn kept_keys(&self) -> String {
+        let new = ["normalise", "blocks", "exclude", "layers", "channels", "anneal"];
+        let kept = self.keys.iter().filter(|key| !new.iter().any(|n| key.starts_with(n)));
+        kept.map(|key| format!("{}\n", key.replace('=', " = "))).collect()
+    }
+}
+
+/// Cuts a gated network so that what is left costs what the network cost in the mean, or as near to it as one share for all gates comes.
+fn freeze(folder: &Path, run: &Run, gated: &str) -> Result<()> {
+    let model = onnx::load(&folder.join(gated).join("merged.onnx"))?;
+    let Some(record) = Record::load(&model)? else { return Err(Error::msg(format!("{gated} has no gates"))) };
+    let summary = std::fs::read_to_string(folder.join(gated).join("summary.json"));
+    let summary: Value = serde_json::from_str(&summary.map_err(|e| Error::msg(e.to_string()))?)
+        .map_err(|e| Error::msg(e.to_string()))?;
+    let wanted = number(&summary, "test.flops")?;
+    let mut shares: Vec<f64> =
+        record.blocks.iter().filter_map(|b| b.usage.as_ref()).flat_map(|u| u.open.clone()).collect();
+    shares.sort_by(f64::total_cmp);
+    shares.dedup();
+    let cut = |below: f64| -> Result<(f64, Model)> {
+        let mut model = model.clone();
+        pipelines::prepare(&mut model, &Registry::builtin())?;
+        Driver::new().run_pass(&Harden { kind: Kind::Static, below }, &mut model)?;
+        let cost = cost::Costs::of(&model.graph, model.opset())?.total as f64 / record.flops as f64;
+        Ok((cost, model))
+    };
+    // The cost falls as more gates are cut off: bisection over the shares that occur.
+    let (mut low, mut high) = (0, shares.len().saturating_sub(1));
+    while low < high {
+        let middle = (low + high) / 2;
+        if cut(shares[middle])?.0 > wanted { low = middle + 1 } else { high = middle }
+    }
+    let mut best: Option<(f64, f64, Model)> = None;
+    for at in [low.saturating_sub(1), low] {
+        let below = shares.get(at).copied().unwrap_or(0.0);
+        let (cost, model) = cut(below)?;
+        if best.as_ref().is_none_or(|(_, known, _)| (cost - wanted).abs() < (known - wanted).abs()) {
+            best = Some((below, cost, model));
+        }
+    }
+    let Some((below, cost, model)) = best else { return Err(Error::msg("no gate was used")) };
+    println!("{}: open for at most {below:.3} is shut; costs {cost:.4}, with gates {wanted:.4}", run.name);
+    std::fs::write(folder.join(format!("{}.cost", run.name)), cost.to_string())
+        .map_err(|e| Error::msg(e.to_string()))?;
+    onnx::save(&model, &folder.join(format!("{}.onnx", run.name)), &onnx::SaveOptions::default())
 }
 
 /// Makes a run, unless it is done.
@@ -119,6 +200,9 @@ fn make(folder: &Path, run: &Run, threads: usize) -> Result<()> {
     let same = std::fs::read_to_string(&recipe).is_ok_and(|text| text == run.recipe);
     if same && out.join("summary.json").exists() {
         return Ok(());
+    }
+    if let Some(gated) = &run.frozen {
+        freeze(folder, run, gated)?;
     }
     std::fs::write(&recipe, &run.recipe).map_err(|e| Error::io(&recipe, e))?;
     let how = if same && out.join("checkpoints").exists() { "--resume" } else { "--force" };
@@ -143,7 +227,9 @@ fn report(args: &Args, folder: &Path, runs: &[Run]) -> Result<()> {
     let mut rows = Vec::new();
     for run in runs {
         let Some(found) = summary(folder, run) else { continue };
-        let flops = found["test.flops"].as_f64().unwrap_or(1.0);
+        let cost = std::fs::read_to_string(folder.join(format!("{}.cost", run.name))).ok();
+        let cost = cost.and_then(|text| text.parse().ok()).filter(|_| run.frozen.is_some());
+        let flops = found["test.flops"].as_f64().or(cost).unwrap_or(1.0);
         rows.push(vec![
             run.name.clone(),
             run.gated.to_string(),
