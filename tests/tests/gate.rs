@@ -16,7 +16,12 @@ const MASKED: &str = "[[pass]]\nname = \"harden\"\nkind = \"masked\"\n";
 const STATIC: &str = "[[pass]]\nname = \"harden\"\nkind = \"static\"\n";
 
 fn small(model: &Model, batch: usize) -> Named {
-    draw_inputs(&model.graph, 5, 1000, &|name, axis| match (name.contains("ids") || name.contains("mask"), axis) {
+    small_of(model, batch, 1000)
+}
+
+/// Inputs with token ids below a number.
+fn small_of(model: &Model, batch: usize, ids: i64) -> Named {
+    draw_inputs(&model.graph, 5, ids, &|name, axis| match (name.contains("ids") || name.contains("mask"), axis) {
         (_, 0) => batch,
         (true, _) => 7,
         _ => 64,
@@ -62,6 +67,50 @@ fn a_gated_model_is_the_model_at_first() {
             assert!(apart < 1e-6, "{name}: output {output} differs by {apart:e}");
         }
     }
+}
+
+/// Files of every kind in the zoo: one without blocks is refused with that reason, every other is itself with gates, and skips as it multiplies.
+#[test]
+fn files_of_other_exporters() {
+    let (mut blocks, mut refused) = (Vec::new(), 0);
+    let mut paths: Vec<_> = std::fs::read_dir(asset("zoo")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.retain(|path| path.extension().is_some_and(|end| end == "onnx"));
+    paths.sort();
+    for (i, path) in paths.iter().enumerate() {
+        let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+        let model = prepared(path, "").unwrap();
+        let mut gated = model.clone();
+        if let Err(error) = run_passes(&mut gated, GATE) {
+            assert!(error.to_string().contains("there is nothing to gate"), "{name}: {error}");
+            refused += 1;
+            continue;
+        }
+        let record = Record::load(&gated).unwrap().unwrap();
+        blocks.push((name.clone(), record.blocks.len(), record.blocks.iter().map(|b| b.groups.len()).sum::<usize>()));
+        let inputs = small_of(&model, 3, 90);
+        let (before, after) = (run(&model, &inputs), run(&gated, &inputs));
+        before.iter().for_each(|(output, tensor)| assert!(distance(&after[output], tensor) < 1e-5, "{name}: {output}"));
+        disturb(&mut gated, i as u64);
+        let mut hard = gated.clone();
+        run_passes(&mut hard, SKIP).unwrap();
+        let (before, after) = (run(&gated, &inputs), run(&hard, &inputs));
+        for (output, tensor) in &before {
+            let apart = distance(&after[output], tensor);
+            assert!(apart < 1e-4, "{name}: {output} differs by {apart:e}");
+        }
+    }
+    let found: Vec<_> = blocks.iter().map(|(name, blocks, groups)| (name.as_str(), *blocks, *groups)).collect();
+    let int8 = |name| (name, 4, 2);
+    assert_eq!(
+        found,
+        [
+            int8("encoder-cast-int8"),
+            int8("encoder-dynamic-int8"),
+            int8("encoder-ts17"),
+            ("with-ort-dynamic-int8", 2, 0)
+        ]
+    );
+    assert_eq!(refused, paths.len() - 4);
 }
 
 #[test]

@@ -12,8 +12,9 @@
 //!
 //! What looks like either and is not taken is kept with the reason.
 
+use crate::cola::is_still;
 use crate::pattern::{self, candidate_names};
-use sartor_ir::{Dim, Graph, Node, NodeId, NodeKind, Result, Type, Value};
+use sartor_ir::{DType, Dim, Graph, Node, NodeId, NodeKind, Result, Type, Value};
 use serde::Serialize;
 use std::collections::{HashMap, HashSet};
 
@@ -126,7 +127,9 @@ fn block_at(
     } else if above[0].contains(&b.node) {
         (0, b)
     } else {
-        let common = above[0].intersection(&above[1]).filter(|&&id| is_computed(graph.node(id)));
+        let float =
+            |id: NodeId| graph.ty(Value { node: id, slot: 0 }).and_then(Type::dtype).is_some_and(DType::is_float);
+        let common = above[0].intersection(&above[1]).filter(|&&id| is_computed(graph.node(id)) && float(id));
         let Some(&last) = common.max_by_key(|id| order[id]) else { return Ok(None) };
         let input = Value { node: last, slot: 0 };
         let [first, second] = [0, 1].map(|i| weighted(graph, &region(graph, order, &above[i], input)));
@@ -209,10 +212,11 @@ fn static_shape(graph: &Graph, value: Value) -> Option<Vec<usize>> {
 fn product(graph: &Graph, id: NodeId) -> Option<Product> {
     let op = graph.node(id).op().filter(|op| op.domain.is_empty())?;
     let (data, weight) = (graph.input(id, 0)?, graph.input(id, 1)?);
-    pattern::source_param(graph, weight)?;
+    let constant = pattern::source_param(graph, weight).is_some() || is_still(graph, weight);
     let shape = static_shape(graph, weight)?;
     let rank = graph.ty(data)?.rank()?;
     match (op.name.as_str(), shape.as_slice()) {
+        _ if !constant => None,
         ("Conv", [outputs, _, _, ..]) if op.attrs.int("group", 1).ok()? == 1 => {
             Some(Product { data, axis: 1, outputs: *outputs })
         }
