@@ -9,6 +9,8 @@
 //! A model for two sampling rates or with a switch is one model once that is decided: `simplify` then takes the branch of an `If`
 //! that is left, and weights inside it become weights of the model, which can be adapted and trained.
 //!
+//! A shape may differ from the one that the file fixes: a network for images of 224 × 224 becomes one for 96 × 96 if all its layers take that.
+//!
 //! *Needs* the internal opset, no programs. *Leaves* a model without these inputs and names; the types of values that they reach are
 //! inferred anew. An input becomes a tensor of its declared type in which every element is the number. Idempotent.
 
@@ -28,7 +30,7 @@ pub struct Bind {
     pub inputs: BTreeMap<String, f64>,
     /// Lengths by the names of dimensions.
     pub dims: BTreeMap<String, u32>,
-    /// Lengths of all axes by the names of inputs, for files that do not name dimensions; -1 leaves an axis as it is.
+    /// Lengths of all axes by the names of inputs, for files that do not name dimensions, or that fix others (images of another size); -1 leaves an axis as it is.
     pub shapes: BTreeMap<String, Vec<i64>>,
 }
 
@@ -46,13 +48,18 @@ impl Pass for Bind {
         if !self.dims.is_empty() {
             self.bind_dims(&mut model.graph);
         }
+        let mut other = false;
         for (name, lengths) in &self.shapes {
-            bind_shape(&mut model.graph, name, lengths)?;
+            other |= bind_shape(&mut model.graph, name, lengths)?;
+        }
+        if other {
+            forget_types(&mut model.graph);
         }
         for (name, number) in &self.inputs {
             bind_input(&mut model.graph, name, *number)?;
         }
-        infer::infer_model(model)?;
+        infer::infer_model(model)
+            .map_err(|e| if other { e.at("the model does not fit the bound shapes") } else { e })?;
         Ok(Changed::Yes)
     }
 }
@@ -99,20 +106,30 @@ fn find(graph: &Graph, name: &str) -> Result<Value> {
     Ok(input)
 }
 
-fn bind_shape(graph: &mut Graph, name: &str, lengths: &[i64]) -> Result<()> {
+/// Gives an input these lengths; returns whether the file fixes others.
+fn bind_shape(graph: &mut Graph, name: &str, lengths: &[i64]) -> Result<bool> {
     let input = find(graph, name)?;
     let Some(Type::Tensor { dtype, shape }) = graph.ty(input).cloned() else { bail!("input \"{name}\" is no tensor") };
     let declared = shape.unwrap_or_else(|| vec![Dim::Unknown; lengths.len()]);
     let rank = declared.len();
     ensure!(rank == lengths.len(), "input \"{name}\" has {rank} axes, `shapes` gives {}", lengths.len());
-    let mut bound = Vec::new();
+    let (mut bound, mut other) = (Vec::new(), false);
     for (axis, (dim, length)) in declared.iter().zip(lengths).enumerate() {
-        let fits = dim.known().is_none_or(|known| *length == -1 || known == *length);
-        ensure!(*length >= -1 && fits, "axis {axis} of input \"{name}\" is {dim}, not {length}");
+        ensure!(*length >= -1, "axis {axis} of input \"{name}\" cannot have the length {length}");
+        other |= dim.known().is_some_and(|known| *length != -1 && known != *length);
         bound.push(if *length == -1 { dim.clone() } else { Dim::Known(*length) });
     }
     graph.set_ty(input, Some(Type::tensor(dtype, bound)));
-    Ok(())
+    Ok(other)
+}
+
+/// What the file says of values that are computed, it says for other inputs.
+fn forget_types(graph: &mut Graph) {
+    for id in graph.topo_ops() {
+        let node = graph.node_mut(id);
+        node.outputs.iter_mut().for_each(|output| output.ty = None);
+        node.op_mut().into_iter().flat_map(|op| op.attrs.graphs_mut()).for_each(forget_types);
+    }
 }
 
 fn bind_input(graph: &mut Graph, name: &str, number: f64) -> Result<()> {

@@ -7,6 +7,8 @@ use super::pixels::Pixels;
 use super::schema::{LABEL, Schema};
 use super::{Batch, Dataset, gather_rows, labels, map_file};
 use bytes::Bytes;
+use image::imageops::FilterType;
+use image::{DynamicImage, ImageBuffer};
 use sartor_ir::{Context, DType, Error, Result, Tensor, bail, ensure};
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -17,6 +19,8 @@ pub struct Idx {
     labels: Option<Tensor>,
     pixels: Pixels,
     shape: [usize; 3],
+    /// What the images are scaled to.
+    scaled: [usize; 3],
 }
 
 impl Idx {
@@ -33,16 +37,24 @@ impl Idx {
         let count = images.shape().first().copied().unwrap_or(0);
         ensure!(count > 0 && !images.is_empty(), "{}: the split is empty: there are no images", first.display());
         let pixels = Pixels::of(config, schema)?;
-        let [c, h, w] = shape;
+        let [c, h, w] = match config.resize {
+            Some([height, width]) => [shape[0], height as usize, width as usize],
+            None => shape,
+        };
         ensure!(
-            pixels.accepts(c, h, w),
-            "{}: the images are {c}×{h}×{w}, the model's input \"{}\" is {}",
+            pixels.accepts(c, h, w) && h * w > 0,
+            "{}: the images are {c}×{h}×{w}, the model's input \"{}\" is {} (data.resize = [height, width] scales images)",
             first.display(),
             pixels.field.name,
             pixels.field.describe()
         );
+        ensure!(
+            [c, h, w] == shape || matches!(c, 1 | 3),
+            "{}: images of {c} channels cannot be scaled, only those of 1 or 3",
+            first.display()
+        );
         let labels = read_labels(first, paths.get(1), schema, count)?;
-        Ok(Idx { images, labels, pixels, shape })
+        Ok(Idx { images, labels, pixels, shape, scaled: [c, h, w] })
     }
 }
 
@@ -102,13 +114,31 @@ pub fn parse(bytes: &Bytes) -> Result<Tensor> {
     Tensor::from_bytes(DType::U8, shape, bytes.slice(4 + 4 * rank..))
 }
 
+/// Images `[height, width, channels]`, of one or three channels, in another size.
+fn scaled(bytes: &[u8], [c, h, w]: [usize; 3], [_, height, width]: [usize; 3]) -> Result<Vec<u8>> {
+    let mut all = Vec::new();
+    for bytes in bytes.chunks_exact(c * h * w) {
+        let (from, to) = ((w as u32, h as u32), (width as u32, height as u32));
+        let image = match c {
+            1 => ImageBuffer::from_raw(from.0, from.1, bytes.to_vec()).map(DynamicImage::ImageLuma8),
+            _ => ImageBuffer::from_raw(from.0, from.1, bytes.to_vec()).map(DynamicImage::ImageRgb8),
+        };
+        let Some(image) = image else { bail!("an image does not have {w} × {h} places") };
+        all.extend(image.resize_exact(to.0, to.1, FilterType::Triangle).into_bytes());
+    }
+    Ok(all)
+}
+
 impl Dataset for Idx {
     fn len(&self) -> usize {
         self.images.shape().first().copied().unwrap_or(0)
     }
     fn batch(&self, rows: &[usize]) -> Result<Batch> {
         let images = gather_rows(&self.images, rows)?;
-        let images = self.pixels.tensor(images.bytes(), rows.len(), self.shape)?;
+        let images = match self.scaled == self.shape {
+            true => self.pixels.tensor(images.bytes(), rows.len(), self.shape)?,
+            false => self.pixels.tensor(&scaled(images.bytes(), self.shape, self.scaled)?, rows.len(), self.scaled)?,
+        };
         let mut tensors = std::collections::HashMap::from([(self.pixels.field.name.clone(), images)]);
         if let Some(labels) = &self.labels {
             tensors.insert(LABEL.to_string(), gather_rows(labels, rows)?);
@@ -160,12 +190,25 @@ mod tests {
     }
 
     #[test]
+    fn images_are_scaled() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = DataConfig { resize: Some([2, 4]), ..DataConfig::default() };
+        let data = super::super::open(&[write_pair(dir.path())], &config, &schema(&[1, 2, 4])).unwrap();
+        let x = data.batch(&[0]).unwrap().tensors["x"].to_vec::<f32>().unwrap();
+        let bytes: Vec<f32> = x.iter().map(|x| (x * 255.0).round()).collect();
+        // Places 0 and 1 of the image are at 0.5 and 2.5 of four places.
+        assert_eq!(bytes, [0.0, 64.0, 191.0, 255.0, 0.0, 64.0, 191.0, 255.0]);
+    }
+
+    #[test]
     fn mistakes_are_sentences() {
         let dir = tempfile::tempdir().unwrap();
         let path = write_pair(dir.path());
         let open = |schema: &Schema| Idx::open(std::slice::from_ref(&path), &DataConfig::default(), schema).map(drop);
         let message = open(&schema(&[1, 28, 28])).unwrap_err().to_string();
-        assert!(message.ends_with("the images are 1×1×2, the model's input \"x\" is float[batch, 1, 28, 28]"));
+        assert!(
+            message.contains("the images are 1×1×2, the model's input \"x\" is float[batch, 1, 28, 28] (data.resize")
+        );
         let few = Schema { classes: Some(8), ..schema(&[2]) };
         let message = open(&few).unwrap_err().to_string();
         assert!(message.ends_with("ubyte.gz, entry 1: label 9 is outside the 8 classes (0 to 7)"), "{message}");
