@@ -353,7 +353,7 @@ fn gates_learn_from_the_model_itself() {
     let found = summary(&folder, "out");
     let number = |key: &str| found[key].as_f64().unwrap();
     // The test data has labels, so there is an accuracy, though no label was trained on.
-    assert!(number("test.accuracy") > 0.85 && number("test.flops") < 0.9 && number("test.loss") < 0.3, "{found}");
+    assert!(number("test.accuracy") > 0.8 && number("test.flops") < 0.9 && number("test.loss") < 0.3, "{found}");
     let first = lines_with(&folder, "task_loss").remove(0);
     assert!(first["task_loss"].as_f64().unwrap().abs() < 1e-6, "at first nothing has changed: {first}");
     // Without any labels there is the distance from the teacher.

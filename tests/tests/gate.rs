@@ -107,7 +107,7 @@ fn files_of_other_exporters() {
             int8("encoder-cast-int8"),
             int8("encoder-dynamic-int8"),
             int8("encoder-ts17"),
-            ("with-ort-dynamic-int8", 2, 0)
+            ("with-ort-dynamic-int8", 1, 0)
         ]
     );
     assert_eq!(refused, paths.len() - 4);

@@ -213,7 +213,11 @@ impl Plan<'_> {
         let still = emit.sartor("Detach", &[features], Attributes::new())?;
         let scores = emit.op("Gemm", &[still, weight, bias], Attributes::new())?;
         let open = emit.sartor("Gate", &[scores], self.attributes(true))?;
-        measure::split(emit, open, &record.sizes())
+        let mut open = measure::split(emit, open, &record.sizes())?;
+        if let (Some(_), [layer, _, ..]) = (&record.layer, open.as_mut_slice()) {
+            *layer = slowed(emit, *layer, record.groups.iter().map(|group| group.channels).sum())?;
+        }
+        Ok(open)
     }
 
     fn attributes(&self, hard: bool) -> Attributes {
@@ -293,14 +297,24 @@ impl Plan<'_> {
     }
 }
 
-/// Each row with mean 0 and deviation 1.
+/// A gate whose gradient is divided by a number. A layer saves as much as all its channels together: pressed as hard, it would be the first to shut, and
+/// take all of them with it before they have learned which of them are needed.
+fn slowed(emit: &mut Emit, gate: Value, by: usize) -> Result<Value> {
+    let share = emit.mul_scalar(gate, 1.0 / by as f64)?;
+    let rest = emit.mul_scalar(gate, 1.0 - 1.0 / by as f64)?;
+    let still = emit.sartor("Detach", &[rest], Attributes::new())?;
+    emit.add(share, still)
+}
+
+/// Each row with mean 0 and length 1: a step of the optimizer then moves an example's gates by their weights about as far as by their biases, however
+/// many features there are.
 fn normalised(emit: &mut Emit, features: Value) -> Result<Value> {
     let ty = emit.graph.ty(features).cloned();
     let count = ty.as_ref().and_then(|t| t.shape()?.last()?.known()).and_then(|n| usize::try_from(n).ok());
     let Some(count) = count else { bail!("the number of features of a gate is not known") };
-    let ones = Tensor::from_vec([count], vec![1f32; count]).cast(emit.dtype(features)?)?;
-    let ones = emit.constant(ones);
-    emit.op("LayerNormalization", &[features, ones], Attributes::new().with("axis", -1i64).with("epsilon", 1e-5f32))
+    let scale = Tensor::from_vec([count], vec![(count as f32).sqrt().recip(); count]).cast(emit.dtype(features)?)?;
+    let scale = emit.constant(scale);
+    emit.op("LayerNormalization", &[features, scale], Attributes::new().with("axis", -1i64).with("epsilon", 1e-5f32))
 }
 
 /// How difficult each example of a batch is, by the rank of its task loss: from −1 (the easiest) to 1, `[N]`.

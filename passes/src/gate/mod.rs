@@ -11,14 +11,15 @@
 //! ```
 //! Where `s` is 0 for an input, the block need not be run for it; where `c_k` is 0, neither need filter k of the first convolution, nor channel k of the
 //! second. This pass multiplies; [`harden`](crate::harden) makes models that skip. `W` starts at 0 and `b` at 1: the gated model
-//! *is* the model, bit for bit up to a multiplication by 1. With `normalise` the means `z` of an example are brought to mean 0 and deviation 1 first:
+//! *is* the model, bit for bit up to a multiplication by 1. With `normalise` the means `z` of an example are brought to mean 0 and length 1 first:
 //! features of every block have one scale then.
 //!
 //! Blocks and groups of channels are found in the graph ([`blocks`]). With text, the mean is over the tokens that `attention_mask` keeps.
 //!
 //! In training steps the gates are [`ai.sartor::Gate`](sartor_ir::ops::gate), whose gradient leaks, and the loss grows by
 //! `λ · max(0, F − target)²`, where F is the mean cost of the batch's examples as a share of the model's ([`cost`]), counted hard (a gate
-//! is open or shut) with a straight-through gradient, which trains the gate networks and not the features that they read. The target falls linearly from 1 to `target` over the share `anneal` of the run, after the share
+//! is open or shut) with a straight-through gradient, which trains the gate networks and not the features that they read; that of a layer is divided by the number
+//! of its channels' gates. The target falls linearly from 1 to `target` over the share `anneal` of the run, after the share
 //! `warmup`.
 //!
 //! With `spread` above 0 every example has a target of its own, and the term is `λ · mean of (Fᵢ − targetᵢ)²`: `target · (1 − spread)` for the one of a batch
