@@ -384,7 +384,7 @@ fn wrong_gates_are_refused_with_a_sentence() {
         ("target = 0\n", "target is 0"),
         ("target = 1.5\n", "target is 1.5, expected a share from 0 to 1"),
         ("layers = false\nchannels = false\n", "there is nothing to gate"),
-        ("blocks = [\"third\"]\n", "matches no residual block"),
+        ("blocks = [\"third\"]\n", "matches no block"),
         ("taget = 0.5\n", "did you mean \"target\""),
     ] {
         with_gates(&folder, gate);

@@ -75,14 +75,16 @@ fn show_blocks(model: &Model, registry: &Registry, json: bool) -> Outcome {
         say!("{}", serde_json::to_string_pretty(&found).unwrap_or_default());
         return Ok(());
     }
-    say!("{} residual blocks, {} FLOPs for one example", found.blocks.len(), short(found.flops));
-    let mut table = Table::new(&["block", "FLOPs", "share", "<channels (producers → consumer)"]);
+    say!("{} blocks, {} FLOPs for one example", found.blocks.len(), short(found.flops));
+    let mut table = Table::new(&["block", "FLOPs", "share", "<shortcut", "<channels (producers → consumer)"]);
     for block in &found.blocks {
         let share = format!("{:.1} %", 100.0 * block.flops as f64 / found.flops.max(1) as f64);
         let groups: Vec<String> = block.groups.iter().map(|g| g.to_string()).collect();
         let mut lines = groups.into_iter();
-        table.row([block.name.clone(), short(block.flops), share, lines.next().unwrap_or("none".to_string())]);
-        lines.for_each(|line| table.row([String::new(), String::new(), String::new(), line]));
+        let shortcut = if block.residual { "yes" } else { "no" };
+        let first = lines.next().unwrap_or("none".to_string());
+        table.row([block.name.clone(), short(block.flops), share, shortcut.to_string(), first]);
+        lines.for_each(|line| table.row(std::iter::repeat_n(String::new(), 4).chain([line])));
     }
     table.print();
     if !found.refused.is_empty() {

@@ -1,4 +1,4 @@
-//! The residual blocks of a model, as `sartor inspect --blocks` shows them.
+//! The blocks of a model that can be gated, as `sartor inspect --blocks` shows them.
 
 use crate::files;
 use sartor_ir::{Graph, Model, NodeId, Result};
@@ -25,6 +25,8 @@ pub struct Row {
     pub name: String,
     /// The value that it reads.
     pub input: String,
+    /// Whether it has a shortcut, so that it can be left out as a whole.
+    pub residual: bool,
     /// Operations of its body.
     pub flops: u64,
     /// Its groups of channels.
@@ -69,6 +71,7 @@ fn row(graph: &Graph, block: &gate::Block, costs: &Costs) -> Row {
     Row {
         name: block.name.clone(),
         input: graph.value_name(block.input).to_string(),
+        residual: block.residual,
         flops: costs.sum(&block.nodes),
         groups: block.groups.iter().map(channels).collect(),
     }

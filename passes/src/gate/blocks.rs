@@ -10,6 +10,9 @@
 //! statistics, per-channel constants, depthwise convolutions, products of two such values; transpositions, behind which the channels lie on another axis), and the one *consumer* that sums over the channels. If
 //! nothing else reads them, a channel that is multiplied by 0 before the consumer need not be computed at all.
 //!
+//! Groups outside of residual blocks (plain networks, blocks that change the size) are blocks of their own, without a gate for the whole: only their channels can be left
+//! out. A producer in one of them is no consumer in another, so that no gate network reads what other gates shut.
+//!
 //! What looks like either and is not taken is kept with the reason.
 
 use crate::cola::is_still;
@@ -18,12 +21,14 @@ use sartor_ir::{DType, Dim, Graph, Node, NodeId, NodeKind, Result, Type, Value};
 use serde::Serialize;
 use std::collections::{HashMap, HashSet};
 
-/// A residual block.
+/// A residual block, or a group of channels outside of them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Block {
     /// A name for people and for parameters: the module that the addition stands in, or its node's name.
     pub name: String,
-    /// The addition.
+    /// Whether it has a shortcut: then it can be left out as a whole.
+    pub residual: bool,
+    /// The addition; without a shortcut the consumer.
     pub add: NodeId,
     /// The input of the addition that is the body.
     pub slot: usize,
@@ -85,8 +90,9 @@ pub fn find(graph: &Graph) -> Result<Found> {
         }
     }
     for block in &mut found.blocks {
+        let inside = block.nodes.iter().copied().collect();
         for &consumer in &block.nodes {
-            match group_at(graph, &block.nodes, consumer)? {
+            match group_at(graph, &inside, consumer)? {
                 Ok(Some(group)) => block.groups.push(group),
                 Ok(None) => {}
                 Err(reason) => found.refused.push(Refusal { node: graph.node(consumer).name.clone(), reason }),
@@ -95,8 +101,78 @@ pub fn find(graph: &Graph) -> Result<Found> {
         let (nodes, axis) = (&block.nodes, &mut block.axis);
         *axis = channel_axis(graph, block.input, nodes);
     }
+    let residual = found.blocks.len();
+    plain_groups(graph, &order, &mut found)?;
+    // In the graph's order.
+    if found.blocks.len() > residual {
+        found.blocks.sort_by_key(|block| order[&block.add]);
+    }
     distinguish(&mut found.blocks);
     Ok(found)
+}
+
+/// Adds the groups outside of residual blocks.
+fn plain_groups(graph: &Graph, order: &HashMap<NodeId, usize>, found: &mut Found) -> Result<()> {
+    let residual: HashSet<NodeId> = found.blocks.iter().flat_map(|block| &block.nodes).copied().collect();
+    let outside: HashSet<NodeId> = graph.topo_ops().into_iter().filter(|id| !residual.contains(id)).collect();
+    let (mut consumers, mut refused) = (HashSet::new(), Vec::new());
+    for consumer in graph.topo_ops().into_iter().filter(|id| outside.contains(id)) {
+        let plain = match group_at(graph, &outside, consumer)? {
+            Ok(None) => continue,
+            Ok(Some(group)) => plain_block(graph, order, &consumers, group),
+            Err(reason) => Err(reason),
+        };
+        match plain {
+            Ok(block) => {
+                consumers.insert(consumer);
+                found.blocks.push(block);
+            }
+            Err(reason) => refused.push(Refusal { node: graph.node(consumer).name.clone(), reason }),
+        }
+    }
+    // Beside blocks, every product that reads one would be named here.
+    if found.blocks.is_empty() {
+        found.refused.extend(refused);
+    }
+    Ok(())
+}
+
+/// Fewer places are not worth a gate network, which costs about as much as one place.
+const LEAST_PLACES: i64 = 4;
+
+/// A group outside of residual blocks as a block.
+fn plain_block(
+    graph: &Graph,
+    order: &HashMap<NodeId, usize>,
+    consumers: &HashSet<NodeId>,
+    group: Group,
+) -> Result<Block, String> {
+    let inputs: HashSet<Value> = group.producers.iter().filter_map(|&id| Some(product(graph, id)?.data)).collect();
+    let (1, Some(&input)) = (inputs.len(), inputs.iter().next()) else {
+        return Err("its channels are made of several values".to_string());
+    };
+    if group.producers.iter().any(|id| consumers.contains(id)) {
+        return Err("what makes its channels reads channels that have gates".to_string());
+    }
+    let rank = |value: Value| graph.ty(value).and_then(Type::rank).unwrap_or(0);
+    if rank(input) < 2 || group.axis == 0 || batch(graph, input) != batch(graph, group.value) {
+        return Err("its input does not have the batch as the first axis".to_string());
+    }
+    let shape = graph.ty(group.value).and_then(Type::shape).unwrap_or_default();
+    let others = shape.iter().enumerate().filter(|(axis, _)| *axis != 0 && *axis != group.axis);
+    let places: Option<i64> = others.map(|(_, dim)| dim.known()).product();
+    if places.is_some_and(|places| places < LEAST_PLACES) {
+        return Err("a gate network would cost as much as its channels".to_string());
+    }
+    let mut nodes: Vec<NodeId> =
+        group.producers.iter().chain(&group.members).copied().chain([group.consumer]).collect();
+    nodes.sort_by_key(|id| order[id]);
+    let (name, axis) = (name_of(graph, group.producers[0]), channel_axis(graph, input, &nodes));
+    Ok(Block { name, residual: false, add: group.consumer, slot: 0, input, axis, nodes, groups: vec![group] })
+}
+
+fn batch(graph: &Graph, value: Value) -> Option<Dim> {
+    graph.ty(value).and_then(Type::shape).and_then(<[Dim]>::first).cloned()
 }
 
 /// The two operands of an addition of computed values of one floating-point shape.
@@ -160,11 +236,10 @@ fn block_at(
             }
         }
     }
-    let batch = |v: Value| graph.ty(v).and_then(Type::shape).and_then(<[Dim]>::first).cloned();
-    if batch(input) != batch(body) || graph.ty(input).and_then(Type::rank).is_none_or(|rank| rank < 2) {
+    if batch(graph, input) != batch(graph, body) || graph.ty(input).and_then(Type::rank).is_none_or(|rank| rank < 2) {
         return Err("its input does not have the batch as the first axis".to_string());
     }
-    Ok(Some(Block { name: name_of(graph, add), add, slot, input, axis: 1, nodes, groups: Vec::new() }))
+    Ok(Some(Block { name: name_of(graph, add), residual: true, add, slot, input, axis: 1, nodes, groups: Vec::new() }))
 }
 
 /// The place of every node in the graph's order.
@@ -238,14 +313,14 @@ fn is_depthwise(graph: &Graph, id: NodeId) -> bool {
 /// What the channel-wise search back from a consumer meets.
 struct Search<'a> {
     graph: &'a Graph,
-    inside: &'a [NodeId],
+    inside: &'a HashSet<NodeId>,
     channels: usize,
     producers: Vec<NodeId>,
     members: Vec<NodeId>,
 }
 
-/// The group that a product of the body consumes; `Ok(None)` if it reads the block's input.
-fn group_at(graph: &Graph, nodes: &[NodeId], consumer: NodeId) -> Result<Result<Option<Group>, String>> {
+/// The group that a product among these nodes consumes; `Ok(None)` if what it reads comes from elsewhere.
+fn group_at(graph: &Graph, nodes: &HashSet<NodeId>, consumer: NodeId) -> Result<Result<Option<Group>, String>> {
     let Some(Product { data, axis, .. }) = product(graph, consumer) else { return Ok(Ok(None)) };
     let channels = graph.ty(data).and_then(Type::shape).and_then(|s| s.get(axis)).and_then(Dim::known);
     let Some(channels) = channels.and_then(|n| usize::try_from(n).ok()) else { return Ok(Ok(None)) };
@@ -316,7 +391,7 @@ impl Search<'_> {
         let own = shape(Value { node: id, slot: 0 });
         let mut operands = Vec::new();
         for value in graph.node_inputs(id).into_iter().flatten() {
-            if !is_computed(graph.node(value.node)) {
+            if !is_computed(graph.node(value.node)) || is_still(graph, value) {
                 continue;
             }
             if shape(value) != own {

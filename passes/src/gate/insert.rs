@@ -56,7 +56,8 @@ impl Gate {
             let (Some(inputs), Some(dtype)) = (inputs, ty.dtype()) else {
                 bail!("the number of channels of \"{}\" is not known", model.graph.value_name(block.input))
             };
-            let gates = usize::from(self.layers) + block.groups.iter().map(|g| g.channels).sum::<usize>();
+            let gates =
+                usize::from(self.layers && block.residual) + block.groups.iter().map(|g| g.channels).sum::<usize>();
             let normalised = if self.normalise { NORMALISATION * inputs as u64 } else { 0 };
             record.gate_flops += costs.elements(block.input) + (2 * inputs * gates) as u64 + normalised;
             let weight = Tensor::zeros(dtype, vec![inputs, gates])?;
@@ -84,11 +85,11 @@ impl Gate {
             add: name(&block.add),
             slot: block.slot,
             input: graph.value_name(block.input).to_string(),
-            identity: graph.input(block.add, 1 - block.slot) == Some(block.input),
+            identity: block.residual && graph.input(block.add, 1 - block.slot) == Some(block.input),
             weight,
             bias,
             nodes: names(&block.nodes),
-            layer: self.layers.then(|| format!("/gate/{}/layer", block.name)),
+            layer: (self.layers && block.residual).then(|| format!("/gate/{}/layer", block.name)),
             groups: block.groups.iter().enumerate().map(group).collect(),
             usage: None,
         }

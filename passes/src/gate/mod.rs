@@ -183,13 +183,14 @@ impl Gate {
     fn chosen(&self, graph: &Graph, found: &Found) -> Result<Vec<Block>> {
         let names = |block: &Block| {
             let mut names = vec![block.name.clone()];
-            names.extend(candidate_names(graph, block.add));
+            let nodes = block.groups.iter().flat_map(|group| &group.producers).filter(|_| !block.residual);
+            names.extend(nodes.chain([&block.add]).flat_map(|&id| candidate_names(graph, id)));
             names
         };
         let (chosen, excluded) = (Patterns::parse(&self.blocks)?, Patterns::parse(&self.exclude)?);
         let things: Vec<Vec<String>> = found.blocks.iter().map(names).collect();
-        chosen.check_all_match(&things, "residual block")?;
-        excluded.check_all_match(&things, "residual block")?;
+        chosen.check_all_match(&things, "block")?;
+        excluded.check_all_match(&things, "block")?;
         let mut blocks = Vec::new();
         for (block, names) in found.blocks.iter().zip(&things) {
             let wanted = (chosen.is_empty() || chosen.matches(names)) && !excluded.matches(names);
@@ -197,7 +198,7 @@ impl Gate {
             if !self.channels {
                 block.groups.clear();
             }
-            if wanted && (self.layers || !block.groups.is_empty()) {
+            if wanted && (self.layers && block.residual || !block.groups.is_empty()) {
                 blocks.push(block);
             }
         }
@@ -211,19 +212,16 @@ impl Gate {
 /// Why there is nothing to gate.
 fn nothing(found: &Found, options: &Gate) -> String {
     if !found.blocks.is_empty() {
-        let left = if options.layers {
-            "`blocks` and `exclude` leave none"
-        } else {
-            "none has hidden channels that can be gated"
-        };
-        return format!("there is nothing to gate: of {} residual blocks {left}", found.blocks.len());
+        let left =
+            if options.layers { "`blocks` and `exclude` leave none" } else { "none has channels that can be gated" };
+        return format!("there is nothing to gate: of {} blocks {left}", found.blocks.len());
     }
     match found.refused.as_slice() {
         [] => "there is nothing to gate: the model has no residual block (an addition of a value and of what layers with weights make \
-               of it)"
+               of it) and no channels that one layer makes and another one reads"
             .to_string(),
         [first, ..] => format!(
-            "there is nothing to gate: of {} additions that could end a residual block none can be left out; the first, \"{}\": {}",
+            "there is nothing to gate: of {} places that look like it none will do; the first, \"{}\": {}",
             found.refused.len(),
             first.node,
             first.reason

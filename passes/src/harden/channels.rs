@@ -4,6 +4,7 @@
 //! k = channels with max c > 0 (and the first);  producers' weights and biases, channel-wise constants, the consumer's weights: [k]
 //! ```
 
+use crate::cola::is_still;
 use crate::gate::{BlockRecord, GroupRecord, blocks};
 use crate::walk::nodes_by_name;
 use sartor_ir::ops::Emit;
@@ -116,7 +117,7 @@ fn constant_axis(
 ) -> Option<usize> {
     let value = graph.input(id, slot)?;
     let leaf = matches!(graph.node(value.node).kind, NodeKind::Const(_) | NodeKind::Param(_) | NodeKind::Capture(_));
-    let shape = graph.ty(value)?.static_shape().filter(|_| leaf)?;
+    let shape = graph.ty(value)?.static_shape().filter(|_| leaf || is_still(graph, value))?;
     let from_the_end = rank.checked_sub(axis)?;
     let axis = shape.len().checked_sub(from_the_end)?;
     (shape[axis] == group.channels && group.channels > 1).then_some(axis)
