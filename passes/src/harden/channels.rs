@@ -62,10 +62,10 @@ fn select(graph: &mut Graph, opset: i64, group: &GroupRecord, here: &Here, kept:
             Some((name, attrs)) if name == "Gemm" => (usize::from(!attrs.flag("transB", false)?), Some(2)),
             _ => (1, None),
         };
-        take(graph, opset, id, 1, weight_axis, kept)?;
+        take(graph, (opset, &group.mul), id, 1, weight_axis, kept)?;
         if let Some(slot) = bias.filter(|&slot| graph.input(id, slot).is_some()) {
             let rank = graph.input(id, slot).and_then(|v| graph.ty(v)?.rank()).unwrap_or(1);
-            take(graph, opset, id, slot, rank - 1, kept)?;
+            take(graph, (opset, &group.mul), id, slot, rank - 1, kept)?;
         }
     }
     let Some(gated) = graph.input(here.mul, 0) else { bail!("\"{}\" has no input", group.mul) };
@@ -74,26 +74,26 @@ fn select(graph: &mut Graph, opset: i64, group: &GroupRecord, here: &Here, kept:
     for &id in &here.members {
         if graph.node(id).is("BatchNormalization") {
             for slot in 1..5 {
-                take(graph, opset, id, slot, 0, kept)?;
+                take(graph, (opset, &group.mul), id, slot, 0, kept)?;
             }
             continue;
         }
         let rank = graph.ty(Value { node: id, slot: 0 }).and_then(Type::rank).unwrap_or(0);
         for slot in 0..graph.node_inputs(id).len() {
             if let Some(axis) = axes.get(&id).and_then(|&axis| constant_axis(graph, id, slot, (rank, axis), group)) {
-                take(graph, opset, id, slot, axis, kept)?;
+                take(graph, (opset, &group.mul), id, slot, axis, kept)?;
             }
         }
     }
     let gate_rank = graph.input(here.mul, 1).and_then(|v| graph.ty(v)?.rank()).unwrap_or(2);
-    take(graph, opset, here.mul, 1, gate_axis(gate_rank), kept)?;
+    take(graph, (opset, &group.mul), here.mul, 1, gate_axis(gate_rank), kept)?;
     let consumer = graph.node(here.consumer).op().map(|op| (op.name.clone(), op.attrs.clone()));
     let axis = match consumer {
         Some((name, _)) if name == "Conv" => 1,
         Some((name, attrs)) if name == "Gemm" => usize::from(attrs.flag("transB", false)?),
         _ => 0,
     };
-    take(graph, opset, here.consumer, 1, axis, kept)?;
+    take(graph, (opset, &group.mul), here.consumer, 1, axis, kept)?;
     // The channels' number is not known any more.
     for &id in here.producers.iter().chain(&here.members).chain([&here.mul]) {
         let value = Value { node: id, slot: 0 };
@@ -124,10 +124,18 @@ fn constant_axis(
 }
 
 /// Lets a node read these entries of an input along an axis.
-fn take(graph: &mut Graph, opset: i64, id: NodeId, slot: usize, axis: usize, kept: Value) -> Result<()> {
+fn take(
+    graph: &mut Graph,
+    (opset, group): (i64, &str),
+    id: NodeId,
+    slot: usize,
+    axis: usize,
+    kept: Value,
+) -> Result<()> {
     let Some(value) = graph.input(id, slot) else { return Ok(()) };
     let mut emit = Emit::new(graph, opset);
-    emit.prefix = "kept/".to_string();
+    // No branch may give a name again that the graph around it has.
+    emit.prefix = format!("{group}/kept/");
     let some = emit.op("Gather", &[value, kept], Attributes::new().with("axis", axis as i64))?;
     emit.graph.set_input(id, slot, Some(some));
     Ok(())
