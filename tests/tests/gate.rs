@@ -651,11 +651,11 @@ fn gates_of_a_file_are_trained_on() {
     }
 }
 
-/// With `spread` the example with the smaller loss has the lower target: the loss grows by the mean square of what each costs above its own, and
-/// the gradient of the weights is made of the examples' features in that proportion.
+/// With `spread` what the example with the smaller loss costs is dearer: the loss changes by the mean of difficulty and cost, and the gradient of the weights is made
+/// of the examples' features in that proportion.
 #[test]
-fn easy_examples_have_lower_targets() {
-    const SPREAD: f64 = 0.8;
+fn easy_examples_are_dearer() {
+    const SPREAD: f64 = 8.0;
     let steps = ["lambda = 0".to_string(), "lambda = 30".to_string(), format!("lambda = 30\nspread = {SPREAD}")].map(
         |options| {
             let mut net = Net::new(9);
@@ -711,15 +711,15 @@ fn easy_examples_have_lower_targets() {
         assert!((alone(0) + alone(1) - 2.0 * task).abs() < 1e-5);
         // Of two examples, one is easier than half of the batch, the other harder than half.
         let below = if alone(0) < alone(1) { [-0.5, 0.5] } else { [0.5, -0.5] };
-        let excess = below.map(|difficulty| cost - 0.3 * (1.0 + SPREAD * difficulty));
-        let penalty = 30.0 * excess.iter().map(|e| e * e).sum::<f64>() / 2.0;
-        near(easy - plain, penalty);
+        // Both cost the same as yet.
+        let price = below.map(|difficulty| 2.0 * 30.0 * (cost - 0.3) - SPREAD * difficulty);
+        near(easy - plain, 30.0 * (cost - 0.3).powi(2) - SPREAD * cost * (below[0] + below[1]) / 2.0);
         let pressure = |of: &[f64]| -> Vec<f64> { of.iter().zip(still).map(|(a, b)| a - b).collect() };
         let (both, one) = (pressure(both), pressure(one));
         let means = [features(0), features(1)];
-        let scale = both[0] / ((cost - 0.3) * (means[0][0] + means[1][0]));
+        let scale = both[0] / (2.0 * 30.0 * (cost - 0.3) * (means[0][0] + means[1][0]));
         for c in 0..3 {
-            let wanted = scale * (excess[0] * means[0][c] + excess[1] * means[1][c]);
+            let wanted = scale * (price[0] * means[0][c] + price[1] * means[1][c]);
             assert!((one[c] - wanted).abs() < 1e-3 * scale.abs(), "{labels:?}: {one:?}, {wanted} in place {c}");
         }
     }

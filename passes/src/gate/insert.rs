@@ -243,23 +243,7 @@ impl Plan<'_> {
         Ok(())
     }
 
-    /// What a cost is to be: 1 as long as the share of the way that the target has gone is 0, in the end `target · (1 + spread · difficulty)`, never more than 1.
-    fn fallen(&self, emit: &mut Emit, share: Value, difficulty: Option<Value>) -> Result<Value> {
-        let (target, spread) = (self.options.target, self.options.spread);
-        let way = match difficulty {
-            None => emit.mul_scalar(share, target - 1.0)?,
-            Some(difficulty) => {
-                let more = emit.mul_scalar(difficulty, target * spread)?;
-                let way = emit.add_scalar(more, target - 1.0)?;
-                let most = emit.scalar(0.0, way)?;
-                let way = emit.op("Min", &[way, most], Attributes::new())?;
-                emit.mul(way, share)?
-            }
-        };
-        emit.add_scalar(way, 1.0)
-    }
-
-    /// `loss + λ · max(0, mean cost − target)²`, with a target that falls over the run; with `spread`, `loss + λ · mean of (cost − its target)²`.
+    /// `loss + λ · max(0, mean cost − target)² − spread · mean of difficulty · cost`, with a target that falls over the run.
     fn penalise(&self, emit: &mut Emit, cost: Value) -> Result<()> {
         let Some(loss) = emit.graph.find_output("loss") else { bail!("it has no output \"loss\"") };
         let mean = emit.reduce_mean(cost, &[0], false)?;
@@ -274,22 +258,20 @@ impl Plan<'_> {
         let share = emit.mul_scalar(since, 1.0 / self.options.anneal.max(1e-6))?;
         let (low, high) = (emit.scalar(0.0, share)?, emit.scalar(1.0, share)?);
         let share = emit.op("Clip", &[share, low, high], Attributes::new())?;
-        let excess = match self.options.spread {
-            0.0 => {
-                let target = self.fallen(emit, share, None)?;
-                let excess = emit.sub(mean, target)?;
-                emit.unary("Relu", excess)?
-            }
-            spread => {
-                let difficulty = difficulty(emit, loss, spread)?;
-                let difficulty = emit.cast(difficulty, dtype)?;
-                let target = self.fallen(emit, share, Some(difficulty))?;
-                emit.sub(cost, target)?
-            }
-        };
+        let fallen = emit.mul_scalar(share, self.options.target - 1.0)?;
+        let target = emit.add_scalar(fallen, 1.0)?;
+        let excess = emit.sub(mean, target)?;
+        let excess = emit.unary("Relu", excess)?;
         let square = emit.mul(excess, excess)?;
-        let square = if self.options.spread == 0.0 { square } else { emit.reduce_mean(square, &[0], false)? };
-        let penalty = emit.mul_scalar(square, self.options.lambda)?;
+        let mut penalty = emit.mul_scalar(square, self.options.lambda)?;
+        if self.options.spread > 0.0 {
+            let difficulty = difficulty(emit, loss, self.options.spread)?;
+            let difficulty = emit.cast(difficulty, dtype)?;
+            let products = emit.mul(difficulty, cost)?;
+            let covariance = emit.reduce_mean(products, &[0], false)?;
+            let reward = emit.mul_scalar(covariance, self.options.spread)?;
+            penalty = emit.sub(penalty, reward)?;
+        }
         let penalty = emit.cast(penalty, emit.dtype(loss)?)?;
         let total = emit.add(loss, penalty)?;
         emit.graph.outputs.iter_mut().filter(|o| o.name == "loss").for_each(|o| o.value = total);

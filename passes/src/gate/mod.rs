@@ -22,9 +22,10 @@
 //! of its channels' gates. The target falls linearly from 1 to `target` over the share `anneal` of the run, after the share
 //! `warmup`.
 //!
-//! With `spread` above 0 every example has a target of its own, and the term is `λ · mean of (Fᵢ − targetᵢ)²`: `target · (1 − spread)` for the one of a batch
-//! with the smallest task loss, `target · (1 + spread)` (but never more than 1) for the one with the largest, evenly by rank in between. Without, gates learn which channels the data set
-//! needs; with it they must tell easy inputs from hard ones. It needs a loss that is the mean of one per example.
+//! With `spread` above 0 the loss falls by `spread · mean of (dᵢ · Fᵢ)`, where the difficulty dᵢ of an example goes from −1 for the one of a batch with the smallest task
+//! loss to 1 for the one with the largest, evenly by rank: what easy examples cost is dearer than what hard ones cost, by the same amount however near the mean is to the
+//! target. Without, gates learn which channels the data set needs; with it they must tell easy inputs from hard ones. It needs a loss that is the mean of one per
+//! example.
 //!
 //! The program `eval` gets the outputs `flops`, the cost of each example, and `gates`, all its gates, as [`GateOutputs`] adds them.
 //!
@@ -66,7 +67,7 @@ pub struct Gate {
     pub leak: f64,
     /// Whether what gates read is normalised for each example.
     pub normalise: bool,
-    /// How far the targets of single examples lie from `target`, as a share of it, from 0 to 1: easy ones below, hard ones above.
+    /// How much dearer what easy examples cost is than what hard ones cost, in units of the loss.
     pub spread: f64,
     /// The share of the run before the target falls.
     pub warmup: f64,
@@ -142,17 +143,15 @@ impl Gate {
             ensure!((0.0..=1.0).contains(&x), "{name} is {x}, expected a share from 0 to 1");
             Ok(())
         };
-        for (name, x) in [
-            ("target", self.target),
-            ("leak", self.leak),
-            ("spread", self.spread),
-            ("warmup", self.warmup),
-            ("anneal", self.anneal),
-        ] {
+        for (name, x) in
+            [("target", self.target), ("leak", self.leak), ("warmup", self.warmup), ("anneal", self.anneal)]
+        {
             share(name, x)?;
         }
         ensure!(self.target > 0.0, "target is 0: something has to be computed");
-        ensure!(self.lambda >= 0.0 && self.lambda.is_finite(), "lambda is {}, expected 0 or more", self.lambda);
+        for (name, x) in [("lambda", self.lambda), ("spread", self.spread)] {
+            ensure!(x >= 0.0 && x.is_finite(), "{name} is {x}, expected 0 or more");
+        }
         Ok(())
     }
 
