@@ -334,6 +334,24 @@ fn gates_and_adapters_compose() {
     assert!(error.contains("attach gates before adapters"), "{error}");
 }
 
+/// Gates and experts in one recipe: the experts weigh the losses of gated models.
+#[test]
+fn gates_and_experts_compose() {
+    let folder = Folder::with_task();
+    for mode in ["independent", "shared", "intervals"] {
+        let samuel = format!("[samuel]\nrates = [0.1, 0.01, 0.001]\nmode = \"{mode}\"\n");
+        with_gates(&folder, &format!("target = 0.7\nspread = 0.5\n{samuel}"));
+        let recipe = String::from_utf8(folder.read("G.toml")).unwrap().replace("learning_rate = 3e-2\n", "");
+        folder.write("G.toml", &recipe);
+        folder.ok(&["train", "--recipe", "G.toml", "--force"]);
+        let found = summary(&folder, "out");
+        let number = |key: &str| found[key].as_f64().unwrap();
+        assert!(number("test.accuracy") > 0.8 && number("test.flops") < 0.95, "{mode}: {found}");
+        folder.ok(&["transform", "out/merged.onnx", "-p", "harden", "-o", "skip.onnx"]);
+        folder.ok(&["verify", "out/merged.onnx", "skip.onnx", "--inputs", "test.npz"]);
+    }
+}
+
 /// Without labels: gates are trained so that the model goes on to say what it said.
 #[test]
 fn gates_learn_from_the_model_itself() {

@@ -19,7 +19,7 @@
 //! The results are those of the multiplications: a channel that any example of the batch needs is computed for all that run the block, and
 //! multiplied by its gate all the same. One channel of every group is always computed, so that no tensor is empty. Where the body
 //! reads integers that depend on the inputs' shapes (reshapes of attention), or where the batch is a fixed number, a block runs for the whole
-//! batch if any example needs it. A group with a depthwise convolution stays masked: its number of groups is an attribute, which no input can change.
+//! batch if any example needs it. A depthwise convolution between two layers that leave out channels runs over all of them.
 //!
 //! `static`, before → after, if s was open at 0.5 for all inputs, and all channels but k at 1:
 //! ```text

@@ -3,12 +3,17 @@
 //! ```text
 //! k = channels with max c > 0 (and the first);  producers' weights and biases, channel-wise constants, the consumer's weights: [k]
 //! ```
+//! The number of groups of a depthwise convolution is an attribute, which no input can change, so it runs over all channels: those that are not there are copies of
+//! others, and what is made of them is left out behind it. It is the cheapest layer of its group.
+//! ```text
+//! y = DepthwiseConv(h)   →   y = DepthwiseConv(h[:, places])[:, k],   places = number of channels of k up to each one, less 1
+//! ```
 
 use crate::cola::is_still;
 use crate::gate::{BlockRecord, GroupRecord, blocks};
 use crate::walk::nodes_by_name;
 use sartor_ir::ops::Emit;
-use sartor_ir::{Attributes, Dim, Graph, NodeId, NodeKind, Result, Tensor, Type, Value, bail};
+use sartor_ir::{Attributes, DType, Dim, Graph, NodeId, NodeKind, Result, Tensor, Type, Value, bail};
 
 /// Leaves out the channels that all examples of this graph shut, in every group of a block that allows it.
 pub(super) fn narrow(graph: &mut Graph, opset: i64, block: &BlockRecord) -> Result<()> {
@@ -19,13 +24,9 @@ pub(super) fn narrow(graph: &mut Graph, opset: i64, block: &BlockRecord) -> Resu
         let (Some(&consumer), Some(&mul)) = (by_name.get(&group.consumer), by_name.get(&group.mul)) else {
             bail!("the graph has no node \"{}\" or \"{}\" any more", group.consumer, group.mul)
         };
-        // The number of groups of a depthwise convolution is an attribute.
-        if members.iter().any(|&id| graph.node(id).is("Conv")) {
-            continue;
-        }
         let here = Here { producers, members, consumer, mul };
         let kept = kept(graph, opset, group, &here)?;
-        select(graph, opset, group, &here, kept)?;
+        select(graph, opset, group, &here, &kept)?;
     }
     Ok(())
 }
@@ -37,8 +38,15 @@ struct Here {
     mul: NodeId,
 }
 
-/// The numbers of the channels that are computed.
-fn kept(graph: &mut Graph, opset: i64, group: &GroupRecord, here: &Here) -> Result<Value> {
+/// Which channels are computed.
+struct Kept {
+    /// Their numbers.
+    numbers: Value,
+    /// For every channel, where it is among them, and for one that is not, where one before it is; where there is a depthwise convolution.
+    places: Option<Value>,
+}
+
+fn kept(graph: &mut Graph, opset: i64, group: &GroupRecord, here: &Here) -> Result<Kept> {
     let Some(gate) = graph.input(here.mul, 1) else { bail!("\"{}\" has no gate", group.mul) };
     let mut emit = Emit::new(graph, opset);
     emit.prefix = format!("{}/", group.mul);
@@ -50,11 +58,33 @@ fn kept(graph: &mut Graph, opset: i64, group: &GroupRecord, here: &Here) -> Resu
     let wanted = emit.op("Or", &[open, first], Attributes::new())?;
     let numbers = emit.op("NonZero", &[wanted], Attributes::new())?;
     let axes = emit.ints(&[0]);
-    emit.op("Squeeze", &[numbers, axes], Attributes::new())
+    let numbers = emit.op("Squeeze", &[numbers, axes], Attributes::new())?;
+    if !here.members.iter().any(|&id| emit.graph.node(id).is("Conv")) {
+        return Ok(Kept { numbers, places: None });
+    }
+    let counted = emit.cast(wanted, DType::I64)?;
+    let axis = emit.constant(Tensor::scalar(0i64));
+    let sums = emit.op("CumSum", &[counted, axis], Attributes::new())?;
+    let one = emit.constant(Tensor::scalar(1i64));
+    Ok(Kept { numbers, places: Some(emit.sub(sums, one)?) })
+}
+
+/// Lets a depthwise convolution run over all channels again, and its readers read those that are there.
+fn spread(graph: &mut Graph, (opset, group): (i64, &str), id: NodeId, kept: &Kept) -> Result<()> {
+    let made = Value { node: id, slot: 0 };
+    let (Some(data), Some(places)) = (graph.input(id, 0), kept.places) else { return Ok(()) };
+    let mut emit = Emit::new(graph, opset);
+    emit.prefix = format!("{group}/kept/");
+    let all = emit.op("Gather", &[data, places], Attributes::new().with("axis", 1i64))?;
+    emit.graph.set_input(id, 0, Some(all));
+    let some = emit.op("Gather", &[made, kept.numbers], Attributes::new().with("axis", 1i64))?;
+    emit.graph.replace_uses_if(made, some, |reader, _| reader != some.node);
+    Ok(())
 }
 
 /// Selects these channels of every weight of a group.
-fn select(graph: &mut Graph, opset: i64, group: &GroupRecord, here: &Here, kept: Value) -> Result<()> {
+fn select(graph: &mut Graph, opset: i64, group: &GroupRecord, here: &Here, channels: &Kept) -> Result<()> {
+    let kept = channels.numbers;
     let gate_axis = |rank: usize| if rank == 2 { 1 } else { group.axis };
     for &id in &here.producers {
         let (weight_axis, bias) = match graph.node(id).op().map(|op| (op.name.clone(), op.attrs.clone())) {
@@ -72,6 +102,12 @@ fn select(graph: &mut Graph, opset: i64, group: &GroupRecord, here: &Here, kept:
     let mut axes = blocks::axes(graph, &here.producers, &here.members, gated, group.axis);
     axes.insert(here.mul, group.axis);
     for &id in &here.members {
+        // Its own weights stay whole, and so does the type of its result.
+        if graph.node(id).is("Conv") {
+            axes.remove(&id);
+            spread(graph, (opset, &group.mul), id, channels)?;
+            continue;
+        }
         if graph.node(id).is("BatchNormalization") {
             for slot in 1..5 {
                 take(graph, (opset, &group.mul), id, slot, 0, kept)?;
