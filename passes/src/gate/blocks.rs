@@ -7,7 +7,7 @@
 //!
 //! A *group of channels* is what computes and what reads the hidden channels of a body: one or several *producers* (a convolution of
 //! one group, a product with a constant matrix), the channel-wise operators behind them (activations, normalisation by given
-//! statistics, per-channel constants, depthwise convolutions, products of two such values; transpositions, behind which the channels lie on another axis), and the one *consumer* that sums over the channels. If
+//! statistics, per-channel constants, depthwise convolutions, pools, products of two such values; transpositions, behind which the channels lie on another axis), and the one *consumer* that sums over the channels. If
 //! nothing else reads them, a channel that is multiplied by 0 before the consumer need not be computed at all.
 //!
 //! Groups outside of residual blocks (plain networks, blocks that change the size) are blocks of their own, without a gate for the whole: only their channels can be left
@@ -158,8 +158,10 @@ fn plain_block(
     if rank(input) < 2 || group.axis == 0 || batch(graph, input) != batch(graph, group.value) {
         return Err("its input does not have the batch as the first axis".to_string());
     }
-    let shape = graph.ty(group.value).and_then(Type::shape).unwrap_or_default();
-    let others = shape.iter().enumerate().filter(|(axis, _)| *axis != 0 && *axis != group.axis);
+    let made = Value { node: group.producers[0], slot: 0 };
+    let axes = axes(graph, &group.producers, &group.members, group.value, group.axis);
+    let shape = graph.ty(made).and_then(Type::shape).unwrap_or_default();
+    let others = shape.iter().enumerate().filter(|(axis, _)| *axis != 0 && Some(axis) != axes.get(&made.node));
     let places: Option<i64> = others.map(|(_, dim)| dim.known()).product();
     if places.is_some_and(|places| places < LEAST_PLACES) {
         return Err("a gate network would cost as much as its channels".to_string());
@@ -310,6 +312,16 @@ fn is_depthwise(graph: &Graph, id: NodeId) -> bool {
     op.attrs.int("group", 1).is_ok_and(|groups| groups > 1 && shape[0] as i64 == groups && shape[1] == 1)
 }
 
+/// Operators that treat each channel, on axis 1, by itself.
+const BY_CHANNEL: [&str; 6] =
+    ["BatchNormalization", "MaxPool", "AveragePool", "GlobalMaxPool", "GlobalAveragePool", "LpPool"];
+
+/// Whether all axes behind this one have length 1.
+fn is_one_behind(graph: &Graph, value: Value, axis: usize) -> bool {
+    let shape = graph.ty(value).and_then(Type::shape);
+    shape.is_some_and(|shape| shape.iter().skip(axis + 1).all(|dim| dim.known() == Some(1)))
+}
+
 /// What the channel-wise search back from a consumer meets.
 struct Search<'a> {
     graph: &'a Graph,
@@ -380,7 +392,9 @@ impl Search<'_> {
         let (graph, node) = (self.graph, self.graph.node(id));
         let name = node.op().map(|op| op.full_name()).unwrap_or_default();
         let data = graph.input(id, 0);
-        if (node.is("BatchNormalization") || is_depthwise(graph, id)) && axis == 1 || node.is("Transpose") {
+        let by_channel = BY_CHANNEL.iter().any(|name| node.is(name)) || is_depthwise(graph, id);
+        let flat = node.is("Flatten") && data.is_some_and(|data| is_one_behind(graph, data, 1));
+        if (by_channel || flat) && axis == 1 || node.is("Transpose") {
             return Ok(data.into_iter().collect());
         }
         let elementwise = node.op().is_some_and(|op| op.domain.is_empty() && sartor_ir::ops::is_elementwise(&op.name));
