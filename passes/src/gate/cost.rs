@@ -5,6 +5,7 @@
 //! networks themselves, always costs. A multiply-add counts 2.
 
 use super::{BlockRecord, GroupRecord};
+use crate::walk::nodes_by_name;
 use sartor_ir::infer::{self, Facts, specialise};
 use sartor_ir::{Dim, Graph, NodeId, Result, Type, Value, ensure};
 use std::collections::HashMap;
@@ -57,6 +58,11 @@ impl Costs {
     /// The operations of some nodes.
     pub fn sum(&self, nodes: &[NodeId]) -> u64 {
         nodes.iter().filter_map(|id| self.by_node.get(id)).sum()
+    }
+    /// The terms of all bodies, whose nodes are found by name in this graph.
+    pub(super) fn terms_of(&self, graph: &Graph, blocks: &[BlockRecord]) -> Vec<Vec<Term>> {
+        let by_name = nodes_by_name(graph);
+        blocks.iter().map(|block| self.terms(&by_name, block)).collect()
     }
     /// The terms of a body's cost; terms of the same groups are one. `by_name`: the nodes of the graph.
     pub fn terms(&self, by_name: &HashMap<String, NodeId>, block: &BlockRecord) -> Vec<Term> {

@@ -16,7 +16,6 @@
 
 use super::cost::{Costs, Term};
 use super::{BlockRecord, Record};
-use crate::walk::nodes_by_name;
 use crate::{Changed, Pass, training};
 use sartor_ir::ops::Emit;
 use sartor_ir::{Attributes, Graph, Model, Operator, Result, Value, bail, ensure, infer};
@@ -43,8 +42,7 @@ impl Pass for GateOutputs {
         let Some(record) = Record::load(model)? else { bail!("the model has no gates: the pass `gate` attaches them") };
         let opset = model.opset();
         infer::infer_graph(&mut model.graph, opset)?;
-        let (costs, by_name) = (Costs::of(&model.graph, opset)?, nodes_by_name(&model.graph));
-        let terms: Vec<Vec<Term>> = record.blocks.iter().map(|block| costs.terms(&by_name, block)).collect();
+        let terms = Costs::of(&model.graph, opset)?.terms_of(&model.graph, &record.blocks);
         let measure = Measure { record: &record, terms: &terms };
         let graph = match model.programs.get_mut("eval") {
             Some(program) => &mut program.graph,

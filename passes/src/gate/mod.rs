@@ -120,8 +120,7 @@ impl Pass for Gate {
         let blocks = self.chosen(&model.graph, &found)?;
         let costs = cost::Costs::of(&model.graph, opset)?;
         let record = self.add_parameters(model, &blocks, &costs)?;
-        let by_name = crate::walk::nodes_by_name(&model.graph);
-        let terms: Vec<Vec<cost::Term>> = record.blocks.iter().map(|block| costs.terms(&by_name, block)).collect();
+        let terms = costs.terms_of(&model.graph, &record.blocks);
         let plan = insert::Plan { options: self, record: &record, blocks: &blocks, terms: &terms };
         let mut graph = std::mem::take(&mut model.graph);
         let inserted = plan.apply(&mut graph, &model.params, opset, insert::Use::Inference);
@@ -164,8 +163,7 @@ impl Gate {
         );
         let opset = model.opset();
         infer::infer_graph(&mut model.graph, opset)?;
-        let (costs, by_name) = (cost::Costs::of(&model.graph, opset)?, crate::walk::nodes_by_name(&model.graph));
-        let terms: Vec<Vec<cost::Term>> = record.blocks.iter().map(|block| costs.terms(&by_name, block)).collect();
+        let terms = cost::Costs::of(&model.graph, opset)?.terms_of(&model.graph, &record.blocks);
         let plan = insert::Plan { options: self, record, blocks: &[], terms: &terms };
         for (name, program) in &mut model.programs {
             plan.go_on(&mut program.graph, opset, insert::Use::of(name))
