@@ -243,23 +243,28 @@ impl Plan<'_> {
         Ok(())
     }
 
-    /// `loss + λ · max(0, mean cost − target)² − spread · mean of difficulty · cost`, with a target that falls over the run.
-    fn penalise(&self, emit: &mut Emit, cost: Value) -> Result<()> {
-        let Some(loss) = emit.graph.find_output("loss") else { bail!("it has no output \"loss\"") };
-        let mean = emit.reduce_mean(cost, &[0], false)?;
-        training::set_output(emit.graph, FLOPS, mean);
+    /// The target at this point of the run: 1, then falling, then what the options say.
+    fn fallen_target(&self, emit: &mut Emit, dtype: DType) -> Result<Value> {
         let progress = match emit.graph.find_input(training::PROGRESS) {
             Some(progress) => progress,
             None => emit.graph.add_input(training::PROGRESS, Type::tensor(DType::F32, [0i64; 0])),
         };
-        let dtype = emit.dtype(mean)?;
         let progress = emit.cast(progress, dtype)?;
         let since = emit.add_scalar(progress, -self.options.warmup)?;
         let share = emit.mul_scalar(since, 1.0 / self.options.anneal.max(1e-6))?;
         let (low, high) = (emit.scalar(0.0, share)?, emit.scalar(1.0, share)?);
         let share = emit.op("Clip", &[share, low, high], Attributes::new())?;
         let fallen = emit.mul_scalar(share, self.options.target - 1.0)?;
-        let target = emit.add_scalar(fallen, 1.0)?;
+        emit.add_scalar(fallen, 1.0)
+    }
+
+    /// `loss + λ · max(0, mean cost − target)² − spread · mean of difficulty · cost`, with a target that falls over the run.
+    fn penalise(&self, emit: &mut Emit, cost: Value) -> Result<()> {
+        let Some(loss) = emit.graph.find_output("loss") else { bail!("it has no output \"loss\"") };
+        let mean = emit.reduce_mean(cost, &[0], false)?;
+        training::set_output(emit.graph, FLOPS, mean);
+        let dtype = emit.dtype(mean)?;
+        let target = self.fallen_target(emit, dtype)?;
         let excess = emit.sub(mean, target)?;
         let excess = emit.unary("Relu", excess)?;
         let square = emit.mul(excess, excess)?;
