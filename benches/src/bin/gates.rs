@@ -5,13 +5,15 @@
 //!
 //! With `--frozen` every gated network goes on in two ways, for as many epochs again: with its gates (`more`), and with every gate frozen to one state for all inputs
 //! (`frozen`: what was open for at most a certain share of the images of the last evaluation is cut off, the share chosen so that what is left costs what the
-//! gated network costs in the mean). The difference is what it is worth to look at the input. Data: `tests/assets/fetch.sh --samuel`. Every run is a folder
+//! gated network costs in the mean). The difference is what it is worth to look at the input. With `--narrower` the network is trained with fewer channels
+//! everywhere, as long as backbone and gates together. Data: `tests/assets/fetch.sh --samuel`. Every run is a folder
 //! in RUNS with its recipe; what is finished is not repeated, and what was interrupted goes on from its last checkpoint. The table goes to
 //! `docs/results/gates.md`; what stands there under "Notes" is kept.
 
 use clap::Parser;
 use sartor_bench::{beside, cache, number, table};
-use sartor_ir::{Error, Model, Result, ensure, onnx};
+use sartor_ir::rng::Stream;
+use sartor_ir::{DType, Error, Model, Result, Tensor, Type, ensure, infer, onnx};
 use sartor_passes::gate::{Record, cost};
 use sartor_passes::harden::{Harden, Kind};
 use sartor_passes::{Driver, Registry, pipelines};
@@ -46,6 +48,9 @@ struct Args {
     /// Whether gated networks go on, as they are and with their gates frozen
     #[arg(long)]
     frozen: bool,
+    /// Widths of ungated networks, as shares of the network's, trained as long as backbone and gates together
+    #[arg(long, value_delimiter = ',')]
+    narrower: Vec<f64>,
     /// A trained network to begin with instead of the one that is trained here
     #[arg(long)]
     backbone: Option<PathBuf>,
@@ -67,8 +72,17 @@ struct Run {
     gated: &'static str,
     target: Option<f64>,
     recipe: String,
-    /// The gated run whose network this one cuts before it goes on.
-    frozen: Option<String>,
+    /// Where its network comes from, if that has to be made first.
+    made: Option<Made>,
+}
+
+/// A network that is made before it is trained.
+#[derive(Clone)]
+enum Made {
+    /// That of a gated run, its gates frozen.
+    Frozen(String),
+    /// The file's, with this share of its channels and random weights.
+    Width(f64, PathBuf),
 }
 
 fn main() -> Result<()> {
@@ -106,17 +120,23 @@ impl Args {
             Some(path) => (path.display().to_string(), Vec::new()),
             None => {
                 let text = recipe(&model, "backbone", "", 0.1, self.backbone_epochs, 0);
-                let run = Run { name: "backbone".into(), gated: "", target: None, recipe: text, frozen: None };
+                let run = Run { name: "backbone".into(), gated: "", target: None, recipe: text, made: None };
                 ("backbone/merged.onnx".to_string(), vec![run])
             }
         };
+        for &width in &self.narrower {
+            let (name, epochs) = (format!("width-{width}"), self.backbone_epochs + self.epochs);
+            let text = recipe(&format!("{name}.onnx"), &name, "", 0.1, epochs, 0);
+            let made = Some(Made::Width(width, PathBuf::from(&model)));
+            all.push(Run { name, gated: "none, fewer channels", target: None, recipe: text, made });
+        }
         let extra: String = self.keys.iter().map(|key| format!("{}\n", key.replace('=', " = "))).collect();
         let suffix: String = self.keys.iter().map(|key| format!("-{}", key.replace('=', ""))).collect();
         let epochs = self.epochs;
         for seed in 0..self.seeds {
             let name = format!("longer-{epochs}-seed{seed}");
             let text = recipe(&start, &name, "", 0.02, epochs, seed);
-            all.push(Run { name, gated: "none, trained on", target: None, recipe: text, frozen: None });
+            all.push(Run { name, gated: "none, trained on", target: None, recipe: text, made: None });
             for gated in &self.gated {
                 let (label, keys) = match gated.as_str() {
                     "both" => ("layers and channels", ""),
@@ -128,14 +148,19 @@ impl Args {
                     let name = format!("{gated}-{target}-{epochs}{suffix}-seed{seed}");
                     let tables = format!("[gate]\ntarget = {target:?}\n{keys}{extra}");
                     let text = recipe(&start, &name, &tables, 0.02, epochs, seed);
-                    let run = Run { name, gated: label, target: Some(target), recipe: text, frozen: None };
+                    let run = Run { name, gated: label, target: Some(target), recipe: text, made: None };
                     if self.frozen {
                         let (more, frozen) = (format!("{}-more", run.name), format!("{}-frozen", run.name));
                         let tables = format!("[gate]\ntarget = {target:?}\nanneal = 0.0\n{}", self.kept_keys());
                         let text = recipe(&format!("{}/merged.onnx", run.name), &more, &tables, 0.02, epochs, seed);
                         let goes_on = Run { name: more, recipe: text, ..run.clone() };
                         let text = recipe(&format!("{frozen}.onnx"), &frozen, "", 0.02, epochs, seed);
-                        let cut = Run { name: frozen, recipe: text, frozen: Some(run.name.clone()), ..run.clone() };
+                        let cut = Run {
+                            name: frozen,
+                            recipe: text,
+                            made: Some(Made::Frozen(run.name.clone())),
+                            ..run.clone()
+                        };
                         all.extend([run, goes_on, cut]);
                     } else {
                         all.push(run);
@@ -189,9 +214,58 @@ fn freeze(folder: &Path, run: &Run, gated: &str) -> Result<()> {
     }
     let Some((below, cost, model)) = best else { return Err(Error::msg("no gate was used")) };
     println!("{}: open for at most {below:.3} is shut; costs {cost:.4}, with gates {wanted:.4}", run.name);
+    keep(folder, run, &model, cost)
+}
+
+/// Writes a network that was made, and what it costs as a share of the one that it was made of.
+fn keep(folder: &Path, run: &Run, model: &Model, cost: f64) -> Result<()> {
     std::fs::write(folder.join(format!("{}.cost", run.name)), cost.to_string())
         .map_err(|e| Error::msg(e.to_string()))?;
-    onnx::save(&model, &folder.join(format!("{}.onnx", run.name)), &onnx::SaveOptions::default())
+    onnx::save(model, &folder.join(format!("{}.onnx", run.name)), &onnx::SaveOptions::default())
+}
+
+/// Makes a ResNet for CIFAR with a share of its channels: weights are drawn anew (He's initialisation), vectors cut or repeated, and shortcuts padded by as many
+/// channels as there are more behind them.
+fn narrow(folder: &Path, run: &Run, width: f64, path: &Path) -> Result<()> {
+    let mut model = onnx::load(path)?;
+    pipelines::prepare(&mut model, &Registry::builtin())?;
+    let full = cost::Costs::of(&model.graph, model.opset())?.total as f64;
+    let channels = |n: usize| if [16, 32, 64].contains(&n) { (n as f64 * width).round() as usize } else { n };
+    for (name, param) in &mut model.params {
+        let old = param.tensor.to_f64s()?;
+        let shape: Vec<usize> = param.tensor.shape().iter().map(|&n| channels(n)).collect();
+        let count: usize = shape.iter().product();
+        let fan = match shape[..] {
+            [outputs, _, height, wide] => outputs * height * wide,
+            [_, inputs] => inputs,
+            _ => 0,
+        };
+        let (deviation, stream) = ((2.0 / fan as f64).sqrt(), Stream::new(0, 0, name));
+        let value = |i: usize| if fan > 0 { deviation * stream.normal(i as u64) } else { old[i % old.len()] };
+        let values: Vec<f64> = (0..count).map(value).collect();
+        param.tensor = Tensor::from_vec(shape, values).cast(param.tensor.dtype())?;
+    }
+    for id in model.graph.node_ids().collect::<Vec<_>>() {
+        let output = sartor_ir::Value { node: id, slot: 0 };
+        let param = model.graph.param_name(output).and_then(|name| model.params.get(name));
+        if let Some(ty) = param.map(|param| Type::of(&param.tensor)) {
+            model.graph.set_ty(output, Some(ty));
+        }
+        let integers = model.graph.node(id).constant().filter(|tensor| tensor.dtype() == DType::I64);
+        if let Some([0, 0, 0, 0, 0, more]) = integers.map(|tensor| tensor.to_i64s()).transpose()?.as_deref() {
+            // From `more` channels to twice as many.
+            let more = channels(2 * *more as usize) - channels(*more as usize);
+            let pads = model.graph.add_const("pads", Tensor::from_i64s(&[0, 0, 0, 0, 0, more as i64]));
+            model.graph.replace_uses(output, pads);
+        }
+    }
+    for id in model.graph.topo_ops() {
+        model.graph.node_mut(id).outputs.iter_mut().for_each(|output| output.ty = None);
+    }
+    infer::infer_model(&mut model)?;
+    let cost = cost::Costs::of(&model.graph, model.opset())?.total as f64 / full;
+    println!("{}: costs {cost:.4}", run.name);
+    keep(folder, run, &model, cost)
 }
 
 /// Makes a run, unless it is done.
@@ -201,8 +275,10 @@ fn make(folder: &Path, run: &Run, threads: usize) -> Result<()> {
     if same && out.join("summary.json").exists() {
         return Ok(());
     }
-    if let Some(gated) = &run.frozen {
-        freeze(folder, run, gated)?;
+    match &run.made {
+        Some(Made::Frozen(gated)) => freeze(folder, run, gated)?,
+        Some(Made::Width(width, model)) => narrow(folder, run, *width, model)?,
+        None => {}
     }
     std::fs::write(&recipe, &run.recipe).map_err(|e| Error::io(&recipe, e))?;
     let how = if same && out.join("checkpoints").exists() { "--resume" } else { "--force" };
@@ -228,7 +304,7 @@ fn report(args: &Args, folder: &Path, runs: &[Run]) -> Result<()> {
     for run in runs {
         let Some(found) = summary(folder, run) else { continue };
         let cost = std::fs::read_to_string(folder.join(format!("{}.cost", run.name))).ok();
-        let cost = cost.and_then(|text| text.parse().ok()).filter(|_| run.frozen.is_some());
+        let cost = cost.and_then(|text| text.parse().ok()).filter(|_| run.made.is_some());
         let flops = found["test.flops"].as_f64().or(cost).unwrap_or(1.0);
         rows.push(vec![
             run.name.clone(),
