@@ -9,7 +9,8 @@
 //!              "open": [0.93, 0.0, 1.0, …]}],                             the shares of every gate, the layer's first
 //!  "classes": [{"class": 0, "examples": 20, "cost": 0.6, "blocks": [0.7, …]}],   for each block the mean share of open gates; empty without classes
 //!  "histogram": {"low": 0.31, "high": 0.97, "counts": [1, 0, 4, …]},      how many examples cost how much, in equally wide bins
-//!  "cheapest": [{"row": 17, "cost": 0.31}, …], "dearest": […]}            places in the data, from 0
+//!  "cheapest": [{"row": 17, "cost": 0.31}, …], "dearest": […],            places in the data, from 0
+//!  "quarters": [{"cost": 0.4, "accuracy": 0.95}, …]}                      four equal parts of the examples, the cheapest first; empty without classes
 //! ```
 
 use crate::chart::number;
@@ -18,7 +19,7 @@ use crate::{files, say};
 use sartor_ir::{Error, Model, Result};
 use sartor_passes::Driver;
 use sartor_passes::gate::{BlockRecord, GATES, GateOutputs, Record};
-use sartor_runtime::train::gates::{self, Example, GateUse, Histogram, Kinds};
+use sartor_runtime::train::gates::{self, Example, GateUse, Histogram, Kinds, Quarter};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -44,6 +45,9 @@ pub struct Gates {
     pub cheapest: Vec<Example>,
     /// The dearest, the dearest first.
     pub dearest: Vec<Example>,
+    /// Four equal parts of the examples, the cheapest first; empty without classes.
+    #[serde(default)]
+    pub quarters: Vec<Quarter>,
 }
 
 /// How a block's gates are used.
@@ -100,6 +104,7 @@ impl Gates {
             histogram: found.histogram.clone(),
             cheapest: found.cheapest.clone(),
             dearest: found.dearest.clone(),
+            quarters: found.quarters.clone(),
         })
     }
     /// Reads the file of an output folder; `None` if there is none.
@@ -126,6 +131,15 @@ impl Gates {
             number(self.histogram.low),
             number(self.histogram.high)
         );
+        if let [first, .., last] = self.quarters.as_slice() {
+            say!(
+                "the cheapest quarter costs {} and is right for {}, the dearest {} and {}",
+                number(first.cost),
+                percent(first.accuracy),
+                number(last.cost),
+                percent(last.accuracy)
+            );
+        }
         let mut table = Table::new(&["block", "is run for", "channels", "dead", "always", "dynamic", "open"]);
         for block in &self.blocks {
             let Kinds { dead, always, dynamic } = block.channels;

@@ -268,6 +268,13 @@ fn the_use_of_gates_is_kept() {
     }
     let counts: u64 = found["histogram"]["counts"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).sum();
     assert_eq!((counts, found["cheapest"].as_array().unwrap().len()), (40, 16));
+    let quarters = found["quarters"].as_array().unwrap();
+    let mean_of = |key: &str| quarters.iter().map(|q| q[key].as_f64().unwrap()).sum::<f64>() / 4.0;
+    near(&mean_of("cost").into(), found["cost"].as_f64().unwrap());
+    near(&mean_of("accuracy").into(), summary(&folder, "out")["test.accuracy"].as_f64().unwrap());
+    assert!(
+        quarters[0]["cost"].as_f64() <= quarters[3]["cost"].as_f64() && printed.contains("the cheapest quarter costs")
+    );
     for (key, end) in [("cheapest", "low"), ("dearest", "high")] {
         let first = &found[key][0];
         near(&first["cost"], used[first["row"].as_u64().unwrap() as usize].1);

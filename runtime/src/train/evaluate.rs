@@ -1,9 +1,9 @@
 //! Evaluation: a dataset through the evaluation program (or the inference graph), into metrics and, of a model with gates, how those were used.
 
 use super::config::TrainRun;
-use super::gates::{FLOPS, GATES, GateCounter, GateUse, Kinds};
+use super::gates::{FLOPS, GATES, GateCounter, GateUse, Judged, Kinds};
 use super::guard::scalar;
-use super::metrics::{Accumulator, Metrics, Task};
+use super::metrics::{Accumulator, Metrics, Task, argmax};
 use crate::data::{Augment, Cursor, Dataset, LABEL, Loader, LoaderOptions};
 use crate::params::Params;
 use crate::session::{Key, Session, SessionOptions};
@@ -77,7 +77,7 @@ impl Evaluator {
                 let costs = flops.to_f64s()?;
                 sum.add_costs(&costs);
                 if let Some(values) = outputs.get(GATES) {
-                    gates.add(&costs, &values.to_f64s()?, &classes(run, label.as_ref(), costs.len())?)?;
+                    gates.add(&costs, &values.to_f64s()?, &judged(run, logits, label.as_ref(), costs.len())?)?;
                 }
             }
         }
@@ -87,11 +87,16 @@ impl Evaluator {
     }
 }
 
-/// The class of each example; `None` where it has none, or several.
-fn classes(run: &TrainRun, label: Option<&Tensor>, examples: usize) -> Result<Vec<Option<i64>>> {
+/// The class of each example, where it has one, and whether the model found it.
+fn judged(run: &TrainRun, logits: &Tensor, label: Option<&Tensor>, examples: usize) -> Result<Vec<Judged>> {
     let single = label.filter(|label| run.task == Task::Classification && label.len() == examples);
-    let Some(label) = single else { return Ok(vec![None; examples]) };
-    Ok(label.to_i64s()?.into_iter().map(|class| Some(class).filter(|_| run.ignore_index != Some(class))).collect())
+    let Some(label) = single else { return Ok(vec![Judged::default(); examples]) };
+    let (scores, width) = (logits.to_f64s()?, logits.len() / examples.max(1));
+    let judge = |(i, class): (usize, i64)| {
+        let class = Some(class).filter(|_| run.ignore_index != Some(class));
+        Judged { class, right: class == Some(argmax(&scores[i * width..(i + 1) * width])) }
+    };
+    Ok(label.to_i64s()?.into_iter().enumerate().map(judge).collect())
 }
 
 /// The shares of gates that were never open, always, or for some examples.

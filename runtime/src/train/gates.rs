@@ -3,8 +3,8 @@
 //! A program with gates says of each example what it costs (the output `flops`, `[N]`, as a share of the whole model's operations) and what its gates
 //! are (the output `gates`, `[N, G]`; a gate is open where it is above 0). Here a gate is its place among the G; what it belongs to, the passes know.
 //!
-//! What is kept: two numbers for each gate, a count of each gate for each class, and the cost of each example in four bytes, which is what the histogram and
-//! the order of the examples are made of at the end.
+//! What is kept: two numbers for each gate, a count of each gate for each class, and for each example its cost in four bytes and whether the model was right, which is what the
+//! histogram, the order of the examples and the quarters are made of at the end.
 
 use sartor_ir::{Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -38,6 +38,26 @@ pub struct GateUse {
     pub cheapest: Vec<Example>,
     /// Those that cost most, the dearest first.
     pub dearest: Vec<Example>,
+    /// Four equal parts of the examples, the cheapest first; empty where it is not known whether the model is right.
+    pub quarters: Vec<Quarter>,
+}
+
+/// A quarter of the examples, by what they cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Quarter {
+    /// Their mean cost.
+    pub cost: f64,
+    /// For what share of them the model was right.
+    pub accuracy: f64,
+}
+
+/// What the data set says of an example.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Judged {
+    /// Its class, if it has one.
+    pub class: Option<i64>,
+    /// Whether that is what the model found.
+    pub right: bool,
 }
 
 /// How the examples of one class used the gates.
@@ -113,6 +133,7 @@ impl Histogram {
 #[derive(Clone, Debug, Default)]
 pub struct GateCounter {
     costs: Vec<f32>,
+    right: Vec<Option<bool>>,
     open: Vec<u64>,
     sum: Vec<f64>,
     classes: BTreeMap<i64, ClassCounter>,
@@ -126,8 +147,8 @@ struct ClassCounter {
 }
 
 impl GateCounter {
-    /// Takes in a batch, which follows the last one in the data set: costs `[N]`, gates `[N, G]`, and the classes of the examples that have one.
-    pub fn add(&mut self, costs: &[f64], gates: &[f64], classes: &[Option<i64>]) -> Result<()> {
+    /// Takes in a batch, which follows the last one in the data set: costs `[N]`, gates `[N, G]`, and what is said of the examples.
+    pub fn add(&mut self, costs: &[f64], gates: &[f64], judged: &[Judged]) -> Result<()> {
         let width = gates.len() / costs.len().max(1);
         ensure!(
             width * costs.len() == gates.len() && (self.costs.is_empty() || width == self.open.len()),
@@ -136,12 +157,13 @@ impl GateCounter {
             costs.len(),
             self.open.len()
         );
-        ensure!(classes.len() == costs.len(), "{} classes for {} examples", classes.len(), costs.len());
+        ensure!(judged.len() == costs.len(), "{} answers for {} examples", judged.len(), costs.len());
         self.open.resize(width, 0);
         self.sum.resize(width, 0.0);
-        for (i, (&cost, class)) in costs.iter().zip(classes).enumerate() {
+        for (i, (&cost, judged)) in costs.iter().zip(judged).enumerate() {
             self.costs.push(cost as f32);
-            self.add_example(cost, &gates[i * width..(i + 1) * width], *class);
+            self.right.push(judged.class.map(|_| judged.right));
+            self.add_example(cost, &gates[i * width..(i + 1) * width], judged.class);
         }
         Ok(())
     }
@@ -180,7 +202,25 @@ impl GateCounter {
             histogram: Histogram::of(&self.costs),
             cheapest,
             dearest,
+            quarters: self.quarters(),
         })
+    }
+    fn quarters(&self) -> Vec<Quarter> {
+        let mut known: Vec<(f32, bool)> =
+            self.costs.iter().zip(&self.right).filter_map(|(cost, right)| Some((*cost, (*right)?))).collect();
+        if known.len() < 4 {
+            return Vec::new();
+        }
+        known.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let quarter = |i: usize| {
+            let part = &known[i * known.len() / 4..(i + 1) * known.len() / 4];
+            let mean = |sum: f64| sum / part.len() as f64;
+            Quarter {
+                cost: mean(part.iter().map(|(cost, _)| f64::from(*cost)).sum()),
+                accuracy: mean(part.iter().filter(|(_, right)| *right).count() as f64),
+            }
+        };
+        (0..4).map(quarter).collect()
     }
     /// The cheapest and the dearest examples; among equals those that come first.
     fn ends(&self) -> (Vec<Example>, Vec<Example>) {
@@ -201,19 +241,37 @@ fn shares(open: &[u64], examples: u64) -> Vec<f64> {
 mod tests {
     use super::*;
 
+    fn of(class: i64, right: bool) -> Judged {
+        Judged { class: Some(class), right }
+    }
+
+    #[test]
+    fn quarters_are_equal_parts_by_cost() {
+        let mut counter = GateCounter::default();
+        let costs = [0.5, 0.125, 0.25, 0.75, 0.375, 0.0, 1.0, 0.25, 0.5];
+        let judged: Vec<Judged> = costs.iter().map(|cost| of(0, *cost < 0.45)).collect();
+        counter.add(&costs[..8], &[1.0; 8], &judged[..8]).unwrap();
+        // What has no class is not judged.
+        counter.add(&costs[8..], &[1.0], &[Judged::default()]).unwrap();
+        let found = counter.finish().unwrap().quarters;
+        let quarter = |cost, accuracy| Quarter { cost, accuracy };
+        assert_eq!(found, [quarter(0.0625, 1.0), quarter(0.25, 1.0), quarter(0.4375, 0.5), quarter(0.875, 0.0)]);
+    }
+
     #[test]
     fn two_batches_are_counted_as_one() {
         let mut counter = GateCounter::default();
         assert!(counter.finish().is_none());
         // Three gates: always open, open for class 1 only, never open.
-        counter.add(&[0.75, 0.25], &[1.0, 0.5, 0.0, 0.5, 0.0, 0.0], &[Some(1), Some(0)]).unwrap();
-        counter.add(&[0.5, 0.75], &[0.75, 1.0, 0.0, 0.75, 0.0, -0.0], &[Some(1), None]).unwrap();
+        counter.add(&[0.75, 0.25], &[1.0, 0.5, 0.0, 0.5, 0.0, 0.0], &[of(1, true), of(0, true)]).unwrap();
+        counter.add(&[0.5, 0.75], &[0.75, 1.0, 0.0, 0.75, 0.0, -0.0], &[of(1, false), Judged::default()]).unwrap();
         let found = counter.finish().unwrap();
         assert_eq!((found.examples, found.cost), (4, 0.5625));
         assert_eq!((found.open.as_slice(), found.value.as_slice()), (&[1.0, 0.5, 0.0][..], &[0.75, 0.75, 0.0][..]));
         let class = |class, examples, cost, open: [f64; 3]| ClassUse { class, examples, cost, open: open.to_vec() };
         assert_eq!(found.classes, [class(0, 1, 0.25, [1.0, 0.0, 0.0]), class(1, 2, 0.625, [1.0, 1.0, 0.0])]);
         assert_eq!(found.cheapest.iter().map(|e| e.row).collect::<Vec<_>>(), [1, 2, 0, 3]);
+        assert!(found.quarters.is_empty(), "three are no four parts");
         assert_eq!(found.dearest.iter().map(|e| e.row).collect::<Vec<_>>(), [0, 3, 2, 1]);
         let counts = &found.histogram.counts;
         assert_eq!((found.histogram.low, found.histogram.high, counts.len()), (0.25, 0.75, 40));
@@ -225,12 +283,12 @@ mod tests {
     fn many_examples_and_equal_costs() {
         let mut counter = GateCounter::default();
         for _ in 0..50 {
-            counter.add(&[0.5], &[1.0], &[None]).unwrap();
+            counter.add(&[0.5], &[1.0], &[Judged::default()]).unwrap();
         }
         let found = counter.finish().unwrap();
         assert_eq!(found.histogram, Histogram { low: 0.5, high: 0.5, counts: vec![50] });
         assert_eq!((found.cheapest.len(), found.dearest[15].row), (16, 15));
-        let error = counter.add(&[0.5], &[1.0, 1.0], &[None]).unwrap_err().to_string();
+        let error = counter.add(&[0.5], &[1.0, 1.0], &[Judged::default()]).unwrap_err().to_string();
         assert_eq!(error, "2 gates of 1 examples, after examples with 1 each");
         assert_eq!(Histogram::of(&[f32::NAN]), Histogram::default());
     }

@@ -210,7 +210,7 @@ fn row_width(scores: usize, labels: usize) -> Result<usize> {
 }
 
 /// The first of the largest.
-fn argmax(row: &[f64]) -> i64 {
+pub(super) fn argmax(row: &[f64]) -> i64 {
     let mut best = 0;
     for (i, x) in row.iter().enumerate() {
         if *x > row[best] {
