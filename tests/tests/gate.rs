@@ -112,7 +112,7 @@ fn files_of_other_exporters() {
         encoder("encoder-dynamic-int8"),
         encoder("encoder-ts17"),
         ("prelu-ts13", 1, 1),
-        ("with-ort-dynamic-int8", 1, 0),
+        ("with-ort-dynamic-int8", 3, 2),
     ];
     assert_eq!(found, wanted);
     assert_eq!(refused, paths.len() - 7);

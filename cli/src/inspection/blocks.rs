@@ -54,6 +54,7 @@ impl fmt::Display for Channels {
 pub fn find(model: &Model, registry: &Registry) -> Result<Blocks> {
     let mut model = model.clone();
     files::prepare(&mut model, registry)?;
+    gate::separate(&mut model)?;
     walk::name_anonymous_nodes(&mut model);
     let graph = &model.graph;
     let (found, costs) = (gate::find(graph)?, Costs::of(graph, model.opset())?);

@@ -47,7 +47,7 @@ pub use record::{BlockRecord, GroupRecord, KEY, Record, Usage};
 
 use crate::pattern::{Patterns, candidate_names};
 use crate::{Changed, Pass, training};
-use sartor_ir::{Graph, Model, Result, Role, bail, ensure, infer};
+use sartor_ir::{Graph, Model, NodeId, Operator, Result, Role, bail, ensure, infer, ops};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -114,6 +114,7 @@ impl Pass for Gate {
         );
         let opset = model.opset();
         crate::lift::lift(model)?;
+        separate(model)?;
         infer::infer_graph(&mut model.graph, opset)?;
         crate::walk::name_anonymous_nodes(model);
         let found = find(&model.graph)?;
@@ -133,6 +134,24 @@ impl Pass for Gate {
         record.store(model)?;
         Ok(Changed::Yes)
     }
+}
+
+/// ONNX Runtime's operators that hold the addition of a block, or the bias of channels.
+const FUSED: [&str; 3] = ["SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "BiasGelu"];
+
+/// Writes out what ONNX Runtime's optimiser fused and what gates have to come between.
+pub fn separate(model: &mut Model) -> Result<Changed> {
+    let fused = |op: &Operator| op.domain == "com.microsoft" && FUSED.contains(&op.name.as_str());
+    let changed = crate::walk::edit_typed_graphs(model, |graph, opset| {
+        let found: Vec<NodeId> =
+            graph.topo_ops().into_iter().filter(|&id| graph.node(id).op().is_some_and(fused)).collect();
+        for &id in &found {
+            ops::decompose(graph, id, opset)?;
+        }
+        graph.remove_dead();
+        Ok(!found.is_empty())
+    })?;
+    Ok(changed.into())
 }
 
 impl Gate {
