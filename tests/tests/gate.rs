@@ -606,12 +606,12 @@ fn gradients_through_gates_are_those_of_finite_differences() {
 #[test]
 fn gates_of_a_file_are_trained_on() {
     let mut net = Net::new(14);
-    let x = net.input(&[3, 4, 4]);
+    let x = net.input(&[9, 4, 4]);
     let mut y = x;
     for _ in 0..2 {
-        let h = net.conv(y, &[4, 3, 3, 3], 1, 1);
+        let h = net.conv(y, &[4, 9, 3, 3], 1, 1);
         let h = net.op("Relu", &[h]);
-        let h = net.conv(h, &[3, 4, 3, 3], 1, 1);
+        let h = net.conv(h, &[9, 4, 3, 3], 1, 1);
         y = net.op("Add", &[y, h]);
     }
     let y = net.op("GlobalAveragePool", &[y]);
@@ -660,10 +660,10 @@ fn easy_examples_are_dearer() {
     let steps = ["lambda = 0".to_string(), "lambda = 30".to_string(), format!("lambda = 30\nspread = {SPREAD}")].map(
         |options| {
             let mut net = Net::new(9);
-            let x = net.input(&[3, 4, 4]);
-            let h = net.conv(x, &[4, 3, 3, 3], 1, 1);
+            let x = net.input(&[9, 4, 4]);
+            let h = net.conv(x, &[4, 9, 3, 3], 1, 1);
             let h = net.op("Relu", &[h]);
-            let h = net.conv(h, &[3, 4, 3, 3], 1, 1);
+            let h = net.conv(h, &[9, 4, 3, 3], 1, 1);
             let y = net.op("Add", &[x, h]);
             let y = net.op("GlobalAveragePool", &[y]);
             let y = net.op("Flatten", &[y]);
@@ -676,12 +676,12 @@ fn easy_examples_are_dearer() {
         },
     );
     let mut draw = Draw::new(9, "examples");
-    let x = draw.tensor(&[2, 3, 4, 4], -1.0, 1.0).cast(DType::F32).unwrap();
+    let x = draw.tensor(&[2, 9, 4, 4], -1.0, 1.0).cast(DType::F32).unwrap();
     let numbers = x.to_f64s().unwrap();
     let features = |n: usize| -> Vec<f64> {
-        let means: Vec<f64> = (0..3).map(|c| numbers[(n * 3 + c) * 16..][..16].iter().sum::<f64>() / 16.0).collect();
-        let mean = means.iter().sum::<f64>() / 3.0;
-        let deviation = (means.iter().map(|m| (m - mean).powi(2)).sum::<f64>() / 3.0 + 1e-5).sqrt();
+        let means: Vec<f64> = (0..9).map(|c| numbers[(n * 9 + c) * 16..][..16].iter().sum::<f64>() / 16.0).collect();
+        let mean = means.iter().sum::<f64>() / 9.0;
+        let deviation = (means.iter().map(|m| (m - mean).powi(2)).sum::<f64>() / 9.0 + 1e-5).sqrt();
         means.iter().map(|m| (m - mean) / deviation).collect()
     };
     for labels in [[0i64, 1], [2, 0], [1, 2]] {
@@ -719,7 +719,7 @@ fn easy_examples_are_dearer() {
         let (both, one) = (pressure(both), pressure(one));
         let means = [features(0), features(1)];
         let scale = both[0] / (2.0 * 30.0 * (cost - 0.3) * (means[0][0] + means[1][0]));
-        for c in 0..3 {
+        for c in 0..9 {
             let wanted = scale * (price[0] * means[0][c] + price[1] * means[1][c]);
             assert!((one[c] - wanted).abs() < 1e-3 * scale.abs(), "{labels:?}: {one:?}, {wanted} in place {c}");
         }

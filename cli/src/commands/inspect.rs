@@ -75,7 +75,8 @@ fn show_blocks(model: &Model, registry: &Registry, json: bool) -> Outcome {
         say!("{}", serde_json::to_string_pretty(&found).unwrap_or_default());
         return Ok(());
     }
-    say!("{} blocks, {} FLOPs for one example", found.blocks.len(), short(found.flops));
+    let blocks = if found.blocks.len() == 1 { "block" } else { "blocks" };
+    say!("{} {blocks}, {} FLOPs for one example", found.blocks.len(), short(found.flops));
     let mut table = Table::new(&["block", "FLOPs", "share", "<shortcut", "<channels (producers → consumer)"]);
     for block in &found.blocks {
         let share = format!("{:.1} %", 100.0 * block.flops as f64 / found.flops.max(1) as f64);

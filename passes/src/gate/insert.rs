@@ -15,6 +15,8 @@ use std::collections::HashMap;
 
 /// Operations per number that is normalised.
 const NORMALISATION: u64 = 8;
+/// Fewer features are not normalised.
+const FEW: usize = 8;
 
 /// What a graph is for.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -58,7 +60,7 @@ impl Gate {
             };
             let gates =
                 usize::from(self.layers && block.residual) + block.groups.iter().map(|g| g.channels).sum::<usize>();
-            let normalised = if self.normalise { NORMALISATION * inputs as u64 } else { 0 };
+            let normalised = if self.normalise && inputs >= FEW { NORMALISATION * inputs as u64 } else { 0 };
             record.gate_flops += costs.elements(block.input) + (2 * inputs * gates) as u64 + normalised;
             let weight = Tensor::zeros(dtype, vec![inputs, gates])?;
             let bias = Tensor::from_vec([gates], vec![1f32; gates]).cast(dtype)?;
@@ -295,11 +297,14 @@ fn slowed(emit: &mut Emit, gate: Value, by: usize) -> Result<Value> {
 }
 
 /// Each row with mean 0 and length 1: a step of the optimizer then moves an example's gates by their weights about as far as by their biases, however
-/// many features there are.
+/// many features there are. A few (the means of an image's colours) are left as they are: beside each other they say little.
 fn normalised(emit: &mut Emit, features: Value) -> Result<Value> {
     let ty = emit.graph.ty(features).cloned();
     let count = ty.as_ref().and_then(|t| t.shape()?.last()?.known()).and_then(|n| usize::try_from(n).ok());
     let Some(count) = count else { bail!("the number of features of a gate is not known") };
+    if count < FEW {
+        return Ok(features);
+    }
     let scale = Tensor::from_vec([count], vec![(count as f32).sqrt().recip(); count]).cast(emit.dtype(features)?)?;
     let scale = emit.constant(scale);
     emit.op("LayerNormalization", &[features, scale], Attributes::new().with("axis", -1i64).with("epsilon", 1e-5f32))

@@ -11,8 +11,8 @@
 //! ```
 //! Where `s` is 0 for an input, the block need not be run for it; where `c_k` is 0, neither need filter k of the first convolution, nor channel k of the
 //! second. This pass multiplies; [`harden`](crate::harden) makes models that skip. `W` starts at 0 and `b` at 1: the gated model
-//! *is* the model, bit for bit up to a multiplication by 1. With `normalise` the means `z` of an example are brought to mean 0 and length 1 first:
-//! features of every block have one scale then.
+//! *is* the model, bit for bit up to a multiplication by 1. With `normalise` the means `z` of an example are brought to mean 0 and length 1 first
+//! (if there are at least eight): features of every block have one scale then.
 //!
 //! Blocks and groups of channels are found in the graph ([`blocks`]). With text, the mean is over the tokens that `attention_mask` keeps.
 //!
