@@ -214,7 +214,8 @@ fn told_gates() -> String {
     let named = |row: usize| format!("[{{\"row\":{row},\"cost\":0.5}}]");
     format!(
         "{{\"split\":\"eval\",\"examples\":60,\"cost\":0.5,\"blocks\":[{}],\"classes\":[{}],\"histogram\":{{\"low\":0.25,\"high\":0.75,\
-         \"counts\":[10,0,30,20]}},\"cheapest\":{},\"dearest\":{}}}",
+         \"counts\":[10,0,30,20]}},\"cheapest\":{},\"dearest\":{},\"quarters\":[{{\"cost\":0.3,\"accuracy\":0.95}},{{\"cost\":0.4,\"accuracy\":0.9}},\
+         {{\"cost\":0.6,\"accuracy\":0.8}},{{\"cost\":0.7,\"accuracy\":0.5}}]}}",
         blocks.join(","),
         classes.join(","),
         named(7),
@@ -245,6 +246,7 @@ fn gates_block_by_block() {
             "Class 0 costs least, 0.4, and class 29 most, 0.69.",
         ]
     );
+    assert_has(&page, &["The model is right for 95 % of the cheapest quarter and for 50 % of the dearest."]);
     let bar = |name: &str| page.split(&format!("\">{name}</span>")).nth(1).unwrap().split('\n').next().unwrap();
     assert_has(bar("first"), &["width:25%", ">25 %</span>"]);
     assert_has(bar("second"), &["width:50%", "width:50%", ">1.75 open of 2</span>"]);

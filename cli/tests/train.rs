@@ -334,8 +334,8 @@ fn gates_and_adapters_compose() {
         serde_json::from_slice(folder.read("more/metrics.jsonl").split(|b| *b == b'\n').next().unwrap()).unwrap();
     let cost = summary(&folder, "out")["test.flops"].as_f64().unwrap();
     assert!((first["flops"].as_f64().unwrap() - cost).abs() < 0.15 && cost < 0.7, "{first} after {cost}");
-    let error = folder.fails(2, &["train", "--recipe", "G.toml", "--set", "gate.normalise=true", "--force"]);
-    assert!(error.contains("normalise are for new ones"), "{error}");
+    let error = folder.fails(2, &["train", "--recipe", "G.toml", "--set", "gate.layers=false", "--force"]);
+    assert!(error.contains("exclude are for new ones"), "{error}");
     folder.ok(&["train", "--recipe", "R.toml", "--force"]);
     let error = folder.fails(2, &["transform", "out/chain.onnx", "-p", "upgrade", "-p", "gate", "-o", "no.onnx"]);
     assert!(error.contains("attach gates before adapters"), "{error}");

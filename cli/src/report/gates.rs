@@ -50,8 +50,15 @@ fn costs(gates: &Gates) -> Option<Chart> {
             short(gates.cost)
         ),
     };
-    let note =
+    let mut note =
         format!("How many of the {} inputs of the {} data cost how much.", number(gates.examples as f64), gates.split);
+    if let [first, .., last] = gates.quarters.as_slice() {
+        note += &format!(
+            " The model is right for {} of the cheapest quarter and for {} of the dearest.",
+            percent(first.accuracy),
+            percent(last.accuracy)
+        );
+    }
     let layers = vec![Layer::Columns(series("inputs", colour::category(0), Pen::Solid, points), width)];
     Some(Chart {
         title,

@@ -29,7 +29,7 @@
 //!
 //! The program `eval` gets the outputs `flops`, the cost of each example, and `gates`, all its gates, as [`GateOutputs`] adds them.
 //!
-//! A model that has gates already keeps them as they are: then only its training programs are made, and its gates are trained on (with `anneal = 0`, at the
+//! A model that has gates already keeps them and what they read as they are: then only its training programs are made, and its gates are trained on (with `anneal = 0`, at the
 //! target from the first step).
 //!
 //! Precondition: the internal opset, types inferred, no adapters (they may come after). For training: `loss` has run, `autodiff` has not. It does not decide how long
@@ -85,9 +85,9 @@ impl Default for Gate {
             layers: true,
             channels: true,
             target: 0.5,
-            lambda: 20.0,
+            lambda: 100.0,
             leak: 0.1,
-            normalise: false,
+            normalise: true,
             spread: 0.0,
             warmup: 0.0,
             anneal: 0.5,
@@ -176,10 +176,7 @@ impl Gate {
     /// Training goes on with the gates that the model has.
     fn go_on(&self, model: &mut Model, record: &Record) -> Result<Changed> {
         let chooses = !self.layers || !self.channels || !self.blocks.is_empty() || !self.exclude.is_empty();
-        ensure!(
-            !chooses && !self.normalise,
-            "the model has gates already: layers, channels, blocks, exclude and normalise are for new ones"
-        );
+        ensure!(!chooses, "the model has gates already: layers, channels, blocks and exclude are for new ones");
         let opset = model.opset();
         infer::infer_graph(&mut model.graph, opset)?;
         let terms = cost::Costs::of(&model.graph, opset)?.terms_of(&model.graph, &record.blocks);
