@@ -189,7 +189,7 @@ impl Plan<'_> {
         let (weight, bias) = (param(&record.weight)?, param(&record.bias)?);
         let mut pooled = pool(emit, block, mask)?;
         if self.options.normalise {
-            pooled = normalised(emit, pooled)?;
+            pooled = normalised(emit, pooled, self.options.length)?;
         }
         let scores = emit.op("Gemm", &[pooled, weight, bias], Attributes::new())?;
         let soft = match purpose {
@@ -296,16 +296,17 @@ fn slowed(emit: &mut Emit, gate: Value, by: usize) -> Result<Value> {
     emit.add(share, still)
 }
 
-/// Each row with mean 0 and length 1: a step of the optimizer then moves an example's gates by their weights about as far as by their biases, however
+/// Each row with mean 0 and this length. With 1 a step of the optimizer moves an example's gates by their weights about as far as by their biases, however
 /// many features there are. A few (the means of an image's colours) are left as they are: beside each other they say little.
-fn normalised(emit: &mut Emit, features: Value) -> Result<Value> {
+fn normalised(emit: &mut Emit, features: Value, length: f64) -> Result<Value> {
     let ty = emit.graph.ty(features).cloned();
     let count = ty.as_ref().and_then(|t| t.shape()?.last()?.known()).and_then(|n| usize::try_from(n).ok());
     let Some(count) = count else { bail!("the number of features of a gate is not known") };
     if count < FEW {
         return Ok(features);
     }
-    let scale = Tensor::from_vec([count], vec![(count as f32).sqrt().recip(); count]).cast(emit.dtype(features)?)?;
+    let scale =
+        Tensor::from_vec([count], vec![(length / (count as f64).sqrt()) as f32; count]).cast(emit.dtype(features)?)?;
     let scale = emit.constant(scale);
     emit.op("LayerNormalization", &[features, scale], Attributes::new().with("axis", -1i64).with("epsilon", 1e-5f32))
 }

@@ -11,7 +11,7 @@
 //! ```
 //! Where `s` is 0 for an input, the block need not be run for it; where `c_k` is 0, neither need filter k of the first convolution, nor channel k of the
 //! second. This pass multiplies; [`harden`](crate::harden) makes models that skip. `W` starts at 0 and `b` at 1: the gated model
-//! *is* the model, bit for bit up to a multiplication by 1. With `normalise` the means `z` of an example are brought to mean 0 and length 1 first
+//! *is* the model, bit for bit up to a multiplication by 1. With `normalise` the means `z` of an example are brought to mean 0 and the length `length` (1) first
 //! (if there are at least eight): features of every block have one scale then.
 //!
 //! Blocks and groups of channels are found in the graph ([`blocks`]). With text, the mean is over the tokens that `attention_mask` keeps.
@@ -67,6 +67,8 @@ pub struct Gate {
     pub leak: f64,
     /// Whether what gates read is normalised for each example.
     pub normalise: bool,
+    /// The length of normalised features: gates learn from inputs as much faster than from all of them alike as its square says.
+    pub length: f64,
     /// How much dearer what easy examples cost is than what hard ones cost, in units of the loss.
     pub spread: f64,
     /// The share of the run before the target falls.
@@ -88,6 +90,7 @@ impl Default for Gate {
             lambda: 100.0,
             leak: 0.1,
             normalise: true,
+            length: 1.0,
             spread: 0.0,
             warmup: 0.0,
             anneal: 0.5,
@@ -167,6 +170,7 @@ impl Gate {
             share(name, x)?;
         }
         ensure!(self.target > 0.0, "target is 0: something has to be computed");
+        ensure!(self.length > 0.0 && self.length.is_finite(), "length is {}, expected a number above 0", self.length);
         for (name, x) in [("lambda", self.lambda), ("spread", self.spread)] {
             ensure!(x >= 0.0 && x.is_finite(), "{name} is {x}, expected 0 or more");
         }
