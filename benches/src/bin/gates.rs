@@ -173,7 +173,7 @@ impl Args {
 
     /// The keys of `[gate]` that count where there are gates already.
     fn kept_keys(&self) -> String {
-        let new = ["normalise", "blocks", "exclude", "layers", "channels", "anneal"];
+        let new = ["normalise", "length", "blocks", "exclude", "layers", "channels", "anneal"];
         let kept = self.keys.iter().filter(|key| !new.iter().any(|n| key.starts_with(n)));
         kept.map(|key| format!("{}\n", key.replace('=', " = "))).collect()
     }
