@@ -4,7 +4,7 @@
 //! them the backbone goes on alone for as long, which is what the gated ones are compared with.
 //!
 //! With `--frozen` every gated network goes on in two ways, for as many epochs again: with its gates (`more`), and with every gate frozen to one state for all inputs
-//! (`frozen`: what was open for at most a certain share of the images of the last evaluation is cut off, the share chosen so that what is left costs what the
+//! (`frozen`: what was open for at most a certain share of the images of the last evaluation is shut, the share chosen so that what is left costs what the
 //! gated network costs in the mean). The difference is what it is worth to look at the input. With `--narrower` the network is trained with fewer channels
 //! everywhere, as long as backbone and gates together. Data: `tests/assets/fetch.sh --samuel`. Every run is a folder
 //! in RUNS with its recipe; what is finished is not repeated, and what was interrupted goes on from its last checkpoint. The table goes to
@@ -154,7 +154,8 @@ impl Args {
                         let tables = format!("[gate]\ntarget = {target:?}\nanneal = 0.0\n{}", self.kept_keys());
                         let text = recipe(&format!("{}/merged.onnx", run.name), &more, &tables, 0.02, epochs, seed);
                         let goes_on = Run { name: more, recipe: text, ..run.clone() };
-                        let text = recipe(&format!("{frozen}.onnx"), &frozen, "", 0.02, epochs, seed);
+                        let text = recipe(&format!("{frozen}.onnx"), &frozen, "", 0.02, epochs, seed)
+                            .replace("[\"*\"]", "[\"conv*\", \"bn*\", \"layer*\", \"fc*\"]");
                         let cut = Run {
                             name: frozen,
                             recipe: text,
@@ -179,7 +180,7 @@ impl Args {
     }
 }
 
-/// Cuts a gated network so that what is left costs what the network cost in the mean, or as near to it as one share for all gates comes.
+/// Makes the gates of a network constants, shut or what they were where they were open, so that what is left costs what the network cost in the mean, or as near to it as one share for all gates comes.
 fn freeze(folder: &Path, run: &Run, gated: &str) -> Result<()> {
     let model = onnx::load(&folder.join(gated).join("merged.onnx"))?;
     let Some(record) = Record::load(&model)? else { return Err(Error::msg(format!("{gated} has no gates"))) };
@@ -191,28 +192,37 @@ fn freeze(folder: &Path, run: &Run, gated: &str) -> Result<()> {
         record.blocks.iter().filter_map(|b| b.usage.as_ref()).flat_map(|u| u.open.clone()).collect();
     shares.sort_by(f64::total_cmp);
     shares.dedup();
-    let cut = |below: f64| -> Result<(f64, Model)> {
+    let cut = |below: f64| -> Result<f64> {
         let mut model = model.clone();
         pipelines::prepare(&mut model, &Registry::builtin())?;
         Driver::new().run_pass(&Harden { kind: Kind::Static, below }, &mut model)?;
-        let cost = cost::Costs::of(&model.graph, model.opset())?.total as f64 / record.flops as f64;
-        Ok((cost, model))
+        Ok(cost::Costs::of(&model.graph, model.opset())?.total as f64 / record.flops as f64)
     };
     // The cost falls as more gates are cut off: bisection over the shares that occur.
     let (mut low, mut high) = (0, shares.len().saturating_sub(1));
     while low < high {
         let middle = (low + high) / 2;
-        if cut(shares[middle])?.0 > wanted { low = middle + 1 } else { high = middle }
+        if cut(shares[middle])? > wanted { low = middle + 1 } else { high = middle }
     }
-    let mut best: Option<(f64, f64, Model)> = None;
+    let mut best: Option<(f64, f64)> = None;
     for at in [low.saturating_sub(1), low] {
         let below = shares.get(at).copied().unwrap_or(0.0);
-        let (cost, model) = cut(below)?;
-        if best.as_ref().is_none_or(|(_, known, _)| (cost - wanted).abs() < (known - wanted).abs()) {
-            best = Some((below, cost, model));
+        let cost = cut(below)?;
+        if best.is_none_or(|(_, known)| (cost - wanted).abs() < (known - wanted).abs()) {
+            best = Some((below, cost));
         }
     }
-    let Some((below, cost, model)) = best else { return Err(Error::msg("no gate was used")) };
+    let Some((below, cost)) = best else { return Err(Error::msg("no gate was used")) };
+    // Gates stay where they are, as constants: folded into weights they would change how fast those learn.
+    let mut model = model;
+    for block in &record.blocks {
+        let usage = block.usage.clone().unwrap_or_default();
+        let constant = |(open, value): (&f64, &f64)| if *open > below { *value as f32 } else { 0.0 };
+        let constants: Vec<f32> = usage.open.iter().zip(&usage.value).map(constant).collect();
+        let shape = model.params[&block.weight].tensor.shape().to_vec();
+        model.params[&block.weight].tensor = Tensor::zeros(DType::F32, shape)?;
+        model.params[&block.bias].tensor = Tensor::from_vec([constants.len()], constants);
+    }
     println!("{}: open for at most {below:.3} is shut; costs {cost:.4}, with gates {wanted:.4}", run.name);
     keep(folder, run, &model, cost)
 }
