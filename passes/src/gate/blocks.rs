@@ -438,11 +438,14 @@ pub(crate) fn axes(
     let mut next = vec![(value.node, axis)];
     while let Some((id, axis)) = next.pop() {
         let member = members.contains(&id);
-        if !(member || producers.contains(&id)) || found.insert(id, axis).is_some() || !member {
+        if !member && !producers.contains(&id) {
             continue;
         }
-        let before = axis_before(graph, id, axis);
-        next.extend(graph.node_inputs(id).into_iter().flatten().map(|input| (input.node, before)));
+        let first = found.insert(id, axis).is_none();
+        if first && member {
+            let before = axis_before(graph, id, axis);
+            next.extend(graph.node_inputs(id).into_iter().flatten().map(|input| (input.node, before)));
+        }
     }
     found
 }
