@@ -217,8 +217,11 @@ impl Plan<'_> {
         let scores = emit.op("Gemm", &[still, weight, bias], Attributes::new())?;
         let open = emit.sartor("Gate", &[scores], self.attributes(true))?;
         let mut open = measure::split(emit, open, &record.sizes())?;
-        if let (Some(_), [layer, _, ..]) = (&record.layer, open.as_mut_slice()) {
-            *layer = slowed(emit, *layer, record.groups.iter().map(|group| group.channels).sum())?;
+        // A block without channels beside blocks that have some is not to shut before them either.
+        let most = self.record.blocks.iter().map(BlockRecord::channels).max().unwrap_or(0);
+        let by = if record.groups.is_empty() { most } else { record.channels() };
+        if let (Some(_), Some(layer), true) = (&record.layer, open.first_mut(), by > 1) {
+            *layer = slowed(emit, *layer, by)?;
         }
         Ok(open)
     }

@@ -19,7 +19,7 @@
 //! In training steps the gates are [`ai.sartor::Gate`](sartor_ir::ops::gate), whose gradient leaks, and the loss grows by
 //! `λ · max(0, F − target)²`, where F is the mean cost of the batch's examples as a share of the model's ([`cost`]), counted hard (a gate
 //! is open or shut) with a straight-through gradient, which trains the gate networks and not the features that they read; that of a layer is divided by the number
-//! of its channels' gates. The target falls linearly from 1 to `target` over the share `anneal` of the run, after the share
+//! of its channels' gates (without any, by the largest such number of the model). The target falls linearly from 1 to `target` over the share `anneal` of the run, after the share
 //! `warmup`.
 //!
 //! With `spread` above 0 the loss falls by `spread · mean of (dᵢ · Fᵢ)`, where the difficulty dᵢ of an example goes from −1 for the one of a batch with the smallest task

@@ -75,6 +75,10 @@ pub struct GroupRecord {
 }
 
 impl BlockRecord {
+    /// How many channels have gates.
+    pub fn channels(&self) -> usize {
+        self.groups.iter().map(|group| group.channels).sum()
+    }
     /// How many gates there are: one of the layer, if it has one, then those of every group's channels.
     pub fn sizes(&self) -> Vec<i64> {
         let channels = self.groups.iter().map(|group| group.channels as i64);
