@@ -19,7 +19,7 @@
 //! The results are those of the multiplications: a channel that any example of the batch needs is computed for all that run the block, and
 //! multiplied by its gate all the same. One channel of every group is always computed, so that no tensor is empty. Where the body
 //! reads integers that depend on the inputs' shapes (reshapes of attention), or where the batch is a fixed number, a block runs for the whole
-//! batch if any example needs it. A depthwise convolution between two layers that leave out channels runs over all of them.
+//! batch if any example needs it. Channels around a depthwise convolution stay masked, or, with `depthwise`, are left out around it, while it runs over all of them.
 //!
 //! `static`, before → after, if s was open at 0.5 for all inputs, and all channels but k at 1:
 //! ```text
@@ -62,6 +62,9 @@ pub struct Harden {
     /// `static`: a gate that was open for at most this share of the inputs is shut for good. 0 cuts off only what was never needed, 0.5 what most
     /// inputs did not need.
     pub below: f64,
+    /// `skip`: whether channels around depthwise convolutions are left out too, instead of masked. That saves operations, but in ONNX Runtime gathered weights and channels
+    /// cost more than it saves (MobileNetV2: two to four times as long).
+    pub depthwise: bool,
 }
 
 /// See [`Harden::kind`].
@@ -93,7 +96,8 @@ impl Pass for Harden {
             Kind::Masked => {}
             Kind::Skip => {
                 for block in &record.blocks {
-                    skip(&mut graph, opset, block).map_err(|e| e.at(format!("block \"{}\"", block.name)))?;
+                    skip(&mut graph, opset, block, self.depthwise)
+                        .map_err(|e| e.at(format!("block \"{}\"", block.name)))?;
                 }
             }
             Kind::Static => {
@@ -113,11 +117,11 @@ impl Pass for Harden {
 }
 
 /// Makes one block skip.
-fn skip(graph: &mut Graph, opset: i64, block: &BlockRecord) -> Result<()> {
+fn skip(graph: &mut Graph, opset: i64, block: &BlockRecord, depthwise: bool) -> Result<()> {
     let by_name = nodes_by_name(graph);
     match &block.layer {
-        Some(layer) => skip_body(graph, opset, block, find(&by_name, &block.add)?, find(&by_name, layer)?),
-        None => channels::narrow(graph, opset, block),
+        Some(layer) => skip_body(graph, opset, block, [find(&by_name, &block.add)?, find(&by_name, layer)?], depthwise),
+        None => channels::narrow(graph, opset, block, depthwise),
     }
 }
 
@@ -130,7 +134,13 @@ fn find(by_name: &HashMap<String, NodeId>, name: &str) -> Result<NodeId> {
 }
 
 /// Puts a body into the branch of an `If`.
-fn skip_body(graph: &mut Graph, opset: i64, block: &BlockRecord, add: NodeId, layer: NodeId) -> Result<()> {
+fn skip_body(
+    graph: &mut Graph,
+    opset: i64,
+    block: &BlockRecord,
+    [add, layer]: [NodeId; 2],
+    depthwise: bool,
+) -> Result<()> {
     let body = Value { node: layer, slot: 0 };
     let (shortcut, gate) = (graph.input(add, 1 - block.slot), graph.input(layer, 1));
     let (Some(shortcut), Some(gate)) = (shortcut, gate) else { bail!("its addition or its gate has lost an input") };
@@ -148,7 +158,7 @@ fn skip_body(graph: &mut Graph, opset: i64, block: &BlockRecord, add: NodeId, la
     for &id in &nodes {
         then.copy(id)?;
     }
-    channels::narrow(&mut then.inner, opset, block)?;
+    channels::narrow(&mut then.inner, opset, block, depthwise)?;
     let sum = then.add(add, block.slot, body, shortcut)?;
     then.finish(sum, graph.ty(Value { node: add, slot: 0 }).cloned());
     let (then, mut captures) = then.into_parts();

@@ -127,7 +127,11 @@ fn what_is_skipped_is_what_was_multiplied_by_zero() {
         disturb(&mut gated, i as u64);
         let shut = share_of_shut_gates(&gated, &small(&gated, 3));
         assert!((0.05..0.95).contains(&shut), "{name}: {shut} of the gates are shut");
-        for (kind, pipeline) in [("skip", SKIP), ("masked", MASKED)] {
+        let depthwise = format!("{SKIP}depthwise = true\n");
+        for (kind, pipeline) in [("skip", SKIP), ("masked", MASKED), ("depthwise", depthwise.as_str())] {
+            if kind == "depthwise" && !(name.starts_with("mobilenet") || name.starts_with("ppocr")) {
+                continue;
+            }
             let mut hard = gated.clone();
             run_passes(&mut hard, pipeline).unwrap();
             let path = folder.join(format!("{kind}-{i}.onnx"));

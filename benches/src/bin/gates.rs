@@ -195,7 +195,7 @@ fn freeze(folder: &Path, run: &Run, gated: &str) -> Result<()> {
     let cut = |below: f64| -> Result<f64> {
         let mut model = model.clone();
         pipelines::prepare(&mut model, &Registry::builtin())?;
-        Driver::new().run_pass(&Harden { kind: Kind::Static, below }, &mut model)?;
+        Driver::new().run_pass(&Harden { kind: Kind::Static, below, ..Harden::default() }, &mut model)?;
         Ok(cost::Costs::of(&model.graph, model.opset())?.total as f64 / record.flops as f64)
     };
     // The cost falls as more gates are cut off: bisection over the shares that occur.

@@ -15,8 +15,9 @@ use crate::walk::nodes_by_name;
 use sartor_ir::ops::Emit;
 use sartor_ir::{Attributes, DType, Dim, Graph, NodeId, NodeKind, Result, Tensor, Type, Value, bail};
 
-/// Leaves out the channels that all examples of this graph shut, in every group of a block that allows it.
-pub(super) fn narrow(graph: &mut Graph, opset: i64, block: &BlockRecord) -> Result<()> {
+/// Leaves out the channels that all examples of this graph shut, in every group of a block; with `depthwise`, also where a depthwise convolution is
+/// between.
+pub(super) fn narrow(graph: &mut Graph, opset: i64, block: &BlockRecord, depthwise: bool) -> Result<()> {
     let by_name = nodes_by_name(graph);
     for group in &block.groups {
         let all = |names: &[String]| names.iter().filter_map(|n| by_name.get(n).copied()).collect::<Vec<_>>();
@@ -24,6 +25,9 @@ pub(super) fn narrow(graph: &mut Graph, opset: i64, block: &BlockRecord) -> Resu
         let (Some(&consumer), Some(&mul)) = (by_name.get(&group.consumer), by_name.get(&group.mul)) else {
             bail!("the graph has no node \"{}\" or \"{}\" any more", group.consumer, group.mul)
         };
+        if !depthwise && members.iter().any(|&id| graph.node(id).is("Conv")) {
+            continue;
+        }
         let here = Here { producers, members, consumer, mul };
         let kept = kept(graph, opset, group, &here)?;
         select(graph, opset, group, &here, &kept)?;
