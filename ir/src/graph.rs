@@ -453,6 +453,14 @@ impl Graph {
     pub fn set_ty(&mut self, value: Value, ty: Option<Type>) {
         self.graph[value.node.0].outputs[value.slot as usize].ty = ty;
     }
+    /// Forgets the types of all values that operators compute, also in subgraphs: for inference anew, of other inputs.
+    pub fn forget_types(&mut self) {
+        for id in self.topo_ops() {
+            let node = self.node_mut(id);
+            node.outputs.iter_mut().for_each(|output| output.ty = None);
+            node.op_mut().into_iter().flat_map(|op| op.attrs.graphs_mut()).for_each(Graph::forget_types);
+        }
+    }
     /// Renames a value. The name must be fresh.
     pub fn rename(&mut self, value: Value, name: &str) {
         self.names.insert(name.to_string());

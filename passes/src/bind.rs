@@ -53,7 +53,8 @@ impl Pass for Bind {
             other |= bind_shape(&mut model.graph, name, lengths)?;
         }
         if other {
-            forget_types(&mut model.graph);
+            // What the file says of values that are computed, it says for other inputs.
+            model.graph.forget_types();
         }
         for (name, number) in &self.inputs {
             bind_input(&mut model.graph, name, *number)?;
@@ -121,15 +122,6 @@ fn bind_shape(graph: &mut Graph, name: &str, lengths: &[i64]) -> Result<bool> {
     }
     graph.set_ty(input, Some(Type::tensor(dtype, bound)));
     Ok(other)
-}
-
-/// What the file says of values that are computed, it says for other inputs.
-fn forget_types(graph: &mut Graph) {
-    for id in graph.topo_ops() {
-        let node = graph.node_mut(id);
-        node.outputs.iter_mut().for_each(|output| output.ty = None);
-        node.op_mut().into_iter().flat_map(|op| op.attrs.graphs_mut()).for_each(forget_types);
-    }
 }
 
 fn bind_input(graph: &mut Graph, name: &str, number: f64) -> Result<()> {

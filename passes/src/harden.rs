@@ -125,6 +125,52 @@ fn skip(graph: &mut Graph, opset: i64, block: &BlockRecord, depthwise: bool) -> 
     }
 }
 
+/// The axis of the channels in what every node of a group puts out, its multiplication included.
+fn axes(
+    graph: &Graph,
+    (producers, members): (&[NodeId], &[NodeId]),
+    mul: NodeId,
+    axis: usize,
+) -> HashMap<NodeId, usize> {
+    let gated = graph.input(mul, 0);
+    let mut axes = gated.map(|value| blocks::axes(graph, producers, members, value, axis)).unwrap_or_default();
+    axes.insert(mul, axis);
+    axes
+}
+
+/// Notes the number of channels in the types of what nodes put out.
+fn resize(graph: &mut Graph, axes: &HashMap<NodeId, usize>, channels: &Dim) {
+    for (&id, &axis) in axes {
+        let value = Value { node: id, slot: 0 };
+        if let Some(Type::Tensor { dtype, shape: Some(mut shape) }) = graph.ty(value).cloned() {
+            if let Some(dim) = shape.get_mut(axis) {
+                *dim = channels.clone();
+            }
+            graph.set_ty(value, Some(Type::Tensor { dtype, shape: Some(shape) }));
+        }
+    }
+}
+
+/// The axis of the channels in the weights of what reads them; `None` if it is no product.
+fn consumer_axis(op: &Operator) -> Result<Option<usize>> {
+    Ok(match op.name.as_str() {
+        "Conv" => Some(1),
+        "Gemm" => Some(usize::from(op.attrs.flag("transB", false)?)),
+        "MatMul" => Some(0),
+        _ => None,
+    })
+}
+
+/// The axis of the channels in the weights of what makes them; `None` if it is no product.
+fn producer_axis(op: &Operator) -> Result<Option<usize>> {
+    Ok(match op.name.as_str() {
+        "Conv" => Some(0),
+        "Gemm" => Some(usize::from(!op.attrs.flag("transB", false)?)),
+        "MatMul" => Some(1),
+        _ => None,
+    })
+}
+
 /// The node of a name that a record says.
 fn find(by_name: &HashMap<String, NodeId>, name: &str) -> Result<NodeId> {
     match by_name.get(name) {

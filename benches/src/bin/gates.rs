@@ -98,89 +98,119 @@ fn main() -> Result<()> {
     report(&args, &folder, &runs)
 }
 
+/// What a training has of its own in its recipe.
+struct Training<'a> {
+    model: &'a str,
+    /// Tables besides those that all have.
+    tables: &'a str,
+    trainable: &'a str,
+    rate: f64,
+    epochs: usize,
+    seed: usize,
+}
+
+impl Training<'_> {
+    fn recipe(&self, name: &str) -> String {
+        let assets = cache().join("assets").display().to_string();
+        let &Training { model, tables, trainable, rate, epochs, seed } = self;
+        format!(
+            "model = \"{model}\"\noutput = \"{name}\"\n\
+             [data]\ntrain = \"{assets}/samuel/cifar-train-images-idx4\"\ntest = \"{assets}/samuel/cifar-test-images-idx4\"\n\
+             mean = [0.4914, 0.4822, 0.4465]\nstd = [0.247, 0.2435, 0.2616]\nflip = true\ncrop = 4\n\
+             [freeze]\ntrainable = [{trainable}]\n[train-mode]\n{tables}[optimizer]\nkind = \"sgd\"\nmomentum = 0.9\n\
+             learning_rate = {rate}\nweight_decay = 5e-4\nschedule = \"cosine\"\n[train]\nepochs = {epochs}\nbatch = 128\n\
+             eval_batch = 250\nseed = {seed}\ncheckpoint_every = \"epoch\"\nkeep_checkpoints = 1\n"
+        )
+    }
+}
+
+/// All parameters, and all but those of gates.
+const ALL: &str = "\"*\"";
+const NO_GATES: &str = "\"conv*\", \"bn*\", \"layer*\", \"fc*\"";
+
 impl Args {
     /// All trainings, the backbone first.
     fn planned(&self) -> Result<Vec<Run>> {
-        let assets = cache().join("assets").display().to_string();
-        let model = format!("{assets}/{}-ts17.onnx", self.net);
         ensure!(["resnet20", "resnet32"].contains(&self.net.as_str()), "there is no network \"{}\"", self.net);
-        let data = format!(
-            "[data]\ntrain = \"{assets}/samuel/cifar-train-images-idx4\"\ntest = \"{assets}/samuel/cifar-test-images-idx4\"\n\
-             mean = [0.4914, 0.4822, 0.4465]\nstd = [0.247, 0.2435, 0.2616]\nflip = true\ncrop = 4\n\
-             [freeze]\ntrainable = [\"*\"]\n[train-mode]\n"
-        );
-        let recipe = |model: &str, name: &str, tables: &str, rate: f64, epochs: usize, seed: usize| {
-            format!(
-                "model = \"{model}\"\noutput = \"{name}\"\n{data}{tables}[optimizer]\nkind = \"sgd\"\nmomentum = 0.9\n\
-                 learning_rate = {rate}\nweight_decay = 5e-4\nschedule = \"cosine\"\n[train]\nepochs = {epochs}\nbatch = 128\n\
-                 eval_batch = 250\nseed = {seed}\ncheckpoint_every = \"epoch\"\nkeep_checkpoints = 1\n"
-            )
+        let file = cache().join("assets").join(format!("{}-ts17.onnx", self.net));
+        let from_nothing = |model: &str, name: &str, epochs: usize| {
+            Training { model, tables: "", trainable: ALL, rate: 0.1, epochs, seed: 0 }.recipe(name)
         };
         let (start, mut all) = match &self.backbone {
             Some(path) => (path.display().to_string(), Vec::new()),
             None => {
-                let text = recipe(&model, "backbone", "", 0.1, self.backbone_epochs, 0);
+                let text = from_nothing(&file.display().to_string(), "backbone", self.backbone_epochs);
                 let run = Run { name: "backbone".into(), gated: "", target: None, recipe: text, made: None };
                 ("backbone/merged.onnx".to_string(), vec![run])
             }
         };
         for &width in &self.narrower {
-            let (name, epochs) = (format!("width-{width}"), self.backbone_epochs + self.epochs);
-            let text = recipe(&format!("{name}.onnx"), &name, "", 0.1, epochs, 0);
-            let made = Some(Made::Width(width, PathBuf::from(&model)));
+            let name = format!("width-{width}");
+            let text = from_nothing(&format!("{name}.onnx"), &name, self.backbone_epochs + self.epochs);
+            let made = Some(Made::Width(width, file.clone()));
             all.push(Run { name, gated: "none, fewer channels", target: None, recipe: text, made });
         }
-        let extra: String = self.keys.iter().map(|key| format!("{}\n", key.replace('=', " = "))).collect();
-        let suffix: String = self.keys.iter().map(|key| format!("-{}", key.replace('=', ""))).collect();
-        let epochs = self.epochs;
         for seed in 0..self.seeds {
-            let name = format!("longer-{epochs}-seed{seed}");
-            let text = recipe(&start, &name, "", 0.02, epochs, seed);
+            let name = format!("longer-{}-seed{seed}", self.epochs);
+            let text = self.going_on(&start, "", ALL, seed).recipe(&name);
             all.push(Run { name, gated: "none, trained on", target: None, recipe: text, made: None });
             for gated in &self.gated {
-                let (label, keys) = match gated.as_str() {
-                    "both" => ("layers and channels", ""),
-                    "layers" => ("layers", "channels = false\n"),
-                    "channels" => ("channels", "layers = false\n"),
-                    other => return Err(Error::msg(format!("--gated {other}: expected both, layers or channels"))),
-                };
                 for &target in &self.targets {
-                    let name = format!("{gated}-{target}-{epochs}{suffix}-seed{seed}");
-                    let tables = format!("[gate]\ntarget = {target:?}\n{keys}{extra}");
-                    let text = recipe(&start, &name, &tables, 0.02, epochs, seed);
-                    let run = Run { name, gated: label, target: Some(target), recipe: text, made: None };
-                    if self.frozen {
-                        let (more, frozen) = (format!("{}-more", run.name), format!("{}-frozen", run.name));
-                        let tables = format!("[gate]\ntarget = {target:?}\nanneal = 0.0\n{}", self.kept_keys());
-                        let text = recipe(&format!("{}/merged.onnx", run.name), &more, &tables, 0.02, epochs, seed);
-                        let goes_on = Run { name: more, recipe: text, ..run.clone() };
-                        let text = recipe(&format!("{frozen}.onnx"), &frozen, "", 0.02, epochs, seed)
-                            .replace("[\"*\"]", "[\"conv*\", \"bn*\", \"layer*\", \"fc*\"]");
-                        let cut = Run {
-                            name: frozen,
-                            recipe: text,
-                            made: Some(Made::Frozen(run.name.clone())),
-                            ..run.clone()
-                        };
-                        all.extend([run, goes_on, cut]);
-                    } else {
-                        all.push(run);
-                    }
+                    all.extend(self.gated(&start, gated, target, seed)?);
                 }
             }
         }
         Ok(all)
     }
 
-    /// The keys of `[gate]` that count where there are gates already.
-    fn kept_keys(&self) -> String {
-        let new = ["normalise", "length", "blocks", "exclude", "layers", "channels", "anneal"];
-        let kept = self.keys.iter().filter(|key| !new.iter().any(|n| key.starts_with(n)));
-        kept.map(|key| format!("{}\n", key.replace('=', " = "))).collect()
+    /// A training that begins with what was trained before.
+    fn going_on<'a>(&self, model: &'a str, tables: &'a str, trainable: &'a str, seed: usize) -> Training<'a> {
+        Training { model, tables, trainable, rate: 0.02, epochs: self.epochs, seed }
+    }
+
+    /// The training of one gated network, and how it goes on.
+    fn gated(&self, start: &str, gated: &str, target: f64, seed: usize) -> Result<Vec<Run>> {
+        let (label, keys) = match gated {
+            "both" => ("layers and channels", ""),
+            "layers" => ("layers", "channels = false\n"),
+            "channels" => ("channels", "layers = false\n"),
+            other => return Err(Error::msg(format!("--gated {other}: expected both, layers or channels"))),
+        };
+        let line = |key: &String| format!("{}\n", key.replace('=', " = "));
+        let extra: String = self.keys.iter().map(line).collect();
+        let suffix: String = self.keys.iter().map(|key| format!("-{}", key.replace('=', ""))).collect();
+        let name = format!("{gated}-{target}-{}{suffix}-seed{seed}", self.epochs);
+        let run = |name: &str, recipe: String, made| Run {
+            name: name.to_string(),
+            gated: label,
+            target: Some(target),
+            recipe,
+            made,
+        };
+        let tables = format!("[gate]\ntarget = {target:?}\n{keys}{extra}");
+        let mut runs = vec![run(&name, self.going_on(start, &tables, ALL, seed).recipe(&name), None)];
+        if self.frozen {
+            let (more, frozen) = (format!("{name}-more"), format!("{name}-frozen"));
+            let kept: String = self.keys.iter().filter(|key| counts_later(key)).map(line).collect();
+            let tables = format!("[gate]\ntarget = {target:?}\nanneal = 0.0\n{kept}");
+            let model = format!("{name}/merged.onnx");
+            runs.push(run(&more, self.going_on(&model, &tables, ALL, seed).recipe(&more), None));
+            let model = format!("{frozen}.onnx");
+            let recipe = self.going_on(&model, "", NO_GATES, seed).recipe(&frozen);
+            runs.push(run(&frozen, recipe, Some(Made::Frozen(name))));
+        }
+        Ok(runs)
     }
 }
 
-/// Makes the gates of a network constants, shut or what they were where they were open, so that what is left costs what the network cost in the mean, or as near to it as one share for all gates comes.
+/// Whether a key of `[gate]` counts where there are gates already.
+fn counts_later(key: &str) -> bool {
+    let new = ["normalise", "length", "blocks", "exclude", "layers", "channels", "anneal"];
+    !new.iter().any(|n| key.starts_with(n))
+}
+
+/// Makes the gates of a network constants, shut or what they were where they were open, so that what is left costs what the network cost in the mean,
+/// or as near to it as one share for all gates comes.
 fn freeze(folder: &Path, run: &Run, gated: &str) -> Result<()> {
     let model = onnx::load(&folder.join(gated).join("merged.onnx"))?;
     let Some(record) = Record::load(&model)? else { return Err(Error::msg(format!("{gated} has no gates"))) };
@@ -269,9 +299,7 @@ fn narrow(folder: &Path, run: &Run, width: f64, path: &Path) -> Result<()> {
             model.graph.replace_uses(output, pads);
         }
     }
-    for id in model.graph.topo_ops() {
-        model.graph.node_mut(id).outputs.iter_mut().for_each(|output| output.ty = None);
-    }
+    model.graph.forget_types();
     infer::infer_model(&mut model)?;
     let cost = cost::Costs::of(&model.graph, model.opset())?.total as f64 / full;
     println!("{}: costs {cost:.4}", run.name);

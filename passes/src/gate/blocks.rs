@@ -289,21 +289,19 @@ fn static_shape(graph: &Graph, value: Value) -> Option<Vec<usize>> {
 fn product(graph: &Graph, id: NodeId) -> Option<Product> {
     let op = graph.node(id).op().filter(|op| op.domain.is_empty())?;
     let (data, weight) = (graph.input(id, 0)?, graph.input(id, 1)?);
-    let constant = pattern::source_param(graph, weight).is_some() || is_still(graph, weight);
     let shape = static_shape(graph, weight)?;
     let rank = graph.ty(data)?.rank()?;
-    match (op.name.as_str(), shape.as_slice()) {
-        _ if !constant => None,
-        ("Conv", [outputs, _, _, ..]) if op.attrs.int("group", 1).ok()? == 1 => {
-            Some(Product { data, axis: 1, outputs: *outputs })
-        }
-        ("MatMul", [_, outputs]) => Some(Product { data, axis: rank.checked_sub(1)?, outputs: *outputs }),
+    let (axis, outputs) = match (op.name.as_str(), shape.as_slice()) {
+        ("Conv", [outputs, _, _, ..]) if op.attrs.int("group", 1).ok()? == 1 => (1, *outputs),
+        ("MatMul", [_, outputs]) => (rank.checked_sub(1)?, *outputs),
         ("Gemm", [rows, cols]) if !op.attrs.flag("transA", false).ok()? => {
-            let outputs = if op.attrs.flag("transB", false).ok()? { *rows } else { *cols };
-            Some(Product { data, axis: 1, outputs })
+            (1, if op.attrs.flag("transB", false).ok()? { *rows } else { *cols })
         }
-        _ => None,
-    }
+        _ => return None,
+    };
+    // Last, for it walks the graph.
+    let constant = pattern::source_param(graph, weight).is_some() || is_still(graph, weight);
+    constant.then_some(Product { data, axis, outputs })
 }
 
 fn is_depthwise(graph: &Graph, id: NodeId) -> bool {
@@ -316,10 +314,10 @@ fn is_depthwise(graph: &Graph, id: NodeId) -> bool {
 const BY_CHANNEL: [&str; 6] =
     ["BatchNormalization", "MaxPool", "AveragePool", "GlobalMaxPool", "GlobalAveragePool", "LpPool"];
 
-/// Whether all axes behind this one have length 1.
-fn is_one_behind(graph: &Graph, value: Value, axis: usize) -> bool {
+/// Whether there is one place: all axes behind the batch and the channels have length 1.
+fn is_one_place(graph: &Graph, value: Value) -> bool {
     let shape = graph.ty(value).and_then(Type::shape);
-    shape.is_some_and(|shape| shape.iter().skip(axis + 1).all(|dim| dim.known() == Some(1)))
+    shape.is_some_and(|shape| shape.iter().skip(2).all(|dim| dim.known() == Some(1)))
 }
 
 /// What the channel-wise search back from a consumer meets.
@@ -393,7 +391,7 @@ impl Search<'_> {
         let name = node.op().map(|op| op.full_name()).unwrap_or_default();
         let data = graph.input(id, 0);
         let by_channel = BY_CHANNEL.iter().any(|name| node.is(name)) || is_depthwise(graph, id);
-        let flat = node.is("Flatten") && data.is_some_and(|data| is_one_behind(graph, data, 1));
+        let flat = node.is("Flatten") && data.is_some_and(|data| is_one_place(graph, data));
         if (by_channel || flat) && axis == 1 || node.is("Transpose") {
             return Ok(data.into_iter().collect());
         }

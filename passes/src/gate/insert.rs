@@ -47,6 +47,11 @@ struct Gates {
 }
 
 impl Gate {
+    /// Whether so many features are normalised: a few (the means of an image's colours) are left as they are, for beside each other they say little.
+    fn normalises(&self, features: usize) -> bool {
+        self.normalise && features >= FEW
+    }
+
     /// Adds the parameters of all gate networks.
     pub(super) fn add_parameters(&self, model: &mut Model, blocks: &[Block], costs: &Costs) -> Result<Record> {
         let mut record = Record { flops: costs.total, gate_flops: 0, blocks: Vec::new() };
@@ -60,7 +65,7 @@ impl Gate {
             };
             let gates =
                 usize::from(self.layers && block.residual) + block.groups.iter().map(|g| g.channels).sum::<usize>();
-            let normalised = if self.normalise && inputs >= FEW { NORMALISATION * inputs as u64 } else { 0 };
+            let normalised = if self.normalises(inputs) { NORMALISATION * inputs as u64 } else { 0 };
             record.gate_flops += costs.elements(block.input) + (2 * inputs * gates) as u64 + normalised;
             let weight = Tensor::zeros(dtype, vec![inputs, gates])?;
             let bias = Tensor::from_vec([gates], vec![1f32; gates]).cast(dtype)?;
@@ -188,8 +193,10 @@ impl Plan<'_> {
         };
         let (weight, bias) = (param(&record.weight)?, param(&record.bias)?);
         let mut pooled = pool(emit, block, mask)?;
-        if self.options.normalise {
-            pooled = normalised(emit, pooled, self.options.length)?;
+        // The weight has a row for each feature.
+        let features = params.get(&record.weight).and_then(|param| param.tensor.shape().first().copied()).unwrap_or(0);
+        if self.options.normalises(features) {
+            pooled = normalised(emit, pooled, features, self.options.length)?;
         }
         let scores = emit.op("Gemm", &[pooled, weight, bias], Attributes::new())?;
         let soft = match purpose {
@@ -299,15 +306,9 @@ fn slowed(emit: &mut Emit, gate: Value, by: usize) -> Result<Value> {
     emit.add(share, still)
 }
 
-/// Each row with mean 0 and this length. With 1 a step of the optimizer moves an example's gates by their weights about as far as by their biases, however
-/// many features there are. A few (the means of an image's colours) are left as they are: beside each other they say little.
-fn normalised(emit: &mut Emit, features: Value, length: f64) -> Result<Value> {
-    let ty = emit.graph.ty(features).cloned();
-    let count = ty.as_ref().and_then(|t| t.shape()?.last()?.known()).and_then(|n| usize::try_from(n).ok());
-    let Some(count) = count else { bail!("the number of features of a gate is not known") };
-    if count < FEW {
-        return Ok(features);
-    }
+/// Each row of so many features with mean 0 and this length. With 1 a step of the optimizer moves an example's gates by their weights about as far as by their
+/// biases, however many features there are.
+fn normalised(emit: &mut Emit, features: Value, count: usize, length: f64) -> Result<Value> {
     let scale =
         Tensor::from_vec([count], vec![(length / (count as f64).sqrt()) as f32; count]).cast(emit.dtype(features)?)?;
     let scale = emit.constant(scale);

@@ -47,7 +47,7 @@ pub use record::{BlockRecord, GroupRecord, KEY, Record, Usage};
 
 use crate::pattern::{Patterns, candidate_names};
 use crate::{Changed, Pass, training};
-use sartor_ir::{Graph, Model, NodeId, Operator, Result, Role, bail, ensure, infer, ops};
+use sartor_ir::{Graph, Model, Operator, Result, Role, bail, ensure, infer, ops};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -143,18 +143,15 @@ impl Pass for Gate {
 const FUSED: [&str; 3] = ["SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "BiasGelu"];
 
 /// Writes out what ONNX Runtime's optimiser fused and what gates have to come between.
-pub fn separate(model: &mut Model) -> Result<Changed> {
+pub fn separate(model: &mut Model) -> Result<()> {
+    let opset = model.opset();
     let fused = |op: &Operator| op.domain == "com.microsoft" && FUSED.contains(&op.name.as_str());
-    let changed = crate::walk::edit_typed_graphs(model, |graph, opset| {
-        let found: Vec<NodeId> =
-            graph.topo_ops().into_iter().filter(|&id| graph.node(id).op().is_some_and(fused)).collect();
-        for &id in &found {
-            ops::decompose(graph, id, opset)?;
+    for graph in model.graphs_mut() {
+        if ops::decompose_composites(graph, opset, |graph, id| graph.node(id).op().is_some_and(fused))? > 0 {
+            graph.remove_dead();
         }
-        graph.remove_dead();
-        Ok(!found.is_empty())
-    })?;
-    Ok(changed.into())
+    }
+    Ok(())
 }
 
 impl Gate {
@@ -175,6 +172,11 @@ impl Gate {
             ensure!(x >= 0.0 && x.is_finite(), "{name} is {x}, expected 0 or more");
         }
         Ok(())
+    }
+
+    /// Whether anything of a block gets a gate under these options.
+    fn shuts(&self, block: &Block) -> bool {
+        self.layers && block.residual || self.channels && !block.groups.is_empty()
     }
 
     /// Training goes on with the gates that the model has.
@@ -211,12 +213,9 @@ impl Gate {
         let mut blocks = Vec::new();
         for (block, names) in found.blocks.iter().zip(&things) {
             let wanted = (chosen.is_empty() || chosen.matches(names)) && !excluded.matches(names);
-            let mut block = block.clone();
-            if !self.channels {
-                block.groups.clear();
-            }
-            if wanted && (self.layers && block.residual || !block.groups.is_empty()) {
-                blocks.push(block);
+            if wanted && self.shuts(block) {
+                let groups = if self.channels { block.groups.clone() } else { Vec::new() };
+                blocks.push(Block { groups, ..block.clone() });
             }
         }
         if blocks.is_empty() {
@@ -229,8 +228,11 @@ impl Gate {
 /// Why there is nothing to gate.
 fn nothing(found: &Found, options: &Gate) -> String {
     if !found.blocks.is_empty() {
-        let left =
-            if options.layers { "`blocks` and `exclude` leave none" } else { "none has channels that can be gated" };
+        let left = match found.blocks.iter().any(|block| options.shuts(block)) {
+            true => "`blocks` and `exclude` leave none",
+            false if options.layers => "none has a shortcut, and channels = false",
+            false => "none has channels that can be gated",
+        };
         return format!("there is nothing to gate: of {} blocks {left}", found.blocks.len());
     }
     match found.refused.as_slice() {

@@ -9,8 +9,9 @@
 //! y = DepthwiseConv(h)   →   y = DepthwiseConv(h[:, places])[:, k],   places = number of channels of k up to each one, less 1
 //! ```
 
+use super::{axes, consumer_axis, producer_axis, resize};
 use crate::cola::is_still;
-use crate::gate::{BlockRecord, GroupRecord, blocks};
+use crate::gate::{BlockRecord, GroupRecord};
 use crate::walk::nodes_by_name;
 use sartor_ir::ops::Emit;
 use sartor_ir::{Attributes, DType, Dim, Graph, NodeId, NodeKind, Result, Tensor, Type, Value, bail};
@@ -88,95 +89,79 @@ fn spread(graph: &mut Graph, (opset, group): (i64, &str), id: NodeId, kept: &Kep
 
 /// Selects these channels of every weight of a group.
 fn select(graph: &mut Graph, opset: i64, group: &GroupRecord, here: &Here, channels: &Kept) -> Result<()> {
-    let kept = channels.numbers;
-    let gate_axis = |rank: usize| if rank == 2 { 1 } else { group.axis };
+    let mut axes = axes(graph, (&here.producers, &here.members), here.mul, group.axis);
+    let mut cut = Cut { graph, opset, group, kept: channels.numbers };
     for &id in &here.producers {
-        let (weight_axis, bias) = match graph.node(id).op().map(|op| (op.name.clone(), op.attrs.clone())) {
-            Some((name, _)) if name == "Conv" => (0, Some(2)),
-            Some((name, attrs)) if name == "Gemm" => (usize::from(!attrs.flag("transB", false)?), Some(2)),
-            _ => (1, None),
-        };
-        take(graph, (opset, &group.mul), id, 1, weight_axis, kept)?;
-        if let Some(slot) = bias.filter(|&slot| graph.input(id, slot).is_some()) {
-            let rank = graph.input(id, slot).and_then(|v| graph.ty(v)?.rank()).unwrap_or(1);
-            take(graph, (opset, &group.mul), id, slot, rank - 1, kept)?;
-        }
+        cut.producer(id)?;
     }
-    let Some(gated) = graph.input(here.mul, 0) else { bail!("\"{}\" has no input", group.mul) };
-    let mut axes = blocks::axes(graph, &here.producers, &here.members, gated, group.axis);
-    axes.insert(here.mul, group.axis);
     for &id in &here.members {
-        // Its own weights stay whole, and so does the type of its result.
-        if graph.node(id).is("Conv") {
+        // The weights of a depthwise convolution stay whole, and so does the type of its result.
+        if cut.graph.node(id).is("Conv") {
             axes.remove(&id);
-            spread(graph, (opset, &group.mul), id, channels)?;
-            continue;
-        }
-        if graph.node(id).is("BatchNormalization") {
-            for slot in 1..5 {
-                take(graph, (opset, &group.mul), id, slot, 0, kept)?;
-            }
-            continue;
-        }
-        let rank = graph.ty(Value { node: id, slot: 0 }).and_then(Type::rank).unwrap_or(0);
-        for slot in 0..graph.node_inputs(id).len() {
-            if let Some(axis) = axes.get(&id).and_then(|&axis| constant_axis(graph, id, slot, (rank, axis), group)) {
-                take(graph, (opset, &group.mul), id, slot, axis, kept)?;
-            }
+            spread(cut.graph, (opset, &group.mul), id, channels)?;
+        } else if let Some(&axis) = axes.get(&id) {
+            cut.member(id, axis)?;
         }
     }
-    let gate_rank = graph.input(here.mul, 1).and_then(|v| graph.ty(v)?.rank()).unwrap_or(2);
-    take(graph, (opset, &group.mul), here.mul, 1, gate_axis(gate_rank), kept)?;
-    let consumer = graph.node(here.consumer).op().map(|op| (op.name.clone(), op.attrs.clone()));
-    let axis = match consumer {
-        Some((name, _)) if name == "Conv" => 1,
-        Some((name, attrs)) if name == "Gemm" => usize::from(attrs.flag("transB", false)?),
-        _ => 0,
-    };
-    take(graph, (opset, &group.mul), here.consumer, 1, axis, kept)?;
+    let rank = cut.graph.input(here.mul, 1).and_then(|v| cut.graph.ty(v)?.rank()).unwrap_or(2);
+    cut.take((here.mul, 1), if rank == 2 { 1 } else { group.axis })?;
+    let axis = cut.graph.node(here.consumer).op().map(consumer_axis).transpose()?.flatten();
+    cut.take((here.consumer, 1), axis.unwrap_or(0))?;
     // The channels' number is not known any more.
-    for &id in here.producers.iter().chain(&here.members).chain([&here.mul]) {
-        let value = Value { node: id, slot: 0 };
-        if let Some(Type::Tensor { dtype, shape: Some(mut shape) }) = graph.ty(value).cloned() {
-            if let Some(dim) = axes.get(&id).and_then(|&axis| shape.get_mut(axis)) {
-                *dim = Dim::Unknown;
-            }
-            graph.set_ty(value, Some(Type::Tensor { dtype, shape: Some(shape) }));
+    resize(graph, &axes, &Dim::Unknown);
+    Ok(())
+}
+
+/// Lets the nodes of a group read some channels of their weights.
+struct Cut<'a> {
+    graph: &'a mut Graph,
+    opset: i64,
+    group: &'a GroupRecord,
+    /// The channels' numbers.
+    kept: Value,
+}
+
+impl Cut<'_> {
+    /// Weight and bias of what makes channels.
+    fn producer(&mut self, id: NodeId) -> Result<()> {
+        let axis = self.graph.node(id).op().map(producer_axis).transpose()?.flatten();
+        self.take((id, 1), axis.unwrap_or(1))?;
+        match self.graph.input(id, 2) {
+            Some(bias) => self.take((id, 2), self.graph.ty(bias).and_then(Type::rank).unwrap_or(1) - 1),
+            None => Ok(()),
         }
     }
-    Ok(())
-}
-
-/// The axis of the channels in a constant operand of a channel-wise operator; `None` if it has one number for all.
-fn constant_axis(
-    graph: &Graph,
-    id: NodeId,
-    slot: usize,
-    (rank, axis): (usize, usize),
-    group: &GroupRecord,
-) -> Option<usize> {
-    let value = graph.input(id, slot)?;
-    let leaf = matches!(graph.node(value.node).kind, NodeKind::Const(_) | NodeKind::Param(_) | NodeKind::Capture(_));
-    let shape = graph.ty(value)?.static_shape().filter(|_| leaf || is_still(graph, value))?;
-    let from_the_end = rank.checked_sub(axis)?;
-    let axis = shape.len().checked_sub(from_the_end)?;
-    (shape[axis] == group.channels && group.channels > 1).then_some(axis)
-}
-
-/// Lets a node read these entries of an input along an axis.
-fn take(
-    graph: &mut Graph,
-    (opset, group): (i64, &str),
-    id: NodeId,
-    slot: usize,
-    axis: usize,
-    kept: Value,
-) -> Result<()> {
-    let Some(value) = graph.input(id, slot) else { return Ok(()) };
-    let mut emit = Emit::new(graph, opset);
-    // No branch may give a name again that the graph around it has.
-    emit.prefix = format!("{group}/kept/");
-    let some = emit.op("Gather", &[value, kept], Attributes::new().with("axis", axis as i64))?;
-    emit.graph.set_input(id, slot, Some(some));
-    Ok(())
+    /// What has one entry per channel among the inputs of a channel-wise operator.
+    fn member(&mut self, id: NodeId, axis: usize) -> Result<()> {
+        if self.graph.node(id).is("BatchNormalization") {
+            return (1..5).try_for_each(|slot| self.take((id, slot), 0));
+        }
+        let rank = self.graph.ty(Value { node: id, slot: 0 }).and_then(Type::rank).unwrap_or(0);
+        for slot in 0..self.graph.node_inputs(id).len() {
+            if let Some(axis) = self.constant_axis((id, slot), rank, axis) {
+                self.take((id, slot), axis)?;
+            }
+        }
+        Ok(())
+    }
+    /// The axis of the channels in a constant operand of a channel-wise operator of this rank, which has them on `axis`; `None` if it has one number for all.
+    fn constant_axis(&self, (id, slot): (NodeId, usize), rank: usize, axis: usize) -> Option<usize> {
+        let (graph, channels) = (&self.graph, self.group.channels);
+        let value = graph.input(id, slot)?;
+        let kind = &graph.node(value.node).kind;
+        let leaf = matches!(kind, NodeKind::Const(_) | NodeKind::Param(_) | NodeKind::Capture(_));
+        let shape = graph.ty(value)?.static_shape().filter(|_| leaf || is_still(graph, value))?;
+        let axis = shape.len().checked_sub(rank.checked_sub(axis)?)?;
+        (shape[axis] == channels && channels > 1).then_some(axis)
+    }
+    /// Lets a node read these channels of an input, which lie on this axis.
+    fn take(&mut self, (id, slot): (NodeId, usize), axis: usize) -> Result<()> {
+        let Some(value) = self.graph.input(id, slot) else { return Ok(()) };
+        let mut emit = Emit::new(self.graph, self.opset);
+        // No branch may give a name again that the graph around it has.
+        emit.prefix = format!("{}/kept/", self.group.mul);
+        let some = emit.op("Gather", &[value, self.kept], Attributes::new().with("axis", axis as i64))?;
+        emit.graph.set_input(id, slot, Some(some));
+        Ok(())
+    }
 }

@@ -1,8 +1,8 @@
 //! Gates that are the same for every input: what is shut is cut off, what is open becomes a factor in the weights.
 
 use super::weights::Weights;
-use super::{find, nodes_by_name};
-use crate::gate::{BlockRecord, GroupRecord, Record, Usage, blocks};
+use super::{consumer_axis, find, nodes_by_name, producer_axis, resize};
+use crate::gate::{BlockRecord, GroupRecord, Record, Usage};
 use sartor_ir::{Dim, Graph, Model, NodeId, Result, Tensor, Type, Value, bail, ensure};
 use std::collections::{HashMap, HashSet};
 
@@ -159,7 +159,7 @@ impl Group {
         for &id in &self.producers {
             cuts.extend(producer_cuts(weights, id)?);
         }
-        let axes = self.axes(weights.graph)?;
+        let axes = self.axes(weights.graph);
         for &id in &self.members {
             cuts.extend(member_cuts(weights, id, *axes.get(&id)?)?);
         }
@@ -191,37 +191,19 @@ impl Group {
     fn consumer_cut(&self, weights: &Weights) -> Option<Cut> {
         let (graph, scaled) = (&weights.graph, Value { node: self.mul, slot: 0 });
         let alone = graph.uses(scaled) == [(self.consumer, 0)] && !graph.is_output(scaled);
-        let op = graph.node(self.consumer).op()?;
-        let axis = match op.name.as_str() {
-            "Conv" => 1,
-            "Gemm" => usize::from(op.attrs.flag("transB", false).ok()?),
-            "MatMul" => 0,
-            _ => return None,
-        };
+        let axis = consumer_axis(graph.node(self.consumer).op()?).ok()??;
         weights.read(self.consumer, 1).filter(|_| alone)?;
         Some(Cut { node: self.consumer, slot: 1, axis })
     }
 
-    /// The axis of the channels in what every node puts out.
-    fn axes(&self, graph: &Graph) -> Option<HashMap<NodeId, usize>> {
-        let mut axes = blocks::axes(graph, &self.producers, &self.members, graph.input(self.mul, 0)?, self.axis);
-        axes.insert(self.mul, self.axis);
-        Some(axes)
+    fn axes(&self, graph: &Graph) -> HashMap<NodeId, usize> {
+        super::axes(graph, (&self.producers, &self.members), self.mul, self.axis)
     }
 
     /// Notes the number of channels that are left where it is said: in types, and at depthwise convolutions.
     fn narrow_types(&self, graph: &mut Graph) {
         let left = self.kept.len() as i64;
-        let axes = self.axes(graph).unwrap_or_default();
-        for &id in self.producers.iter().chain(&self.members).chain([&self.mul]) {
-            let value = Value { node: id, slot: 0 };
-            if let Some(Type::Tensor { dtype, shape: Some(mut shape) }) = graph.ty(value).cloned() {
-                if let Some(dim) = axes.get(&id).and_then(|&axis| shape.get_mut(axis)) {
-                    *dim = Dim::Known(left);
-                }
-                graph.set_ty(value, Some(Type::Tensor { dtype, shape: Some(shape) }));
-            }
-        }
+        resize(graph, &self.axes(graph), &Dim::Known(left));
         for &id in self.members.iter().filter(|id| !self.producers.contains(id)) {
             if let Some(op) = graph.node_mut(id).op_mut().filter(|op| op.is("Conv")) {
                 op.attrs.set("group", left);
@@ -239,13 +221,7 @@ struct Cut {
 
 /// The weight and the bias of what computes channels; `None` if it is nothing that is known.
 fn producer_cuts(weights: &Weights, id: NodeId) -> Option<Vec<Cut>> {
-    let op = weights.graph.node(id).op()?;
-    let axis = match op.name.as_str() {
-        "Conv" => 0,
-        "Gemm" => usize::from(!op.attrs.flag("transB", false).ok()?),
-        "MatMul" => return Some(vec![Cut { node: id, slot: 1, axis: 1 }]),
-        _ => return None,
-    };
+    let axis = producer_axis(weights.graph.node(id).op()?).ok()??;
     let mut cuts = vec![Cut { node: id, slot: 1, axis }];
     if weights.graph.input(id, 2).is_some() {
         let shape = weights.read(id, 2)?.shape().to_vec();

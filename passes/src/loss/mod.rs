@@ -171,14 +171,11 @@ impl Loss {
             }
             LossKind::Mse => {
                 let label = self.add_label(emit, dtype, emit.shape(logits)?)?;
-                let difference = emit.sub(logits, label)?;
-                let square = emit.mul(difference, difference)?;
-                mean_of_all(emit, square)
+                squared_error(emit, logits, label)
             }
             LossKind::Bce => {
                 let label = self.add_label(emit, dtype, emit.shape(logits)?)?;
-                let loss = bce_with_logits(emit, logits, label)?;
-                mean_of_all(emit, loss)
+                bce_with_logits(emit, logits, label)
             }
             LossKind::CausalLm => self.causal_lm(emit, logits),
         }
@@ -191,15 +188,10 @@ impl Loss {
         // Nothing that may become trainable is behind it, but no gradient is to go and look.
         let teacher = emit.sartor("Detach", &[teacher], Attributes::new())?;
         match self.kind {
-            LossKind::Mse => {
-                let difference = emit.sub(logits, teacher)?;
-                let square = emit.mul(difference, difference)?;
-                mean_of_all(emit, square)
-            }
+            LossKind::Mse => squared_error(emit, logits, teacher),
             LossKind::Bce => {
                 let wanted = emit.unary("Sigmoid", teacher)?;
-                let loss = bce_with_logits(emit, logits, wanted)?;
-                mean_of_all(emit, loss)
+                bce_with_logits(emit, logits, wanted)
             }
             LossKind::CrossEntropy | LossKind::CausalLm => self.divergence(emit, logits, teacher),
         }
@@ -303,6 +295,12 @@ fn mean_of_all(emit: &mut Emit, value: Value) -> Result<Value> {
     emit.reduce_mean(value, &all, false)
 }
 
+fn squared_error(emit: &mut Emit, x: Value, y: Value) -> Result<Value> {
+    let difference = emit.sub(x, y)?;
+    let square = emit.mul(difference, difference)?;
+    mean_of_all(emit, square)
+}
+
 fn bce_with_logits(emit: &mut Emit, x: Value, y: Value) -> Result<Value> {
     let positive = emit.unary("Relu", x)?;
     let product = emit.mul(x, y)?;
@@ -310,5 +308,6 @@ fn bce_with_logits(emit: &mut Emit, x: Value, y: Value) -> Result<Value> {
     let magnitude = emit.unary("Abs", x)?;
     let negative = emit.unary("Neg", magnitude)?;
     let rest = emit.unary("Softplus", negative)?;
-    emit.add(linear, rest)
+    let loss = emit.add(linear, rest)?;
+    mean_of_all(emit, loss)
 }

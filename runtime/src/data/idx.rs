@@ -206,9 +206,8 @@ mod tests {
         let path = write_pair(dir.path());
         let open = |schema: &Schema| Idx::open(std::slice::from_ref(&path), &DataConfig::default(), schema).map(drop);
         let message = open(&schema(&[1, 28, 28])).unwrap_err().to_string();
-        assert!(
-            message.contains("the images are 1×1×2, the model's input \"x\" is float[batch, 1, 28, 28] (data.resize")
-        );
+        let end = "the images are 1×1×2, the model's input \"x\" is float[batch, 1, 28, 28] (data.resize = [height, width] scales images)";
+        assert!(message.ends_with(end), "{message}");
         let few = Schema { classes: Some(8), ..schema(&[2]) };
         let message = open(&few).unwrap_err().to_string();
         assert!(message.ends_with("ubyte.gz, entry 1: label 9 is outside the 8 classes (0 to 7)"), "{message}");
