@@ -73,6 +73,7 @@ impl Step {
             Step::Contract(c) if c.products.iter().any(|p| p.patch.is_some()) => "Conv",
             Step::Contract(_) => "Contract",
             Step::Chain(_) => "Chain",
+            Step::LineBuffer(both) if both.contracts().iter().any(|c| c.skip.is_some()) => "GatedLineBuffer",
             Step::LineBuffer(_) => "LineBuffer",
             Step::Reduce(_) => "Reduce",
             Step::Copies(_) => "Copy",

@@ -55,10 +55,12 @@ const BLOCKS: &[(&str, usize)] = &[
 
 #[test]
 fn a_gated_model_is_the_model_at_first() {
-    for &(name, blocks) in BLOCKS {
+    for (i, &(name, blocks)) in BLOCKS.iter().enumerate() {
         let model = prepared(&asset(name), "").unwrap();
         let mut gated = model.clone();
-        run_passes(&mut gated, GATE).unwrap();
+        // Every other one by codes of four numbers.
+        let options = if i % 2 == 0 { "" } else { "rank = 4\n" };
+        run_passes(&mut gated, &format!("{GATE}{options}")).unwrap();
         assert_eq!(Record::load(&gated).unwrap().unwrap().blocks.len(), blocks, "{name}");
         let inputs = small(&model, 2);
         let (before, after) = (run(&model, &inputs), run(&gated, &inputs));
@@ -123,7 +125,8 @@ fn what_is_skipped_is_what_was_multiplied_by_zero() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path();
     for (i, &(name, _)) in BLOCKS.iter().enumerate() {
-        let mut gated = prepared(&asset(name), GATE).unwrap();
+        let options = if i % 2 == 0 { "" } else { "rank = 4\n" };
+        let mut gated = prepared(&asset(name), &format!("{GATE}{options}")).unwrap();
         disturb(&mut gated, i as u64);
         let shut = share_of_shut_gates(&gated, &small(&gated, 3));
         assert!((0.05..0.95).contains(&shut), "{name}: {shut} of the gates are shut");
@@ -386,7 +389,10 @@ fn skips(model: &Model, least: usize, what: &str) {
             let mut params = Params::of(model);
             session.run(&mut params, &inputs, Key::default()).unwrap();
             let found = session.run(&mut params, &inputs, Key::default()).unwrap();
-            let gated = session.report().kernels.get("Gated").copied().unwrap_or(0);
+            let kernels = session.report().kernels;
+            let count = |kind: &str| kernels.get(kind).copied().unwrap_or(0);
+            // A line buffer is two convolutions.
+            let gated = count("Gated") + 2 * count("GatedLineBuffer");
             assert!(gated >= least, "{what}, batch {batch}: {gated} gated convolutions");
             for (output, wanted) in model.graph.outputs.iter().zip(&wanted) {
                 let apart = distance(&found[&output.name], wanted);
@@ -473,9 +479,14 @@ impl Net {
 }
 
 /// The cost that `eval` says for one example, with these biases of the only block's gates.
-fn cost(mut model: Model, bias: &[f32]) -> f64 {
+fn cost(model: Model, bias: &[f32]) -> f64 {
+    cost_with("", model, bias)
+}
+
+/// With other options of `gate`.
+fn cost_with(options: &str, mut model: Model, bias: &[f32]) -> f64 {
     let loss = "[[pass]]\nname = \"loss\"\nkind = \"mse\"\n";
-    run_passes(&mut model, &format!("{loss}{GATE}")).unwrap();
+    run_passes(&mut model, &format!("{loss}{GATE}{options}")).unwrap();
     let record = Record::load(&model).unwrap().unwrap();
     assert_eq!(record.blocks.len(), 1);
     let param = model.params.get_mut(&record.blocks[0].bias).unwrap();
@@ -528,6 +539,9 @@ fn costs_are_those_counted_by_hand() {
     near(cost(inverted(), &[1.0; 7]), (body + rest) as f64);
     near(cost(inverted(), &[1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0]), body as f64 / 3.0 + rest as f64);
 
+    // By a code of one number: 3 features, 7 gates.
+    near(cost_with("rank = 1\n", inverted(), &[1.0; 7]), (body + 3 * 16 + (3 * 16 + 2 * 3 + 2 * 7)) as f64);
+
     // Bottleneck: two groups, the 3 × 3 convolution between them costs the product of their shares.
     let bottleneck = || {
         let mut net = Net::new(3);
@@ -553,6 +567,12 @@ fn near(found: f64, wanted: f64) {
 /// With λ and the leak 0 the gates' gradients are those of the loss: the cost is counted hard, and its own gradient is an estimate.
 #[test]
 fn gradients_through_gates_are_those_of_finite_differences() {
+    gradients_through_gates("", 2);
+    gradients_through_gates("rank = 1\n", 3);
+}
+
+/// With these options, and so many parameters of gates.
+fn gradients_through_gates(options: &str, params: usize) {
     let mut net = Net::new(4);
     let x = net.input(&[2, 3, 3]);
     let h = net.conv(x, &[4, 2, 3, 3], 1, 1);
@@ -561,8 +581,9 @@ fn gradients_through_gates_are_those_of_finite_differences() {
     let y = net.op("Add", &[x, h]);
     let mut model = net.finish(y);
     widen(&mut model);
-    let passes = "[[pass]]\nname = \"loss\"\nkind = \"mse\"\n[[pass]]\nname = \"gate\"\nlambda = 0\nleak = 0\n[[pass]]\nname = \"autodiff\"\n";
-    run_passes(&mut model, passes).unwrap();
+    let gate = format!("{GATE}lambda = 0\nleak = 0\n{options}");
+    let passes = format!("[[pass]]\nname = \"loss\"\nkind = \"mse\"\n{gate}[[pass]]\nname = \"autodiff\"\n");
+    run_passes(&mut model, &passes).unwrap();
     let mut draw = Draw::new(8, "gates");
     for (name, param) in model.params.iter_mut().filter(|(name, _)| name.starts_with("gate.")) {
         let (low, high) = if name.ends_with("bias") { (0.3, 0.7) } else { (-0.2, 0.2) };
@@ -583,7 +604,7 @@ fn gradients_through_gates_are_those_of_finite_differences() {
         eval::run(model, &inputs).unwrap()[place].to_f64s().unwrap()
     };
     let gates: Vec<String> = step.params.keys().filter(|name| name.starts_with("gate.")).cloned().collect();
-    assert_eq!(gates.len(), 2);
+    assert_eq!(gates.len(), params);
     for name in gates {
         let found = output(&step, &format!("grad:{name}"));
         let values = step.params[&name].tensor.to_f64s().unwrap();
@@ -609,6 +630,11 @@ fn gradients_through_gates_are_those_of_finite_differences() {
 /// Training that goes on with the gates of a file has the steps of the training that attached them, and the same evaluation.
 #[test]
 fn gates_of_a_file_are_trained_on() {
+    trained_on("normalise = true\n");
+    trained_on("rank = 2\n");
+}
+
+fn trained_on(options: &str) {
     let mut net = Net::new(14);
     let x = net.input(&[9, 4, 4]);
     let mut y = x;
@@ -625,7 +651,7 @@ fn gates_of_a_file_are_trained_on() {
         format!("[[pass]]\nname = \"loss\"\n{GATE}target = 0.4\nspread = 0.5\n{gate}[[pass]]\nname = \"autodiff\"\n")
     };
     let mut first = model.clone();
-    run_passes(&mut first, &passes("normalise = true\n")).unwrap();
+    run_passes(&mut first, &passes(options)).unwrap();
     disturb(&mut first, 4);
     let mut again = first.clone();
     again.programs.clear();

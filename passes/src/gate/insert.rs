@@ -8,8 +8,8 @@ use crate::walk::nodes_by_name;
 use indexmap::IndexMap;
 use sartor_ir::ops::Emit;
 use sartor_ir::{
-    Attributes, DType, Graph, GraphOutput, Model, NodeId, Operator, Parameter, Result, Role, Tensor, Type, Value, bail,
-    infer,
+    Attributes, DType, Error, Graph, GraphOutput, Model, NodeId, Operator, Parameter, Result, Role, Tensor, Type,
+    Value, bail, infer,
 };
 use std::collections::HashMap;
 
@@ -46,6 +46,34 @@ struct Gates {
     hard: Option<Vec<Value>>,
 }
 
+/// The parameters of a gate network in a graph.
+#[derive(Clone, Copy)]
+struct Network {
+    code: Option<Value>,
+    weight: Value,
+    bias: Value,
+}
+
+impl Network {
+    /// The gates before they are clamped, `[N, gates]`.
+    fn scores(&self, emit: &mut Emit, features: Value) -> Result<Value> {
+        let read = match self.code {
+            Some(code) => emit.op("MatMul", &[features, code], Attributes::new())?,
+            None => features,
+        };
+        emit.op("Gemm", &[read, self.weight, self.bias], Attributes::new())
+    }
+}
+
+/// What the numbers of a code do to gates at first, `[rank, gates]`: the first moves all of them alike, the others by Walsh's functions, each as far as a single
+/// gate would move if it were alone: every row has length 1.
+fn directions(rank: usize, gates: usize) -> Tensor {
+    let size = 1.0 / (gates as f32).sqrt();
+    let sign = |row: usize, gate: usize| if (row & gate).count_ones().is_multiple_of(2) { size } else { -size };
+    let values = (0..rank).flat_map(|row| (0..gates).map(move |gate| sign(row, gate)));
+    Tensor::from_vec([rank, gates], values.collect::<Vec<f32>>())
+}
+
 impl Gate {
     /// Whether so many features are normalised: a few (the means of an image's colours) are left as they are, for beside each other they say little.
     fn normalises(&self, features: usize) -> bool {
@@ -66,17 +94,37 @@ impl Gate {
             let gates =
                 usize::from(self.layers && block.residual) + block.groups.iter().map(|g| g.channels).sum::<usize>();
             let normalised = if self.normalises(inputs) { NORMALISATION * inputs as u64 } else { 0 };
-            record.gate_flops += costs.elements(block.input) + (2 * inputs * gates) as u64 + normalised;
-            let weight = Tensor::zeros(dtype, vec![inputs, gates])?;
+            let rank = self.rank_of(inputs, gates);
+            let products = if rank > 0 { rank * (inputs + gates) } else { inputs * gates };
+            record.gate_flops += costs.elements(block.input) + 2 * products as u64 + normalised;
+            let mut code = None;
+            let weight = match rank {
+                0 => Tensor::zeros(dtype, vec![inputs, gates])?,
+                _ => {
+                    let zeros = Tensor::zeros(dtype, vec![inputs, rank])?;
+                    code = Some(model.add_param(&format!("gate.{}.code", block.name), zeros, Role::Trainable));
+                    directions(rank, gates).cast(dtype)?
+                }
+            };
             let bias = Tensor::from_vec([gates], vec![1f32; gates]).cast(dtype)?;
             let weight = model.add_param(&format!("gate.{}.weight", block.name), weight, Role::Trainable);
             let bias = model.add_param(&format!("gate.{}.bias", block.name), bias, Role::Trainable);
-            record.blocks.push(self.describe(&model.graph, block, weight, bias));
+            record.blocks.push(self.describe(&model.graph, block, (code, weight, bias)));
         }
         Ok(record)
     }
 
-    fn describe(&self, graph: &Graph, block: &Block, weight: String, bias: String) -> BlockRecord {
+    /// The length of the code between so many features and gates; 0 where there is none.
+    fn rank_of(&self, features: usize, gates: usize) -> usize {
+        if self.rank * (features + gates) < features * gates { self.rank } else { 0 }
+    }
+
+    fn describe(
+        &self,
+        graph: &Graph,
+        block: &Block,
+        (code, weight, bias): (Option<String>, String, String),
+    ) -> BlockRecord {
         let name = |id: &NodeId| graph.node(*id).name.clone();
         let names = |ids: &[NodeId]| ids.iter().map(name).collect::<Vec<_>>();
         let group = |(k, g): (usize, &super::Group)| GroupRecord {
@@ -93,6 +141,7 @@ impl Gate {
             slot: block.slot,
             input: graph.value_name(block.input).to_string(),
             identity: block.residual && graph.input(block.add, 1 - block.slot) == Some(block.input),
+            code,
             weight,
             bias,
             nodes: names(&block.nodes),
@@ -154,14 +203,20 @@ impl Plan<'_> {
 
     /// Puts the gate of training steps where a clamp stands; returns whether each is open.
     fn reopened(&self, emit: &mut Emit, record: &BlockRecord, clip: Value) -> Result<Vec<Value>> {
-        let scores = emit.graph.input(clip.node, 0);
-        let inputs = scores.map(|scores| emit.graph.node_inputs(scores.node));
-        let (Some(scores), Some(&[Some(features), Some(weight), Some(bias)])) = (scores, inputs.as_deref()) else {
-            bail!("block \"{}\" has gates, but not as the pass `gate` writes them", record.name)
+        let unknown =
+            || Error::msg(format!("block \"{}\" has gates, but not as the pass `gate` writes them", record.name));
+        let scores = emit.graph.input(clip.node, 0).ok_or_else(unknown)?;
+        let [Some(mut features), Some(weight), Some(bias)] = emit.graph.node_inputs(scores.node)[..] else {
+            return Err(unknown());
         };
+        let mut code = None;
+        if record.code.is_some() {
+            let [Some(pooled), Some(param)] = emit.graph.node_inputs(features.node)[..] else { return Err(unknown()) };
+            (features, code) = (pooled, Some(param));
+        }
         let soft = emit.sartor("Gate", &[scores], self.attributes(false))?;
         emit.graph.replace_uses(clip, soft);
-        self.is_open(emit, record, (features, weight, bias))
+        self.is_open(emit, record, features, Network { code, weight, bias })
     }
 
     /// What a graph has besides its gates: the penalty, or what the gates do.
@@ -191,14 +246,16 @@ impl Plan<'_> {
             Some(param) => Ok(emit.graph.param(name, Type::of(&param.tensor))),
             None => bail!("the model has no parameter \"{name}\""),
         };
-        let (weight, bias) = (param(&record.weight)?, param(&record.bias)?);
+        let code = record.code.as_ref().map(|name| param(name)).transpose()?;
+        let network = Network { code, weight: param(&record.weight)?, bias: param(&record.bias)? };
         let mut pooled = pool(emit, block, mask)?;
-        // The weight has a row for each feature.
-        let features = params.get(&record.weight).and_then(|param| param.tensor.shape().first().copied()).unwrap_or(0);
+        // What is multiplied with the features has a row for each.
+        let first = record.code.as_ref().unwrap_or(&record.weight);
+        let features = params.get(first).and_then(|param| param.tensor.shape().first().copied()).unwrap_or(0);
         if self.options.normalises(features) {
             pooled = normalised(emit, pooled, features, self.options.length)?;
         }
-        let scores = emit.op("Gemm", &[pooled, weight, bias], Attributes::new())?;
+        let scores = network.scores(emit, pooled)?;
         let soft = match purpose {
             Use::Step => emit.sartor("Gate", &[scores], self.attributes(false))?,
             _ => {
@@ -208,20 +265,15 @@ impl Plan<'_> {
         };
         let hard = match purpose {
             Use::Inference | Use::Evaluation => None,
-            Use::Step => Some(self.is_open(emit, record, (pooled, weight, bias))?),
+            Use::Step => Some(self.is_open(emit, record, pooled, network)?),
         };
         Ok(Gates { soft: measure::split(emit, soft, &record.sizes())?, hard })
     }
 
     /// Whether each gate of a block is open, in a step: what the blocks cost trains the gate networks, not the features that they read.
-    fn is_open(
-        &self,
-        emit: &mut Emit,
-        record: &BlockRecord,
-        (features, weight, bias): (Value, Value, Value),
-    ) -> Result<Vec<Value>> {
+    fn is_open(&self, emit: &mut Emit, record: &BlockRecord, features: Value, network: Network) -> Result<Vec<Value>> {
         let still = emit.sartor("Detach", &[features], Attributes::new())?;
-        let scores = emit.op("Gemm", &[still, weight, bias], Attributes::new())?;
+        let scores = network.scores(emit, still)?;
         let open = emit.sartor("Gate", &[scores], self.attributes(true))?;
         let mut open = measure::split(emit, open, &record.sizes())?;
         // A block without channels beside blocks that have some is not to shut before them either.

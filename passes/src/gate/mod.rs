@@ -14,6 +14,9 @@
 //! *is* the model, bit for bit up to a multiplication by 1. With `normalise` the means `z` of an example are brought to mean 0 and the length `length` (1) first
 //! (if there are at least eight): features of every block have one scale then.
 //!
+//! With `rank` r a network is `t = (z · U) · W + b`, where U is `[channels, r]` and W `[r, gates]`: r numbers about an input decide on all gates of a block, which
+//! takes fewer parameters and lets gates open and shut together. U starts at 0; W's rows have length 1, and the first moves all gates alike.
+//!
 //! Blocks and groups of channels are found in the graph ([`blocks`]). With text, the mean is over the tokens that `attention_mask` keeps.
 //!
 //! In training steps the gates are [`ai.sartor::Gate`](sartor_ir::ops::gate), whose gradient leaks, and the loss grows by
@@ -69,6 +72,8 @@ pub struct Gate {
     pub normalise: bool,
     /// The length of normalised features: gates learn from inputs as much faster than from all of them alike as its square says.
     pub length: f64,
+    /// How many numbers a gate network makes of what it reads before it makes gates of them; 0: gates read everything. Ignored where it would be more work.
+    pub rank: usize,
     /// How much dearer what easy examples cost is than what hard ones cost, in units of the loss.
     pub spread: f64,
     /// The share of the run before the target falls.
@@ -91,6 +96,7 @@ impl Default for Gate {
             leak: 0.1,
             normalise: true,
             length: 1.0,
+            rank: 0,
             spread: 0.0,
             warmup: 0.0,
             anneal: 0.5,
@@ -191,7 +197,7 @@ impl Gate {
             plan.go_on(&mut program.graph, opset, insert::Use::of(name))
                 .map_err(|e| e.at(format!("program \"{name}\"")))?;
         }
-        for name in record.blocks.iter().flat_map(|block| [&block.weight, &block.bias]) {
+        for name in record.blocks.iter().flat_map(|block| block.code.iter().chain([&block.weight, &block.bias])) {
             let Some(param) = model.params.get_mut(name) else { bail!("the model has no parameter \"{name}\"") };
             param.role = Role::Trainable;
         }

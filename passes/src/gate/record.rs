@@ -32,7 +32,10 @@ pub struct BlockRecord {
     pub input: String,
     /// Whether the addition's other input is that value itself.
     pub identity: bool,
-    /// The parameters of its gate network: `[channels, gates]` and `[gates]`.
+    /// The parameter `[channels, rank]` that makes a code of what its gate network reads, if it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<String>,
+    /// The parameters of its gate network: `[channels, gates]`, or `[rank, gates]` behind a code, and `[gates]`.
     pub weight: String,
     /// See `weight`.
     pub bias: String,

@@ -267,12 +267,16 @@ impl Contract {
         let (shared, scratch) = (Shared(bases), Address(scratch));
         // SAFETY: the caller's contract.
         let packed = unsafe { self.pack(bases, scratch, &mut 0, kept) };
-        static RUNS: AtomicU64 = AtomicU64::new(1);
-        let number = self.skip.as_ref().map_or(0, |_| RUNS.fetch_add(1, Ordering::Relaxed));
+        let number = self.number();
         super::each(self.tasks(), |task| {
             // SAFETY: the caller's contract; tasks write disjoint tiles.
             unsafe { self.task(task, number, shared.get(), &packed) };
         });
+    }
+    /// The number of a run, if it needs one.
+    fn number(&self) -> u64 {
+        static RUNS: AtomicU64 = AtomicU64::new(1);
+        self.skip.as_ref().map_or(0, |_| RUNS.fetch_add(1, Ordering::Relaxed))
     }
     /// Runs one task of the run of this number. `packed` says where the packed right factor of a product is, if it is packed.
     unsafe fn task(&self, task: usize, number: u64, bases: Bases, packed: &[Option<Address>]) {
@@ -453,6 +457,7 @@ pub unsafe fn run_line_buffer(both: &LineBuffer, bases: Bases, scratch: *mut f32
     let mut used = 0;
     // SAFETY: the caller's contract.
     let packed = both.contracts().map(|contract| unsafe { contract.pack(bases, scratch, &mut used, kept) });
+    let numbers = both.contracts().map(Contract::number);
     let Some(patch) = both.windows.products.first().and_then(|p| p.patch) else { return };
     let images: usize = both.windows.batch.iter().product();
     let tasks = ROLLS.div_ceil(images.max(1)).min(patch.grid.0);
@@ -462,15 +467,15 @@ pub unsafe fn run_line_buffer(both: &LineBuffer, bases: Bases, scratch: *mut f32
         let (image, first) = (task / parts, task % parts * each);
         let mut bases = shared.get().to_vec();
         // SAFETY: the caller's contract; tasks write disjoint rows.
-        unsafe { roll(both, &patch, image, first..(first + each).min(patch.grid.0), &mut bases, &packed) };
+        unsafe { roll(both, &patch, (image, numbers), first..(first + each).min(patch.grid.0), &mut bases, &packed) };
     });
 }
 
-/// Some rows of the places of an image.
+/// Some rows of the places of an image, in the runs of these numbers.
 unsafe fn roll(
     both: &LineBuffer,
     patch: &Patch,
-    image: usize,
+    (image, numbers): (usize, [u64; 2]),
     places: Range<usize>,
     bases: &mut [*mut f32],
     [making, reading]: &[Vec<Option<Address>>; 2],
@@ -501,11 +506,11 @@ unsafe fn roll(
                 if !fresh.is_empty() {
                     let pixels = ((start + fresh.start) * wide, fresh.len() * wide);
                     for j in (0..maker.n).step_by(width) {
-                        maker.rectangle((batch, 0), pixels, (j, width.min(maker.n - j)), bases, making);
+                        maker.rectangle((batch, numbers[0]), pixels, (j, width.min(maker.n - j)), bases, making);
                     }
                 }
                 let pixels = (rows.start * patch.grid.1, rows.len() * patch.grid.1);
-                windows.rectangle((image, 0), pixels, (0, windows.n), bases, reading);
+                windows.rectangle((image, numbers[1]), pixels, (0, windows.n), bases, reading);
             }
         }
     });

@@ -30,11 +30,19 @@ pub struct Gated<'a> {
 struct Memory {
     inputs: Vec<u32>,
     columns: Vec<u32>,
-    /// What was picked last, and what that was: the run of which kernel, the rows, the columns.
-    weights: Vec<f32>,
-    picked: (u64, Vec<u32>, Vec<u32>),
+    /// What was picked last by runs of odd and of even numbers: two that follow each other take turns in a [line buffer](crate::lower::line_buffer).
+    picked: [Picked; 2],
     ends: Vec<f32>,
     area: Vec<f32>,
+}
+
+/// Picked weights, and what they were picked for: the run of which kernel, the rows, the columns.
+#[derive(Default)]
+struct Picked {
+    weights: Vec<f32>,
+    run: u64,
+    inputs: Vec<u32>,
+    columns: Vec<u32>,
 }
 
 thread_local! {
@@ -48,7 +56,8 @@ impl Gated<'_> {
     /// As for [`Patch::run`]; gates must have as many numbers as the convolution has channels and columns.
     pub unsafe fn run(&self, image: *const f32, weights: *const f32, gates: [Option<*const f32>; 2], finish: Finish) {
         MEMORY.with_borrow_mut(|memory| {
-            let Memory { inputs, columns, weights: memory, picked, ends, area } = memory;
+            let Memory { inputs, columns, picked, ends, area } = memory;
+            let picked = &mut picked[self.run as usize % 2];
             // SAFETY: the caller's contract.
             unsafe {
                 open(gates[0], self.patch.channels, inputs);
@@ -71,14 +80,16 @@ impl Gated<'_> {
                 let weights = match full {
                     (true, true) => weights,
                     // Tasks of one example follow each other.
-                    _ if (picked.0, &picked.1, &picked.2) == (self.run, &*inputs, &*columns) => memory.as_ptr(),
+                    _ if (picked.run, &picked.inputs, &picked.columns) == (self.run, &*inputs, &*columns) => {
+                        picked.weights.as_ptr()
+                    }
                     _ => {
-                        picked.0 = self.run;
-                        picked.1.clone_from(inputs);
-                        picked.2.clone_from(columns);
+                        picked.run = self.run;
+                        picked.inputs.clone_from(inputs);
+                        picked.columns.clone_from(columns);
                         match self.patch.depthwise {
-                            true => pick_lines(self.patch.taps(), (self.n, columns), weights, memory),
-                            false => self.pick(inputs, columns, weights, memory),
+                            true => pick_lines(self.patch.taps(), (self.n, columns), weights, &mut picked.weights),
+                            false => self.pick(inputs, columns, weights, &mut picked.weights),
                         }
                     }
                 };

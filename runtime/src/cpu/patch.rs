@@ -311,7 +311,9 @@ impl Patch {
         }
         // Weights that no second-level cache holds are read once per task: larger tasks then.
         const WEIGHTS: usize = 1 << 18;
-        let most = if k * n > WEIGHTS && !self.depthwise { 64 * 1024 } else { 8 * 1024 };
+        // Where nothing is copied, only so many that the results stay in the cache.
+        let large = k * n > WEIGHTS && !self.depthwise || self.is_product();
+        let most = if large { 64 * 1024 } else { 8 * 1024 };
         let per_row = self.grid.1 * n.max(self.channels * self.stride.0.max(self.stride.1));
         (most / per_row.max(1)).clamp(1, self.grid.0.max(1))
     }

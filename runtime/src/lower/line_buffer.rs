@@ -5,6 +5,8 @@
 //! leaves the cache before it is read. Here the rows that some rows of the result see are made, in memory of the thread that
 //! convolves them; the rows that the next ones see too are kept. For the memory plan both are one step, and the wide image has no place in it.
 //!
+//! Where [gates shut](super::skip) channels of the wide image, both leave them out: its rows hold those that are there, side by side, at the distances of whole rows.
+//!
 //! The wide image must be contiguous, channels last, made by one contract and read by nobody else; small images, which stay in the cache anyway, are
 //! left as they are. Rows at the border between two tasks are made twice, so what makes them may write nothing else.
 
@@ -69,7 +71,7 @@ fn found(
         return None;
     }
     let from = steps[..at].iter().position(|s| s.writes.contains(&buf))?;
-    let maker = contract(&steps[from]).filter(|maker| makes_image(maker, windows, buf))?;
+    let maker = contract(&steps[from]).filter(|maker| makes_image(maker, windows, buf) && agree(maker, windows))?;
     let still = steps[from + 1..at].iter().all(|s| !s.writes.iter().any(|b| steps[from].reads.contains(b)));
     if !still || steps[from].writes != [buf] || steps[from].reads.contains(&buf) {
         return None;
@@ -84,9 +86,16 @@ fn found(
 
 fn contract(planned: &Planned) -> Option<&Contract> {
     match &planned.step {
-        Step::Contract(contract) if contract.skip.is_none() && planned.only_if.is_none() => Some(contract),
+        Step::Contract(contract) if planned.only_if.is_none() => Some(contract),
         _ => None,
     }
+}
+
+/// Whether the second reads the channels that the first makes, for the same examples.
+fn agree(maker: &Contract, windows: &Contract) -> bool {
+    let gates = |contract: &Contract| contract.skip.as_deref().cloned().unwrap_or_default();
+    let (made, read) = (gates(maker), gates(windows));
+    made.columns == read.inputs && made.example == read.example
 }
 
 /// Whether a contract is a depthwise convolution of the images of a buffer, and of nothing else there.

@@ -2,8 +2,8 @@
 //!
 //! Five tasks, each with a grid of five rates and three schedules, optimizers that need no rate, and SAMUEL with its variants:
 //! `sartor train` on recipes that [`tasks`] makes. Data: `tests/assets/fetch.sh --samuel`. Every run leaves a folder in RUNS, so that an
-//! interrupted series goes on where it was, and rows that this `sartor` does not know yet are told and made later. The tables
-//! go to `docs/results/samuel.md`. Everything takes days of one processor; the tasks but CIFAR take hours.
+//! interrupted series goes on where it was; what a run that ended gave is recorded in `docs/results/samuel.jsonl` too, and not run again but with
+//! `--fresh`. Rows that this `sartor` does not know yet are told and made later. The tables go to `docs/results/samuel.md`. Everything takes days of one processor; the tasks but CIFAR take hours.
 
 mod cost;
 mod report;
@@ -11,9 +11,9 @@ mod runs;
 mod tasks;
 
 use clap::Parser;
-use runs::Run;
+use runs::{Run, Runs};
 use sartor_ir::{Error, Result, ensure};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use tasks::{Group, RATES, Row, TASKS, Task};
 
 /// Trains with every learning rate of a grid, and with rates chosen while training
@@ -37,6 +37,9 @@ struct Args {
     /// Threads of a run
     #[arg(long, default_value_t = 1)]
     threads: usize,
+    /// Runs what the record in docs/results has already
+    #[arg(long)]
+    fresh: bool,
     /// Runs nothing, writes the tables of what there is
     #[arg(long)]
     table: bool,
@@ -50,15 +53,16 @@ fn main() -> Result<()> {
     if let Some(rounds) = args.cost {
         return cost::measure(rounds, args.threads);
     }
-    let tasks = args.selected()?;
+    let (tasks, runs) = (args.selected()?, Runs::new(&args.runs, args.fresh)?);
     if args.list {
-        tasks.iter().for_each(|task| list(&args, task));
+        tasks.iter().for_each(|task| list(&args, &runs, task));
         return Ok(());
     }
     if !args.table {
-        tasks.iter().try_for_each(|task| make(&args, task))?;
+        tasks.iter().try_for_each(|task| make(&args, &runs, task))?;
     }
-    report::write(&args.runs, args.seeds)
+    // What was recorded just now counts too.
+    report::write(&Runs::new(&args.runs, args.fresh)?, args.seeds)
 }
 
 impl Args {
@@ -77,13 +81,13 @@ impl Args {
 }
 
 /// The grid first, then its best cells with the other seeds, then the rest, seed by seed.
-fn make(args: &Args, task: &Task) -> Result<()> {
+fn make(args: &Args, runs: &Runs, task: &Task) -> Result<()> {
     let run = |row: &Row, seed: usize| match args.wants(row) {
-        true => runs::make(&args.runs, task, row, seed, args.threads),
+        true => runs::make(runs, task, row, seed, args.threads),
         false => Ok(()),
     };
     task.grid().iter().try_for_each(|cell| run(cell, 0))?;
-    let best = Best::of(&args.runs, task);
+    let best = Best::of(runs, task);
     for seed in 0..args.seeds {
         best.cells().try_for_each(|cell| run(cell, seed))?;
         task.rows(best.rate()).iter().try_for_each(|row| run(row, seed))?;
@@ -91,10 +95,10 @@ fn make(args: &Args, task: &Task) -> Result<()> {
     Ok(())
 }
 
-fn list(args: &Args, task: &Task) {
-    let best = Best::of(&args.runs, task);
+fn list(args: &Args, runs: &Runs, task: &Task) {
+    let best = Best::of(runs, task);
     let print = |row: &Row, seed: usize| {
-        let state = match runs::read(&args.runs, task, row, seed) {
+        let state = match runs::read(runs, task, row, seed) {
             Run::Finished(run) => format!("{:.4}, {:.1} s", run.accuracy, run.seconds),
             Run::Diverged(seconds) => format!("diverged, {seconds:.1} s"),
             Run::Missing(why) => format!("missing: {why}"),
@@ -119,7 +123,7 @@ pub struct Best {
 
 impl Best {
     /// Of seed 0.
-    pub fn of(runs: &Path, task: &Task) -> Best {
+    pub fn of(runs: &Runs, task: &Task) -> Best {
         let grid = task.grid();
         let found: Vec<Run> = grid.iter().map(|cell| runs::read(runs, task, cell, 0)).collect();
         if found.iter().any(|run| matches!(run, Run::Missing(_))) {

@@ -1,9 +1,9 @@
 //! The tables of `docs/results/samuel.md`.
 
 use crate::Best;
-use crate::runs::{self, Run};
+use crate::runs::{self, Run, Runs};
 use crate::tasks::{DEFAULTS, Group, Judged, RATES, Row, TASKS, Task};
-use sartor_bench::{Series, processor, short, table};
+use sartor_bench::{Series, short, table};
 use sartor_ir::{Error, Result};
 use std::path::Path;
 
@@ -17,7 +17,7 @@ const NEAR: f64 = 0.005;
 const SHARE: f64 = 1.0 / 3.0;
 
 /// Writes the tables of what there is.
-pub fn write(runs: &Path, seeds: usize) -> Result<()> {
+pub fn write(runs: &Runs, seeds: usize) -> Result<()> {
     let mut text = format!(
         "# The learning rate chosen while training, beside a grid\n\n\
          Accuracies on the test data at the end of a run. A grid is every rate with every schedule (each falls to zero at the \
@@ -26,14 +26,13 @@ pub fn write(runs: &Path, seeds: usize) -> Result<()> {
          The best cells and all rows beside the grid are run with seeds 0 to {}; \"against the best cell\" is the \
          difference of the means over the seeds that both have. A run whose loss or gradient is no longer finite ends there and counts \
          as guessing. Compute is processor seconds of the whole command on one thread, evaluation included, on a shared machine; \
-         the grid's is the sum of its cells, diverged ones up to their end. Written by `cargo run --release -p sartor-bench \
-         --bin samuel`; {}.\n\n\
+         the grid's is the sum of its cells, diverged ones up to their end; seconds with an asterisk were taken on another processor than the grid's. \
+         Written by `cargo run --release -p sartor-bench --bin samuel`.\n\n\
          All rows of SAMUEL have `rates = [1, 0.1, 0.01, 0.001, 0.0001]` and no other key but those that their names say, on every task. \
          The first two leave everything else to `sartor`: experts of AdamW, constant rates, averaged parameters; a third has experts of AdaGrad. The other rows have experts \
          of the task's own optimizer, whose rates fall linearly if their names say nothing else, and the last point; nobody is retired there. \
          Experts are never restarted unless a row says so; `independent` plays the likeliest expert, the others the average.\n",
-        seeds - 1,
-        processor()
+        seeds - 1
     );
     text += "\n## In short\n\nThe goal: at most 0.005 below the grid's best cell, above its median, for at most a third of its \
         compute.\n\n";
@@ -53,7 +52,7 @@ pub fn write(runs: &Path, seeds: usize) -> Result<()> {
 
 /// What is known of a task.
 struct View<'a> {
-    runs: &'a Path,
+    runs: &'a Runs,
     task: &'a Task,
     seeds: usize,
     /// The cells with their runs of seed 0.
@@ -66,7 +65,7 @@ struct View<'a> {
 }
 
 impl<'a> View<'a> {
-    fn of(runs: &'a Path, task: &'a Task, seeds: usize) -> View<'a> {
+    fn of(runs: &'a Runs, task: &'a Task, seeds: usize) -> View<'a> {
         let grid = task.grid().into_iter().map(|cell| (cell.clone(), runs::read(runs, task, &cell, 0)));
         let grid: Vec<(Row, Run)> = grid.collect();
         let best = Best::of(runs, task);
@@ -84,6 +83,11 @@ impl<'a> View<'a> {
     fn section(&self) -> String {
         let task = self.task;
         let mut text = format!("\n## {}\n\n{} {} steps.", task.title, task.about, task.steps);
+        match self.runs.processors(task)[..] {
+            [] => {}
+            [one] => text += &format!(" On {one}."),
+            [first, ref others @ ..] => text += &format!(" On {first}; with an asterisk: {}.", others.join("; ")),
+        }
         if let Judged::BeforeAndAfter(step) = task.judged {
             text +=
                 &format!(" Accuracy is the mean of the one before the shift, at step {step}, and the one at the end.");
@@ -195,14 +199,16 @@ impl<'a> View<'a> {
             _ => None,
         });
         let seconds = mean(&made.iter().filter_map(seconds).collect::<Vec<_>>());
+        let elsewhere = (0..self.seeds).any(|seed| self.runs.is_elsewhere(self.task, row, seed));
+        let mark = if elsewhere { " *" } else { "" };
         vec![
             what.to_string(),
             cells.join(", "),
             format!("{:.4}", mean(&found.iter().flatten().copied().collect::<Vec<_>>())),
             if differences.is_empty() { "-".to_string() } else { format!("{:+.4}", mean(&differences)) },
             steps.fold(0.0, f64::max).to_string(),
-            short(seconds),
-            format!("{:.3}", seconds / self.compute),
+            format!("{}{mark}", short(seconds)),
+            format!("{:.3}{mark}", seconds / self.compute),
         ]
     }
 }

@@ -5,12 +5,16 @@
 //! recipe is still the same. While it runs its recipe is locked, so that several series can work in one folder. A run that was
 //! stopped goes on from its last checkpoint; `spent` in its folder holds the processor seconds until then (with those since the
 //! checkpoint, which are spent twice).
+//!
+//! What a run that ended gave is one line of `docs/results/samuel.jsonl` too, which is kept beside the tables: folders of runs are large and
+//! do not outlive their machine. A run without a folder is as its line says, if its recipe is still the same.
 
 use crate::tasks::{Judged, Row, Task};
-use sartor_bench::{beside, cache, number, process_seconds};
+use sartor_bench::{beside, cache, number, process_seconds, processor};
 use sartor_ir::{Error, Result};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -42,8 +46,8 @@ const LARGE: [&str; 7] =
 /// Steps between two checkpoints of a run.
 const CHECKPOINT_EVERY: u64 = 100;
 
-fn recipe_path(runs: &Path, task: &Task, row: &Row, seed: usize) -> PathBuf {
-    runs.join(task.name).join(format!("{}-seed{seed}.toml", row.name))
+fn recipe_path(runs: &Runs, task: &Task, row: &Row, seed: usize) -> PathBuf {
+    runs.folder.join(task.name).join(format!("{}-seed{seed}.toml", row.name))
 }
 
 fn recipe(task: &Task, row: &Row, seed: usize) -> String {
@@ -51,11 +55,101 @@ fn recipe(task: &Task, row: &Row, seed: usize) -> String {
     task.recipe(row, seed, &assets, &format!("{}-seed{seed}", row.name))
 }
 
+/// The file with a line for every run that ended.
+fn record_path() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/results/samuel.jsonl")
+}
+
+/// What names a run in the record: task, row, seed, and the checksum of its recipe wherever the assets are.
+fn key(task: &Task, row: &Row, seed: usize) -> [(&'static str, Value); 4] {
+    let text = task.recipe(row, seed, "{assets}", "");
+    let sum = format!("{:08x}", crc32fast::hash(text.as_bytes()));
+    [("task", json!(task.name)), ("row", json!(row.name)), ("seed", json!(seed)), ("recipe", json!(sum))]
+}
+
+/// Adds a run that ended to the record.
+fn write_record(task: &Task, row: &Row, seed: usize, run: &Run) -> Result<()> {
+    let mut line: Map<String, Value> = key(task, row, seed).into_iter().map(|(k, v)| (k.to_string(), v)).collect();
+    match run {
+        Run::Finished(run) => {
+            line.insert("accuracy".into(), json!(run.accuracy));
+            line.insert("validation".into(), json!(run.validation));
+            line.insert("steps".into(), json!(run.steps));
+            line.insert("processor_seconds".into(), json!(run.seconds));
+        }
+        Run::Diverged(seconds) => {
+            line.insert("diverged".into(), json!(true));
+            line.insert("processor_seconds".into(), json!(seconds));
+        }
+        Run::Missing(_) => return Ok(()),
+    }
+    line.insert("processor".into(), json!(processor()));
+    let path = record_path();
+    let file = File::options().create(true).append(true).open(&path);
+    let written = file.and_then(|mut file| file.write_all(format!("{}\n", Value::Object(line)).as_bytes()));
+    written.map_err(|e| Error::io(&path, e))
+}
+
+/// The folder of the runs, and what is recorded of others.
+pub struct Runs {
+    folder: PathBuf,
+    record: Vec<Value>,
+}
+
+impl Runs {
+    /// `fresh`: what is recorded does not count.
+    pub fn new(folder: &Path, fresh: bool) -> Result<Runs> {
+        let text = if fresh { String::new() } else { std::fs::read_to_string(record_path()).unwrap_or_default() };
+        let lines = text.lines().map(serde_json::from_str::<Value>).collect::<Result<Vec<_>, _>>();
+        let record = lines.map_err(|e| Error::msg(format!("{}: {e}", record_path().display())))?;
+        Ok(Runs { folder: folder.to_path_buf(), record })
+    }
+    /// On what the recorded runs of a task were made, what made the first of them first: the grid.
+    pub fn processors(&self, task: &Task) -> Vec<&str> {
+        let lines = self.record.iter().filter(|line| line["task"] == task.name);
+        let mut found: Vec<&str> = lines.filter_map(|line| line["processor"].as_str()).collect();
+        let mut known = std::collections::HashSet::new();
+        found.retain(|processor| known.insert(*processor));
+        found
+    }
+    /// Whether a run was made on another processor than the task's first recorded run.
+    pub fn is_elsewhere(&self, task: &Task, row: &Row, seed: usize) -> bool {
+        let here = self.line(task, row, seed).and_then(|line| line["processor"].as_str());
+        here.is_some_and(|here| self.processors(task).first().is_some_and(|first| *first != here))
+    }
+    /// The last line of a run.
+    fn line(&self, task: &Task, row: &Row, seed: usize) -> Option<&Value> {
+        let key = key(task, row, seed);
+        self.record.iter().rev().find(|line| key.iter().all(|(name, value)| line[name] == *value))
+    }
+}
+
+/// What a run's last line in the record says.
+fn recorded(runs: &Runs, task: &Task, row: &Row, seed: usize) -> Option<Run> {
+    let line = runs.line(task, row, seed)?;
+    let seconds = line["processor_seconds"].as_f64()?;
+    if line["diverged"] == true {
+        return Some(Run::Diverged(seconds));
+    }
+    let (accuracy, steps) = (line["accuracy"].as_f64()?, line["steps"].as_f64()?);
+    // Of the oldest lines only the cell that validation chose is known.
+    let chosen = (line["chosen_by_validation"] == true).then_some(1.0);
+    Some(Run::Finished(Finished { accuracy, validation: line["validation"].as_f64().or(chosen), steps, seconds }))
+}
+
 /// What is known of a run.
-pub fn read(runs: &Path, task: &Task, row: &Row, seed: usize) -> Run {
+pub fn read(runs: &Runs, task: &Task, row: &Row, seed: usize) -> Run {
     if !row.ready {
         return Run::Missing("waits for the grid".to_string());
     }
+    match read_run(runs, task, row, seed) {
+        Run::Missing(why) => recorded(runs, task, row, seed).unwrap_or(Run::Missing(why)),
+        run => run,
+    }
+}
+
+/// What a run's folder says.
+fn read_run(runs: &Runs, task: &Task, row: &Row, seed: usize) -> Run {
     let path = recipe_path(runs, task, row, seed);
     let text = std::fs::read_to_string(&path).unwrap_or_default();
     if text != recipe(task, row, seed) {
@@ -96,13 +190,13 @@ fn read_json(path: &Path) -> Result<Value> {
 }
 
 /// Makes a run, unless it is done, cannot be made yet, or another series is at it.
-pub fn make(runs: &Path, task: &Task, row: &Row, seed: usize, threads: usize) -> Result<()> {
+pub fn make(runs: &Runs, task: &Task, row: &Row, seed: usize, threads: usize) -> Result<()> {
     if !row.ready {
         return Ok(());
     }
     let path = recipe_path(runs, task, row, seed);
     let name = format!("{} {}, seed {seed}", task.name, row.name);
-    std::fs::create_dir_all(runs.join(task.name)).map_err(|e| Error::io(runs, e))?;
+    std::fs::create_dir_all(runs.folder.join(task.name)).map_err(|e| Error::io(&runs.folder, e))?;
     let lock = File::options().create(true).append(true).open(&path).map_err(|e| Error::io(&path, e))?;
     if lock.try_lock().is_err() {
         println!("{name}: another series is at it");
@@ -124,7 +218,8 @@ pub fn make(runs: &Path, task: &Task, row: &Row, seed: usize, threads: usize) ->
     std::fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
     let (target, temporary) = (folder.join("cost.json"), folder.join("cost.json.tmp"));
     std::fs::write(&temporary, format!("{cost:#}\n")).map_err(|e| Error::io(&temporary, e))?;
-    std::fs::rename(&temporary, &target).map_err(|e| Error::io(&target, e))
+    std::fs::rename(&temporary, &target).map_err(|e| Error::io(&target, e))?;
+    write_record(task, row, seed, &read_run(runs, task, row, seed))
 }
 
 /// Runs `sartor train`, from its last checkpoint if there is one: what it took, and how it ended.
