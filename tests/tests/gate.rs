@@ -2,7 +2,7 @@
 //! hand; gradients are those of finite differences.
 
 use sartor_ir::rng::Draw;
-use sartor_ir::{Attributes, DType, Dim, Graph, GraphOutput, Model, Role, Tensor, Type, Value, eval, onnx};
+use sartor_ir::{Attributes, DType, Dim, Graph, GraphOutput, Model, Parameter, Role, Tensor, Type, Value, eval, onnx};
 use sartor_passes::gate::{Record, Usage, cost};
 use sartor_passes::{Registry, pipelines, walk};
 use sartor_runtime::cpu::simd::{self, Level};
@@ -569,6 +569,7 @@ fn near(found: f64, wanted: f64) {
 fn gradients_through_gates_are_those_of_finite_differences() {
     gradients_through_gates("", 2);
     gradients_through_gates("rank = 1\n", 3);
+    gradients_through_gates("normalise = \"channel\"\nrank = 1\n", 3);
 }
 
 /// With these options, and so many parameters of gates.
@@ -585,7 +586,8 @@ fn gradients_through_gates(options: &str, params: usize) {
     let passes = format!("[[pass]]\nname = \"loss\"\nkind = \"mse\"\n{gate}[[pass]]\nname = \"autodiff\"\n");
     run_passes(&mut model, &passes).unwrap();
     let mut draw = Draw::new(8, "gates");
-    for (name, param) in model.params.iter_mut().filter(|(name, _)| name.starts_with("gate.")) {
+    let trainable = |param: &Parameter| param.role == Role::Trainable;
+    for (name, param) in model.params.iter_mut().filter(|(name, p)| name.starts_with("gate.") && trainable(p)) {
         let (low, high) = if name.ends_with("bias") { (0.3, 0.7) } else { (-0.2, 0.2) };
         param.tensor = draw.tensor(param.tensor.shape(), low, high);
     }
@@ -603,7 +605,8 @@ fn gradients_through_gates(options: &str, params: usize) {
         let place = model.graph.outputs.iter().position(|o| o.name == name).unwrap();
         eval::run(model, &inputs).unwrap()[place].to_f64s().unwrap()
     };
-    let gates: Vec<String> = step.params.keys().filter(|name| name.starts_with("gate.")).cloned().collect();
+    let gates = step.params.iter().filter(|(_, param)| trainable(param)).map(|(name, _)| name.clone());
+    let gates: Vec<String> = gates.filter(|name| name.starts_with("gate.")).collect();
     assert_eq!(gates.len(), params);
     for name in gates {
         let found = output(&step, &format!("grad:{name}"));
@@ -630,7 +633,8 @@ fn gradients_through_gates(options: &str, params: usize) {
 /// Training that goes on with the gates of a file has the steps of the training that attached them, and the same evaluation.
 #[test]
 fn gates_of_a_file_are_trained_on() {
-    trained_on("normalise = true\n");
+    trained_on("");
+    trained_on("normalise = \"channel\"\n");
     trained_on("rank = 2\n");
 }
 
@@ -671,13 +675,67 @@ fn trained_on(options: &str) {
                 .map(|v| (graph.value_name(v).to_string(), inputs[graph.value_name(v)].clone()))
                 .collect();
             let program = Model { graph, programs: Default::default(), ..model.clone() };
-            run(&program, &wanted)
+            let mut found = run(&program, &wanted);
+            // Statistics of what gates read are gathered by the training that attaches them.
+            found.retain(|name, _| !name.starts_with("next:"));
+            found
         });
         assert_eq!(one.len(), other.len());
         assert!(one.len() >= 4, "{:?}", one.keys());
         for (output, tensor) in &one {
             let apart = distance(&other[output], tensor);
             assert!(apart < 1e-6, "{name}: {output} differs by {apart:e}");
+        }
+    }
+}
+
+/// Statistics of what gates read move towards those of a batch in every step, and gates read what is left of it.
+#[test]
+fn statistics_of_channels_are_gathered() {
+    let mut net = Net::new(21);
+    let x = net.input(&[2, 1, 2]);
+    let h = net.conv(x, &[3, 2, 1, 1], 0, 1);
+    let h = net.conv(h, &[2, 3, 1, 1], 0, 1);
+    let y = net.op("Add", &[x, h]);
+    let mut model = net.finish(y);
+    let gate = format!("{GATE}normalise = \"channel\"\nlength = 3\n");
+    run_passes(&mut model, &format!("[[pass]]\nname = \"loss\"\nkind = \"mse\"\n{gate}")).unwrap();
+    let record = Record::load(&model).unwrap().unwrap();
+    let [mean, var] = record.blocks[0].statistics.clone().unwrap();
+    assert!([&mean, &var].iter().all(|name| model.params[*name].role == Role::State));
+    model.params.get_mut(&mean).unwrap().tensor = Tensor::from_vec([2], vec![1f32, -1.0]);
+    model.params.get_mut(&var).unwrap().tensor = Tensor::from_vec([2], vec![4f32, 0.25]);
+    // Gates are 0.5 and the first feature, or the second, times 0.1.
+    let first = [0.1f32, 0.0, 0.1, 0.0].into_iter().chain([0.0, 0.1, 0.0, 0.1]).collect::<Vec<_>>();
+    model.params.get_mut(&record.blocks[0].weight).unwrap().tensor = Tensor::from_vec([2, 4], first);
+    model.params.get_mut(&record.blocks[0].bias).unwrap().tensor = Tensor::from_vec([4], vec![0.5f32; 4]);
+    // Means of the channels: 2 and 0 for one example, 4 and -2 for the other.
+    let x = Tensor::from_vec([2, 2, 1, 2], vec![1f32, 3.0, -1.0, 1.0, 4.0, 4.0, -2.0, -2.0]);
+    let inputs = |graph: &Graph| -> Named {
+        let tensor = |name: &str| if name == "progress" { Tensor::scalar(0f32) } else { x.clone() };
+        graph.inputs().map(|v| graph.value_name(v).to_string()).map(|name| (name.clone(), tensor(&name))).collect()
+    };
+    let program = |name: &str| {
+        let graph = model.programs[name].graph.clone();
+        let inputs = inputs(&graph);
+        let program = Model { graph, programs: Default::default(), ..model.clone() };
+        run(&program, &inputs)
+    };
+    let step = program("step");
+    let wanted: [(_, [f64; 2]); 2] =
+        [(&mean, [0.95 + 0.05 * 3.0, -0.95 + 0.05 * -1.0]), (&var, [3.8 + 0.05 * 5.0, 0.2375 + 0.05 * 1.0])];
+    for (name, wanted) in wanted {
+        let found = step[&format!("next:{name}")].to_f64s().unwrap();
+        assert!(found.iter().zip(wanted).all(|(a, b)| (a - b).abs() < 1e-5), "{name}: {found:?} instead of {wanted:?}");
+    }
+    let gates = program("eval")["gates"].to_f64s().unwrap();
+    let feature = |x: f64, mean: f64, var: f64| (x - mean) / var.sqrt() * 3.0 / 2f64.sqrt();
+    for (example, means) in [[2.0, 0.0], [4.0, -2.0]].iter().enumerate() {
+        let features = [feature(means[0], 1.0, 4.0), feature(means[1], -1.0, 0.25)];
+        for gate in 0..4 {
+            let wanted = (0.5 + 0.1 * features[gate % 2]).clamp(0.0, 1.0);
+            let found = gates[example * 4 + gate];
+            assert!((found - wanted).abs() < 1e-4, "example {example}, gate {gate}: {found} instead of {wanted}");
         }
     }
 }
@@ -698,8 +756,7 @@ fn easy_examples_are_dearer() {
             let y = net.op("GlobalAveragePool", &[y]);
             let y = net.op("Flatten", &[y]);
             let mut model = net.finish(y);
-            let gate =
-                format!("[[pass]]\nname = \"gate\"\nchannels = false\nnormalise = true\ntarget = 0.3\n{options}\n");
+            let gate = format!("[[pass]]\nname = \"gate\"\nchannels = false\ntarget = 0.3\n{options}\n");
             run_passes(&mut model, &format!("[[pass]]\nname = \"loss\"\n{gate}[[pass]]\nname = \"autodiff\"\n"))
                 .unwrap();
             Model { graph: model.programs["step"].graph.clone(), programs: Default::default(), ..model }

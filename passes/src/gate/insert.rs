@@ -2,7 +2,7 @@
 
 use super::cost::{Costs, Term};
 use super::measure::{self, FLOPS, Measure};
-use super::{Block, BlockRecord, Gate, GroupRecord, Record};
+use super::{Block, BlockRecord, Gate, GroupRecord, Normalise, Record};
 use crate::training;
 use crate::walk::nodes_by_name;
 use indexmap::IndexMap;
@@ -74,10 +74,16 @@ fn directions(rank: usize, gates: usize) -> Tensor {
     Tensor::from_vec([rank, gates], values.collect::<Vec<f32>>())
 }
 
+/// The share of running statistics that a step leaves as it is.
+const KEPT: f64 = 0.95;
+
 impl Gate {
-    /// Whether so many features are normalised: a few (the means of an image's colours) are left as they are, for beside each other they say little.
-    fn normalises(&self, features: usize) -> bool {
-        self.normalise && features >= FEW
+    /// What is done to so many features: a few (the means of an image's colours) say little beside each other.
+    fn normalises(&self, features: usize) -> Normalise {
+        match self.normalise {
+            Normalise::Example if features < FEW => Normalise::None,
+            how => how,
+        }
     }
 
     /// Adds the parameters of all gate networks.
@@ -93,7 +99,8 @@ impl Gate {
             };
             let gates =
                 usize::from(self.layers && block.residual) + block.groups.iter().map(|g| g.channels).sum::<usize>();
-            let normalised = if self.normalises(inputs) { NORMALISATION * inputs as u64 } else { 0 };
+            let how = self.normalises(inputs);
+            let normalised = if how == Normalise::None { 0 } else { NORMALISATION * inputs as u64 };
             let rank = self.rank_of(inputs, gates);
             let products = if rank > 0 { rank * (inputs + gates) } else { inputs * gates };
             record.gate_flops += costs.elements(block.input) + 2 * products as u64 + normalised;
@@ -109,7 +116,18 @@ impl Gate {
             let bias = Tensor::from_vec([gates], vec![1f32; gates]).cast(dtype)?;
             let weight = model.add_param(&format!("gate.{}.weight", block.name), weight, Role::Trainable);
             let bias = model.add_param(&format!("gate.{}.bias", block.name), bias, Role::Trainable);
-            record.blocks.push(self.describe(&model.graph, block, (code, weight, bias)));
+            let mut statistic = |what: &str, tensor: Tensor| {
+                model.add_param(&format!("gate.{}.{what}", block.name), tensor, Role::State)
+            };
+            let statistics = match how {
+                Normalise::Channel => Some([
+                    statistic("mean", Tensor::zeros(dtype, vec![inputs])?),
+                    statistic("var", Tensor::from_vec([inputs], vec![1f32; inputs]).cast(dtype)?),
+                ]),
+                _ => None,
+            };
+            let names = BlockRecord { code, weight, bias, statistics, ..BlockRecord::default() };
+            record.blocks.push(self.describe(&model.graph, block, names));
         }
         Ok(record)
     }
@@ -119,12 +137,8 @@ impl Gate {
         if self.rank * (features + gates) < features * gates { self.rank } else { 0 }
     }
 
-    fn describe(
-        &self,
-        graph: &Graph,
-        block: &Block,
-        (code, weight, bias): (Option<String>, String, String),
-    ) -> BlockRecord {
+    /// `params`: the names of its parameters.
+    fn describe(&self, graph: &Graph, block: &Block, params: BlockRecord) -> BlockRecord {
         let name = |id: &NodeId| graph.node(*id).name.clone();
         let names = |ids: &[NodeId]| ids.iter().map(name).collect::<Vec<_>>();
         let group = |(k, g): (usize, &super::Group)| GroupRecord {
@@ -141,13 +155,10 @@ impl Gate {
             slot: block.slot,
             input: graph.value_name(block.input).to_string(),
             identity: block.residual && graph.input(block.add, 1 - block.slot) == Some(block.input),
-            code,
-            weight,
-            bias,
             nodes: names(&block.nodes),
             layer: (self.layers && block.residual).then(|| format!("/gate/{}/layer", block.name)),
             groups: block.groups.iter().enumerate().map(group).collect(),
-            usage: None,
+            ..params
         }
     }
 }
@@ -162,13 +173,15 @@ pub(super) struct Plan<'a> {
 
 impl Plan<'_> {
     /// Inserts all gates into a graph. `blocks` are those of the inference graph; here they are found again by the names of their nodes.
+    /// Returns, of a step, what parameters that gather statistics become.
     pub(super) fn apply(
         &self,
         graph: &mut Graph,
         params: &IndexMap<String, Parameter>,
         opset: i64,
         purpose: Use,
-    ) -> Result<()> {
+    ) -> Result<Vec<(String, Value)>> {
+        let mut next = Vec::new();
         let by_name = nodes_by_name(graph);
         let mask = attention_mask(graph);
         let mut emit = Emit::new(graph, opset);
@@ -179,11 +192,12 @@ impl Plan<'_> {
                 continue;
             };
             emit.prefix = format!("/gate/{}/", block.name);
-            let gates = self.network(&mut emit, &here, record, params, mask, purpose)?;
+            let gates = self.network(&mut emit, &here, record, params, mask, purpose, &mut next)?;
             self.multiply(&mut emit, &here, record, &gates.soft)?;
             open.push(gates.hard);
         }
-        self.finish(graph, opset, &open, purpose)
+        self.finish(graph, opset, &open, purpose)?;
+        Ok(next)
     }
 
     /// Prepares a graph that has gates already for its purpose.
@@ -241,19 +255,26 @@ impl Plan<'_> {
         params: &IndexMap<String, Parameter>,
         mask: Option<Value>,
         purpose: Use,
+        next: &mut Vec<(String, Value)>,
     ) -> Result<Gates> {
-        let mut param = |name: &str| match params.get(name) {
-            Some(param) => Ok(emit.graph.param(name, Type::of(&param.tensor))),
-            None => bail!("the model has no parameter \"{name}\""),
-        };
+        let mut param = |name: &str| param_in(emit.graph, params, name);
         let code = record.code.as_ref().map(|name| param(name)).transpose()?;
         let network = Network { code, weight: param(&record.weight)?, bias: param(&record.bias)? };
         let mut pooled = pool(emit, block, mask)?;
         // What is multiplied with the features has a row for each.
         let first = record.code.as_ref().unwrap_or(&record.weight);
         let features = params.get(first).and_then(|param| param.tensor.shape().first().copied()).unwrap_or(0);
-        if self.options.normalises(features) {
-            pooled = normalised(emit, pooled, features, self.options.length)?;
+        match (&record.statistics, self.options.normalises(features)) {
+            (Some([mean, var]), _) => {
+                let (at_mean, at_var) = (param_in(emit.graph, params, mean)?, param_in(emit.graph, params, var)?);
+                if purpose == Use::Step {
+                    let [next_mean, next_var] = gathered(emit, pooled, at_mean, at_var)?;
+                    next.extend([(mean.clone(), next_mean), (var.clone(), next_var)]);
+                }
+                pooled = standardised(emit, pooled, (at_mean, at_var), self.options.length, features)?;
+            }
+            (None, Normalise::Example) => pooled = normalised(emit, pooled, features, self.options.length)?,
+            _ => {}
         }
         let scores = network.scores(emit, pooled)?;
         let soft = match purpose {
@@ -356,6 +377,45 @@ fn slowed(emit: &mut Emit, gate: Value, by: usize) -> Result<Value> {
     let rest = emit.mul_scalar(gate, 1.0 - 1.0 / by as f64)?;
     let still = emit.sartor("Detach", &[rest], Attributes::new())?;
     emit.add(share, still)
+}
+
+/// A parameter of the model, in a graph.
+fn param_in(graph: &mut Graph, params: &IndexMap<String, Parameter>, name: &str) -> Result<Value> {
+    match params.get(name) {
+        Some(param) => Ok(graph.param(name, Type::of(&param.tensor))),
+        None => bail!("the model has no parameter \"{name}\""),
+    }
+}
+
+/// Features less the running mean, divided by the running deviation, and brought to the length that they have on average: `[N, C]`. Not by those of the batch: training
+/// computes what inference will, and batches may be small.
+fn standardised(
+    emit: &mut Emit,
+    features: Value,
+    (mean, var): (Value, Value),
+    length: f64,
+    count: usize,
+) -> Result<Value> {
+    let centred = emit.sub(features, mean)?;
+    let var = emit.add_scalar(var, 1e-5)?;
+    let deviation = emit.unary("Sqrt", var)?;
+    let standard = emit.div(centred, deviation)?;
+    emit.mul_scalar(standard, length / (count as f64).sqrt())
+}
+
+/// What the running mean and variance are after a step.
+fn gathered(emit: &mut Emit, features: Value, mean: Value, var: Value) -> Result<[Value; 2]> {
+    let still = emit.sartor("Detach", &[features], Attributes::new())?;
+    let next_mean = emit.reduce_mean(still, &[0], false)?;
+    // Around the running mean: one example has a variance too.
+    let centred = emit.sub(still, mean)?;
+    let square = emit.mul(centred, centred)?;
+    let next_var = emit.reduce_mean(square, &[0], false)?;
+    let mut blend = |old: Value, new: Value| {
+        let (old, new) = (emit.mul_scalar(old, KEPT)?, emit.mul_scalar(new, 1.0 - KEPT)?);
+        emit.add(old, new)
+    };
+    Ok([blend(mean, next_mean)?, blend(var, next_var)?])
 }
 
 /// Each row of so many features with mean 0 and this length. With 1 a step of the optimizer moves an example's gates by their weights about as far as by their

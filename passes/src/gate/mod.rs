@@ -11,8 +11,9 @@
 //! ```
 //! Where `s` is 0 for an input, the block need not be run for it; where `c_k` is 0, neither need filter k of the first convolution, nor channel k of the
 //! second. This pass multiplies; [`harden`](crate::harden) makes models that skip. `W` starts at 0 and `b` at 1: the gated model
-//! *is* the model, bit for bit up to a multiplication by 1. With `normalise` the means `z` of an example are brought to mean 0 and the length `length` (1) first
-//! (if there are at least eight): features of every block have one scale then.
+//! *is* the model, bit for bit up to a multiplication by 1. With `normalise = "example"` the means `z` of an example are brought to mean 0 and the length `length` (1) first
+//! (if there are at least eight): features of every block have one scale then. With `"channel"` every channel is brought to mean 0 and deviation 1 over the examples seen in
+//! training, by running statistics that the steps gather.
 //!
 //! With `rank` r a network is `t = (z · U) · W + b`, where U is `[channels, r]` and W `[r, gates]`: r numbers about an input decide on all gates of a block, which
 //! takes fewer parameters and lets gates open and shut together. U starts at 0; W's rows have length 1, and the first moves all gates alike.
@@ -54,6 +55,19 @@ use sartor_ir::{Graph, Model, Operator, Result, Role, bail, ensure, infer, ops};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+/// How what gate networks read is normalised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Normalise {
+    /// Not at all.
+    None,
+    /// Every example by itself, over its channels: to mean 0 and one length.
+    Example,
+    /// Every channel by itself, over the examples seen in training (running statistics): to mean 0 and deviation 1, then to one length on average. What examples have in
+    /// common is gone, and how strong their features are is not.
+    Channel,
+}
+
 /// The options, and the pass.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -68,8 +82,8 @@ pub struct Gate {
     pub lambda: f64,
     /// The share of a gradient that reaches a gate that is shut or open beyond 1.
     pub leak: f64,
-    /// Whether what gates read is normalised for each example.
-    pub normalise: bool,
+    /// How what gates read is normalised.
+    pub normalise: Normalise,
     /// The length of normalised features: gates learn from inputs as much faster than from all of them alike as its square says.
     pub length: f64,
     /// How many numbers a gate network makes of what it reads before it makes gates of them; 0: gates read everything. Ignored where it would be more work.
@@ -94,7 +108,7 @@ impl Default for Gate {
             target: 0.5,
             lambda: 100.0,
             leak: 0.1,
-            normalise: true,
+            normalise: Normalise::Example,
             length: 1.0,
             rank: 0,
             spread: 0.0,
@@ -137,8 +151,10 @@ impl Pass for Gate {
         model.graph = graph;
         inserted?;
         for (name, program) in &mut model.programs {
-            plan.apply(&mut program.graph, &model.params, opset, insert::Use::of(name))
-                .map_err(|e| e.at(format!("program \"{name}\"")))?;
+            let next = plan.apply(&mut program.graph, &model.params, opset, insert::Use::of(name));
+            for (param, value) in next.map_err(|e| e.at(format!("program \"{name}\"")))? {
+                training::bind(program, &format!("next:{param}"), value, &param);
+            }
         }
         record.store(model)?;
         Ok(Changed::Yes)

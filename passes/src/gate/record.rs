@@ -20,7 +20,7 @@ pub struct Record {
 }
 
 /// One gated block.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct BlockRecord {
     /// Its name.
     pub name: String,
@@ -39,6 +39,9 @@ pub struct BlockRecord {
     pub weight: String,
     /// See `weight`.
     pub bias: String,
+    /// The parameters with the running mean and variance of what its gate network reads, if that is brought to mean 0 and deviation 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub statistics: Option<[String; 2]>,
     /// The nodes of the body.
     pub nodes: Vec<String>,
     /// The multiplication of the body by its gate, if it has one.
