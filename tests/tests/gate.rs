@@ -58,8 +58,7 @@ fn a_gated_model_is_the_model_at_first() {
     for (i, &(name, blocks)) in BLOCKS.iter().enumerate() {
         let model = prepared(&asset(name), "").unwrap();
         let mut gated = model.clone();
-        // Every other one by codes of four numbers.
-        let options = if i % 2 == 0 { "" } else { "rank = 4\n" };
+        let options = ["", "rank = 4\n", "binary = true\n"][i % 3];
         run_passes(&mut gated, &format!("{GATE}{options}")).unwrap();
         assert_eq!(Record::load(&gated).unwrap().unwrap().blocks.len(), blocks, "{name}");
         let inputs = small(&model, 2);
@@ -73,6 +72,15 @@ fn a_gated_model_is_the_model_at_first() {
         let [before, after] = [&model, &gated].map(|model| eval::run(model, &inputs).unwrap());
         assert!(before.iter().zip(&after).all(|(a, b)| distance(a, b) == 0.0), "{name}");
     }
+}
+
+#[test]
+fn channels_outside_of_residual_blocks_are_optional() {
+    let mut gated = prepared(&asset("mobilenetv2-ts17.onnx"), "").unwrap();
+    run_passes(&mut gated, &format!("{GATE}plain = false\n")).unwrap();
+    let record = Record::load(&gated).unwrap().unwrap();
+    assert!(record.blocks.iter().all(|block| block.layer.is_some()));
+    assert_eq!(record.blocks.len(), 10);
 }
 
 /// Files of every kind in the zoo: one without blocks is refused with that reason, every other is itself with gates, and skips as it multiplies.
@@ -125,7 +133,7 @@ fn what_is_skipped_is_what_was_multiplied_by_zero() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path();
     for (i, &(name, _)) in BLOCKS.iter().enumerate() {
-        let options = if i % 2 == 0 { "" } else { "rank = 4\n" };
+        let options = ["", "rank = 4\n", "binary = true\n"][i % 3];
         let mut gated = prepared(&asset(name), &format!("{GATE}{options}")).unwrap();
         disturb(&mut gated, i as u64);
         let shut = share_of_shut_gates(&gated, &small(&gated, 3));
@@ -636,6 +644,7 @@ fn gates_of_a_file_are_trained_on() {
     trained_on("");
     trained_on("normalise = \"channel\"\n");
     trained_on("rank = 2\n");
+    trained_on("binary = true\n");
 }
 
 fn trained_on(options: &str) {
@@ -723,7 +732,7 @@ fn statistics_of_channels_are_gathered() {
     };
     let step = program("step");
     let wanted: [(_, [f64; 2]); 2] =
-        [(&mean, [0.95 + 0.05 * 3.0, -0.95 + 0.05 * -1.0]), (&var, [3.8 + 0.05 * 5.0, 0.2375 + 0.05 * 1.0])];
+        [(&mean, [0.95 + 0.05 * 3.0, -0.95 - 0.05]), (&var, [3.8 + 0.05 * 5.0, 0.2375 + 0.05])];
     for (name, wanted) in wanted {
         let found = step[&format!("next:{name}")].to_f64s().unwrap();
         assert!(found.iter().zip(wanted).all(|(a, b)| (a - b).abs() < 1e-5), "{name}: {found:?} instead of {wanted:?}");

@@ -20,6 +20,9 @@ use std::time::Instant;
 struct Args {
     /// The models, with one image as input
     models: Vec<PathBuf>,
+    /// Options of `gate`, as key=value
+    #[arg(long, value_delimiter = ',')]
+    keys: Vec<String>,
     /// Runs of each variant
     #[arg(long, default_value_t = 30)]
     rounds: usize,
@@ -70,13 +73,16 @@ fn main() -> Result<()> {
         "of the operations",
     ];
     let body = format!(
-        "{} runs of each variant in which all variants of a model take turns, {} with a batch of 32; f32, one thread, medians; ONNX Runtime {version} with \
+        "{}{} runs of each variant in which all variants of a model take turns, {} with a batch of 32; f32, one thread, medians; ONNX Runtime {version} with \
          `harden`, batch 1. \"Of the operations\": times as fast, as a share of how many times fewer operations there are. `clock` measures.\n\n{}",
+        if args.keys.is_empty() { String::new() } else { format!("`gate({})`. ", args.keys.join(", ")) },
         args.rounds,
         args.batches,
         table(&head, &rows)
     );
-    record("gates", "Gates on the clock", &body)
+    // Another choice of gates is another table.
+    let name: String = args.keys.iter().map(|key| format!("-{}", key.replace('=', "-"))).collect();
+    record(&format!("gates{name}"), "Gates on the clock", &body)
 }
 
 /// The rows of one model.
@@ -89,7 +95,7 @@ fn measure(args: &Args, path: &Path, folder: &Path, version: &mut String) -> Res
     onnx::save(&plain, &files[0], &onnx::SaveOptions::default())?;
     for (i, variant) in VARIANTS.iter().enumerate() {
         let mut model = plain.clone();
-        run(&registry, &mut model, "[[pass]]\nname = \"gate\"\n")?;
+        run(&registry, &mut model, &format!("[[pass]]\nname = \"gate\"\n{}\n", args.keys.join("\n")))?;
         shut(&mut model, variant)?;
         let mut hard = model.clone();
         run(&registry, &mut hard, "[[pass]]\nname = \"harden\"\n")?;

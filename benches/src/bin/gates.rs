@@ -178,7 +178,8 @@ impl Args {
         };
         let line = |key: &String| format!("{}\n", key.replace('=', " = "));
         let extra: String = self.keys.iter().map(line).collect();
-        let suffix: String = self.keys.iter().map(|key| format!("-{}", key.replace('=', ""))).collect();
+        let plain = |key: &String| key.chars().filter(|c| c.is_alphanumeric() || *c == '.').collect::<String>();
+        let suffix: String = self.keys.iter().map(|key| format!("-{}", plain(key))).collect();
         let name = format!("{gated}-{target}-{}{suffix}-seed{seed}", self.epochs);
         let run = |name: &str, recipe: String, made| Run {
             name: name.to_string(),
@@ -205,7 +206,19 @@ impl Args {
 
 /// Whether a key of `[gate]` counts where there are gates already.
 fn counts_later(key: &str) -> bool {
-    let new = ["normalise", "length", "blocks", "exclude", "layers", "channels", "anneal"];
+    let new = [
+        "normalise",
+        "length",
+        "rank",
+        "fixed",
+        "binary",
+        "blocks",
+        "exclude",
+        "layers",
+        "channels",
+        "plain",
+        "anneal",
+    ];
     !new.iter().any(|n| key.starts_with(n))
 }
 

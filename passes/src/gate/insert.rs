@@ -40,7 +40,7 @@ impl Use {
     }
 }
 
-/// The gates of one block: after the clamp, and, in steps, open or shut.
+/// The gates of one block: what multiplies, and, in steps, open or shut.
 struct Gates {
     soft: Vec<Value>,
     hard: Option<Vec<Value>>,
@@ -74,6 +74,9 @@ fn directions(rank: usize, gates: usize) -> Tensor {
     Tensor::from_vec([rank, gates], values.collect::<Vec<f32>>())
 }
 
+/// Gate networks with more weights make a code of this length first, if nothing else is said: as large as what they decide about they would be, where layers are wide.
+const LARGE: usize = 1 << 16;
+const RANK: usize = 8;
 /// The share of running statistics that a step leaves as it is.
 const KEPT: f64 = 0.95;
 
@@ -134,7 +137,9 @@ impl Gate {
 
     /// The length of the code between so many features and gates; 0 where there is none.
     fn rank_of(&self, features: usize, gates: usize) -> usize {
-        if self.rank * (features + gates) < features * gates { self.rank } else { 0 }
+        let all = features * gates;
+        let rank = self.rank.unwrap_or(if all > LARGE { RANK } else { 0 });
+        if rank * (features + gates) < all { rank } else { 0 }
     }
 
     /// `params`: the names of its parameters.
@@ -219,7 +224,11 @@ impl Plan<'_> {
     fn reopened(&self, emit: &mut Emit, record: &BlockRecord, clip: Value) -> Result<Vec<Value>> {
         let unknown =
             || Error::msg(format!("block \"{}\" has gates, but not as the pass `gate` writes them", record.name));
-        let scores = emit.graph.input(clip.node, 0).ok_or_else(unknown)?;
+        let mut scores = emit.graph.input(clip.node, 0).ok_or_else(unknown)?;
+        let binary = emit.graph.node(clip.node).is("Ceil");
+        if binary {
+            scores = emit.graph.input(scores.node, 0).ok_or_else(unknown)?;
+        }
         let [Some(mut features), Some(weight), Some(bias)] = emit.graph.node_inputs(scores.node)[..] else {
             return Err(unknown());
         };
@@ -228,7 +237,7 @@ impl Plan<'_> {
             let [Some(pooled), Some(param)] = emit.graph.node_inputs(features.node)[..] else { return Err(unknown()) };
             (features, code) = (pooled, Some(param));
         }
-        let soft = emit.sartor("Gate", &[scores], self.attributes(false))?;
+        let soft = emit.sartor("Gate", &[scores], self.attributes(binary))?;
         emit.graph.replace_uses(clip, soft);
         self.is_open(emit, record, features, Network { code, weight, bias })
     }
@@ -278,10 +287,11 @@ impl Plan<'_> {
         }
         let scores = network.scores(emit, pooled)?;
         let soft = match purpose {
-            Use::Step => emit.sartor("Gate", &[scores], self.attributes(false))?,
+            Use::Step => emit.sartor("Gate", &[scores], self.attributes(self.binary()))?,
             _ => {
                 let (low, high) = (emit.scalar(0.0, scores)?, emit.scalar(1.0, scores)?);
-                emit.op("Clip", &[scores, low, high], Attributes::new())?
+                let clamped = emit.op("Clip", &[scores, low, high], Attributes::new())?;
+                if self.binary() { emit.unary("Ceil", clamped)? } else { clamped }
             }
         };
         let hard = match purpose {
@@ -304,6 +314,10 @@ impl Plan<'_> {
             *layer = slowed(emit, *layer, by)?;
         }
         Ok(open)
+    }
+
+    fn binary(&self) -> bool {
+        self.options.binary
     }
 
     fn attributes(&self, hard: bool) -> Attributes {

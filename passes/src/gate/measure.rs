@@ -11,7 +11,7 @@
 //! The program `eval` gets these outputs, or, of a model without one, the inference graph. A gate is open where its value is above 0. Where a
 //! graph does not have one of the blocks, `gates` is left out; the block then counts as run.
 //!
-//! Precondition: the pass `gate` has run, the internal opset. It finds the gates by their parameters, `Clip(Gemm(…, weight, bias))`, so no pass in between may
+//! Precondition: the pass `gate` has run, the internal opset. It finds the gates by their parameters, `Clip(Gemm(…, weight, bias))` or `Ceil` of that, so no pass in between may
 //! have replaced these operators. Nodes of a body that are gone from the inference graph count as always computed.
 
 use super::cost::{Costs, Term};
@@ -132,7 +132,7 @@ impl Measure<'_> {
     }
 }
 
-/// The clamped gates `[N, gates]` of every block; `None` where the graph has none.
+/// The gates `[N, gates]` of every block after the clamp, and after what makes them 0 or 1, if that follows; `None` where the graph has none.
 pub(super) fn clamped_gates(graph: &Graph, record: &Record) -> Vec<Option<Value>> {
     let only = |value: Value, name: &str| {
         let (node, _) = graph.uses(value).into_iter().find(|(node, _)| graph.node(*node).is(name))?;
@@ -140,7 +140,11 @@ pub(super) fn clamped_gates(graph: &Graph, record: &Record) -> Vec<Option<Value>
     };
     let params: Vec<Value> = graph.node_ids().map(|node| Value { node, slot: 0 }).collect();
     let param = |name: &str| params.iter().copied().find(|v| graph.param_name(*v) == Some(name));
-    record.blocks.iter().map(|block| only(only(param(&block.weight)?, "Gemm")?, "Clip")).collect()
+    let found = |block: &BlockRecord| {
+        let clamped = only(only(param(&block.weight)?, "Gemm")?, "Clip")?;
+        Some(only(clamped, "Ceil").unwrap_or(clamped))
+    };
+    record.blocks.iter().map(found).collect()
 }
 
 /// 1 where a gate is open, else 0: the layer's, and those of every group.

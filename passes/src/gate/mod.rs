@@ -15,6 +15,9 @@
 //! (if there are at least eight): features of every block have one scale then. With `"channel"` every channel is brought to mean 0 and deviation 1 over the examples seen in
 //! training, by running statistics that the steps gather.
 //!
+//! With `binary` gates are 1 where `t > 0`, else 0; their gradient is that of the clamp. Where normalisations follow that undo any scale, gates that may be anything
+//! between shrink together under the pressure of their cost until all are near 0, open or not, and flicker.
+//!
 //! With `rank` r a network is `t = (z · U) · W + b`, where U is `[channels, r]` and W `[r, gates]`: r numbers about an input decide on all gates of a block, which
 //! takes fewer parameters and lets gates open and shut together. U starts at 0; W's rows have length 1, and the first moves all gates alike.
 //!
@@ -76,18 +79,23 @@ pub struct Gate {
     pub layers: bool,
     /// Whether hidden channels get gates (C-Net).
     pub channels: bool,
+    /// Whether channels between two layers outside of residual blocks get gates too.
+    pub plain: bool,
     /// The cost to be reached, as a share of the model's.
     pub target: f64,
     /// λ: how much the loss grows with the square of the excess over the target.
     pub lambda: f64,
     /// The share of a gradient that reaches a gate that is shut or open beyond 1.
     pub leak: f64,
+    /// Whether a gate is 0 or 1, and not what its network says, cut to that range.
+    pub binary: bool,
     /// How what gates read is normalised.
     pub normalise: Normalise,
     /// The length of normalised features: gates learn from inputs as much faster than from all of them alike as its square says.
     pub length: f64,
-    /// How many numbers a gate network makes of what it reads before it makes gates of them; 0: gates read everything. Ignored where it would be more work.
-    pub rank: usize,
+    /// How many numbers a gate network makes of what it reads before it makes gates of them; 0: gates read everything. Ignored where it would be more work. Default: 8 in
+    /// networks that would have more than 65,536 weights, else 0.
+    pub rank: Option<usize>,
     /// How much dearer what easy examples cost is than what hard ones cost, in units of the loss.
     pub spread: f64,
     /// The share of the run before the target falls.
@@ -105,12 +113,14 @@ impl Default for Gate {
         Gate {
             layers: true,
             channels: true,
+            plain: true,
             target: 0.5,
             lambda: 100.0,
             leak: 0.1,
+            binary: false,
             normalise: Normalise::Example,
             length: 1.0,
-            rank: 0,
+            rank: None,
             spread: 0.0,
             warmup: 0.0,
             anneal: 0.5,
@@ -198,13 +208,14 @@ impl Gate {
 
     /// Whether anything of a block gets a gate under these options.
     fn shuts(&self, block: &Block) -> bool {
-        self.layers && block.residual || self.channels && !block.groups.is_empty()
+        (block.residual || self.plain) && (self.layers && block.residual || self.channels && !block.groups.is_empty())
     }
 
     /// Training goes on with the gates that the model has.
     fn go_on(&self, model: &mut Model, record: &Record) -> Result<Changed> {
-        let chooses = !self.layers || !self.channels || !self.blocks.is_empty() || !self.exclude.is_empty();
-        ensure!(!chooses, "the model has gates already: layers, channels, blocks and exclude are for new ones");
+        let all = self.layers && self.channels && self.plain;
+        let chooses = !all || !self.blocks.is_empty() || !self.exclude.is_empty();
+        ensure!(!chooses, "the model has gates already: layers, channels, plain, blocks and exclude are for new ones");
         let opset = model.opset();
         infer::infer_graph(&mut model.graph, opset)?;
         let terms = cost::Costs::of(&model.graph, opset)?.terms_of(&model.graph, &record.blocks);
@@ -252,6 +263,9 @@ fn nothing(found: &Found, options: &Gate) -> String {
     if !found.blocks.is_empty() {
         let left = match found.blocks.iter().any(|block| options.shuts(block)) {
             true => "`blocks` and `exclude` leave none",
+            false if !options.plain && !found.blocks.iter().any(|block| block.residual) => {
+                "none has a shortcut, and plain = false"
+            }
             false if options.layers => "none has a shortcut, and channels = false",
             false => "none has channels that can be gated",
         };

@@ -22,7 +22,7 @@ impl Lowering<'_> {
             let Some(op) = self.graph.node(value.node).op() else { return false };
             match op.name.as_str() {
                 "Clip" => return self.graph.input(value.node, 1).and_then(|low| self.number(low)) == Some(0.0),
-                "Reshape" | "Unsqueeze" | "Squeeze" | "Split" | "Slice" | "Identity" | "Flatten" => {}
+                "Ceil" | "Reshape" | "Unsqueeze" | "Squeeze" | "Split" | "Slice" | "Identity" | "Flatten" => {}
                 _ => return false,
             }
             let Some(input) = self.graph.input(value.node, 0) else { return false };
