@@ -157,7 +157,7 @@ fn every_weight_of_a_residual_network() {
         passes: ALL.into(),
         clip: None,
         optimizer: json!({"kind": "sgd"}),
-        rate: 1e-3,
+        rate: 1e-4,
         batches: batches.clone(),
     };
     let clipped = Case {
@@ -165,11 +165,12 @@ fn every_weight_of_a_residual_network() {
         model,
         passes: ALL.into(),
         clip: Some(0.5),
-        optimizer: json!({"kind": "adamw", "weight_decay": 0.1, "beta2": 0.9, "epsilon": 1e-3}),
-        rate: 1e-3,
+        optimizer: json!({"kind": "adamw", "weight_decay": 0.1, "beta2": 0.9, "epsilon": 1e-2}),
+        rate: 3e-5,
         batches,
     };
-    let problems = compare(&[sgd, clipped], 1e-4);
+    // Rectifiers near 0 fall to other sides with other processors' kernels: steps are small, and so is what may be apart.
+    let problems = compare(&[sgd, clipped], 1e-5);
     assert!(problems.is_empty(), "{}", problems.join("\n"));
 }
 
