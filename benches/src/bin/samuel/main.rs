@@ -62,7 +62,8 @@ fn main() -> Result<()> {
         tasks.iter().try_for_each(|task| make(&args, &runs, task))?;
     }
     // What was recorded just now counts too.
-    report::write(&Runs::new(&args.runs, args.fresh)?, args.seeds)
+    let runs = Runs::new(&args.runs, args.fresh)?;
+    report::write(&runs, args.seeds.max(runs.seeds()))
 }
 
 impl Args {

@@ -104,6 +104,10 @@ impl Runs {
         let record = lines.map_err(|e| Error::msg(format!("{}: {e}", record_path().display())))?;
         Ok(Runs { folder: folder.to_path_buf(), record })
     }
+    /// How many seeds any recorded run has.
+    pub fn seeds(&self) -> usize {
+        self.record.iter().filter_map(|line| line["seed"].as_u64()).max().map_or(0, |seed| seed as usize + 1)
+    }
     /// On what the recorded runs of a task were made, what made the first of them first: the grid.
     pub fn processors(&self, task: &Task) -> Vec<&str> {
         let lines = self.record.iter().filter(|line| line["task"] == task.name);
