@@ -165,7 +165,7 @@ fn every_weight_of_a_residual_network() {
         model,
         passes: ALL.into(),
         clip: Some(0.5),
-        optimizer: json!({"kind": "adamw", "weight_decay": 0.1, "beta2": 0.9, "epsilon": 1e-2}),
+        optimizer: json!({"kind": "adamw", "weight_decay": 0.1, "beta2": 0.9, "epsilon": 1e-3}),
         rate: 3e-5,
         batches,
     };

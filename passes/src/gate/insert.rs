@@ -287,11 +287,11 @@ impl Plan<'_> {
         }
         let scores = network.scores(emit, pooled)?;
         let soft = match purpose {
-            Use::Step => emit.sartor("Gate", &[scores], self.attributes(self.binary()))?,
+            Use::Step => emit.sartor("Gate", &[scores], self.attributes(self.options.binary))?,
             _ => {
                 let (low, high) = (emit.scalar(0.0, scores)?, emit.scalar(1.0, scores)?);
                 let clamped = emit.op("Clip", &[scores, low, high], Attributes::new())?;
-                if self.binary() { emit.unary("Ceil", clamped)? } else { clamped }
+                if self.options.binary { emit.unary("Ceil", clamped)? } else { clamped }
             }
         };
         let hard = match purpose {
@@ -314,10 +314,6 @@ impl Plan<'_> {
             *layer = slowed(emit, *layer, by)?;
         }
         Ok(open)
-    }
-
-    fn binary(&self) -> bool {
-        self.options.binary
     }
 
     fn attributes(&self, hard: bool) -> Attributes {
