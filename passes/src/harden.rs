@@ -41,7 +41,7 @@ mod channels;
 mod constant;
 mod weights;
 
-use crate::gate::{BlockRecord, Record, blocks};
+use crate::gate::{BlockRecord, Record, blocks, heads};
 use crate::walk::nodes_by_name;
 use crate::{Changed, Pass, training};
 use branch::Branch;
@@ -92,6 +92,9 @@ impl Pass for Harden {
         let mut graph = std::mem::take(&mut model.graph);
         infer::infer_graph(&mut graph, opset)?;
         model.programs.clear();
+        if self.kind != Kind::Masked {
+            free_heads(&mut graph, &record)?;
+        }
         match self.kind {
             Kind::Masked => {}
             Kind::Skip => {
@@ -114,6 +117,23 @@ impl Pass for Harden {
         model.remove_unused_params();
         Ok(Changed::Yes)
     }
+}
+
+/// Lets what splits and merges heads work for any number of them.
+fn free_heads(graph: &mut Graph, record: &Record) -> Result<()> {
+    let by_name = nodes_by_name(graph);
+    for group in record.blocks.iter().flat_map(|block| &block.groups) {
+        let Some(merge) = &group.merge else { continue };
+        let (merge, mul) = (find(&by_name, merge)?, find(&by_name, &group.mul)?);
+        let all = |names: &[String]| names.iter().filter_map(|n| by_name.get(n).copied()).collect::<Vec<_>>();
+        let mut splits: Vec<(NodeId, usize)> =
+            axes(graph, (&all(&group.producers), &all(&group.members)), mul, group.axis).into_iter().collect();
+        splits.retain(|&(id, _)| graph.node(id).is("Reshape"));
+        splits.sort_unstable();
+        heads::free(graph, &splits, merge, group.axis, group.width);
+    }
+    graph.remove_dead();
+    Ok(())
 }
 
 /// Makes one block skip.
@@ -152,7 +172,7 @@ fn resize(graph: &mut Graph, axes: &HashMap<NodeId, usize>, channels: &Dim) {
 }
 
 /// The axis of the channels in the weights of what reads them; `None` if it is no product.
-fn consumer_axis(op: &Operator) -> Result<Option<usize>> {
+pub(crate) fn consumer_axis(op: &Operator) -> Result<Option<usize>> {
     Ok(match op.name.as_str() {
         "Conv" => Some(1),
         "Gemm" => Some(usize::from(op.attrs.flag("transB", false)?)),
@@ -162,7 +182,7 @@ fn consumer_axis(op: &Operator) -> Result<Option<usize>> {
 }
 
 /// The axis of the channels in the weights of what makes them; `None` if it is no product.
-fn producer_axis(op: &Operator) -> Result<Option<usize>> {
+pub(crate) fn producer_axis(op: &Operator) -> Result<Option<usize>> {
     Ok(match op.name.as_str() {
         "Conv" => Some(0),
         "Gemm" => Some(usize::from(!op.attrs.flag("transB", false)?)),

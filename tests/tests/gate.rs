@@ -3,6 +3,7 @@
 
 use sartor_ir::rng::Draw;
 use sartor_ir::{Attributes, DType, Dim, Graph, GraphOutput, Model, Parameter, Role, Tensor, Type, Value, eval, onnx};
+use sartor_passes::cola::find_sites;
 use sartor_passes::gate::{Record, Usage, cost};
 use sartor_passes::{Registry, pipelines, walk};
 use sartor_runtime::cpu::simd::{self, Level};
@@ -83,6 +84,37 @@ fn channels_outside_of_residual_blocks_are_optional() {
     assert_eq!(record.blocks.len(), 10);
 }
 
+/// Gate networks are trained themselves: adapters leave their weights and codes alone.
+#[test]
+fn gate_networks_get_no_adapters() {
+    let gated = prepared(&asset("paraphrase-MiniLM-L3-v2.onnx"), &format!("{GATE}rank = 4\n")).unwrap();
+    assert!(Record::load(&gated).unwrap().unwrap().blocks.iter().any(|block| block.code.is_some()));
+    let sites = find_sites(&gated.graph, &gated, &["*".to_string()]).unwrap();
+    assert!(!sites.is_empty() && sites.iter().all(|site| !site.param.starts_with("gate.")));
+}
+
+/// The heads of attentions have a gate each; what asks a projection only for the length of a text does not hinder, and is gone when heads are cut off.
+#[test]
+fn heads_of_attentions_are_found() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, layers, heads, width) in [
+        ("minilm-l6-ts17.onnx", 6, 12, 32),
+        ("paraphrase-MiniLM-L3-v2.onnx", 3, 12, 32),
+        ("minilm-l6-dynamo20.onnx", 6, 12, 32),
+        ("bert-base.onnx", 12, 12, 64),
+    ] {
+        let mut gated = prepared(&asset(name), GATE).unwrap();
+        let record = Record::load(&gated).unwrap().unwrap();
+        let groups: Vec<_> = record.blocks.iter().flat_map(|b| &b.groups).filter(|g| g.merge.is_some()).collect();
+        assert_eq!(groups.len(), layers, "{name}");
+        assert!(groups.iter().all(|g| (g.channels, g.width, g.producers.len()) == (heads, width, 3)), "{name}");
+        use_gates(&mut gated, 7, 0.0, 1.0);
+        let cut = cut_off(&gated, STATIC, dir.path(), name);
+        let whole = |model: &Model| model.params.values().map(|param| param.tensor.len()).sum::<usize>();
+        assert!((whole(&cut) as f64) < 0.9 * whole(&gated) as f64, "{name}");
+    }
+}
+
 /// Files of every kind in the zoo: one without blocks is refused with that reason, every other is itself with gates, and skips as it multiplies.
 #[test]
 fn files_of_other_exporters() {
@@ -114,7 +146,7 @@ fn files_of_other_exporters() {
         }
     }
     let found: Vec<_> = blocks.iter().map(|(name, blocks, groups)| (name.as_str(), *blocks, *groups)).collect();
-    let encoder = |name| (name, 4, 2);
+    let encoder = |name| (name, 4, 4);
     let wanted = [
         ("crnn-ts17", 1, 1),
         ("detector-ts17", 2, 2),
@@ -122,7 +154,7 @@ fn files_of_other_exporters() {
         encoder("encoder-dynamic-int8"),
         encoder("encoder-ts17"),
         ("prelu-ts13", 1, 1),
-        ("with-ort-dynamic-int8", 3, 2),
+        ("with-ort-dynamic-int8", 3, 3),
     ];
     assert_eq!(found, wanted);
     assert_eq!(refused, paths.len() - 7);
@@ -473,6 +505,27 @@ impl Net {
         let bias = self.weight(&[shape[0]]);
         self.op("Add", &[last, bias])
     }
+    /// The attention of tokens `[batch, T, heads · width]` to each other, and its addition.
+    fn attention(&mut self, x: Value, heads: usize, width: usize) -> Value {
+        let channels = heads * width;
+        let to = |shape: &[i64]| Tensor::from_i64s(shape);
+        let mut apart = |net: &mut Net, perm: [i64; 4]| {
+            let w = net.weight(&[channels, channels]);
+            let y = net.op("MatMul", &[x, w]);
+            let shape = net.model.graph.add_const("shape", to(&[0, 0, heads as i64, width as i64]));
+            let y = net.op("Reshape", &[y, shape]);
+            net.model.graph.op("Transpose", &[y], Attributes::new().with("perm", perm.to_vec()))
+        };
+        let (q, k, v) = (apart(self, [0, 2, 1, 3]), apart(self, [0, 2, 3, 1]), apart(self, [0, 2, 1, 3]));
+        let scores = self.op("MatMul", &[q, k]);
+        let shares = self.op("Softmax", &[scores]);
+        let read = self.op("MatMul", &[shares, v]);
+        let read = self.model.graph.op("Transpose", &[read], Attributes::new().with("perm", vec![0i64, 2, 1, 3]));
+        let shape = self.model.graph.add_const("shape", to(&[0, 0, channels as i64]));
+        let (read, w) = (self.op("Reshape", &[read, shape]), self.weight(&[channels, channels]));
+        let y = self.op("MatMul", &[read, w]);
+        self.op("Add", &[x, y])
+    }
     fn number(&mut self, number: f32) -> Value {
         self.model.graph.add_const("number", Tensor::scalar(number))
     }
@@ -565,6 +618,21 @@ fn costs_are_those_counted_by_hand() {
     near(cost(bottleneck(), &[1.0; 5]), (2 * outer + inner + rest) as f64);
     let half = cost(bottleneck(), &[1.0, 1.0, 0.0, 0.0, 1.0]);
     near(half, outer as f64 / 2.0 + inner as f64 / 4.0 + outer as f64 / 2.0 + rest as f64);
+
+    // Attention: two heads of two channels, three tokens of four; all of a head but its softmax (4 operations per number) is products.
+    let attention = || {
+        let mut net = Net::new(5);
+        let x = net.input(&[3, 4]);
+        let y = net.attention(x, 2, 2);
+        net.finish(y)
+    };
+    let projections = 4 * 2 * 3 * 4 * 4;
+    let products = 2 * (2 * 2 * 3 * 2 * 3);
+    let rest = 3 * 4 + (3 * 4 + 2 * 4 * 3);
+    let body = projections + products + 4 * 2 * 3 * 3;
+    near(cost(attention(), &[1.0; 3]), (body + rest) as f64);
+    near(cost(attention(), &[1.0, 0.0, 1.0]), body as f64 / 2.0 + rest as f64);
+    near(cost_with("heads = false\n", attention(), &[1.0]), (body + 3 * 4 + (3 * 4 + 2 * 4)) as f64);
 }
 
 #[track_caller]
@@ -575,19 +643,27 @@ fn near(found: f64, wanted: f64) {
 /// With λ and the leak 0 the gates' gradients are those of the loss: the cost is counted hard, and its own gradient is an estimate.
 #[test]
 fn gradients_through_gates_are_those_of_finite_differences() {
-    gradients_through_gates("", 2);
-    gradients_through_gates("rank = 1\n", 3);
-    gradients_through_gates("normalise = \"channel\"\nrank = 1\n", 3);
+    let block = |net: &mut Net| {
+        let x = net.input(&[2, 3, 3]);
+        let h = net.conv(x, &[4, 2, 3, 3], 1, 1);
+        let h = net.op("Tanh", &[h]);
+        let h = net.conv(h, &[2, 4, 3, 3], 1, 1);
+        net.op("Add", &[x, h])
+    };
+    gradients_through_gates(block, &[3, 2, 3, 3], "", 2);
+    gradients_through_gates(block, &[3, 2, 3, 3], "rank = 1\n", 3);
+    gradients_through_gates(block, &[3, 2, 3, 3], "normalise = \"channel\"\nrank = 1\n", 3);
+    let heads = |net: &mut Net| {
+        let x = net.input(&[3, 4]);
+        net.attention(x, 2, 2)
+    };
+    gradients_through_gates(heads, &[2, 3, 4], "", 2);
 }
 
-/// With these options, and so many parameters of gates.
-fn gradients_through_gates(options: &str, params: usize) {
+/// Of a network that reads inputs of this shape, with these options and so many parameters of gates.
+fn gradients_through_gates(build: impl Fn(&mut Net) -> Value, shape: &[usize], options: &str, params: usize) {
     let mut net = Net::new(4);
-    let x = net.input(&[2, 3, 3]);
-    let h = net.conv(x, &[4, 2, 3, 3], 1, 1);
-    let h = net.op("Tanh", &[h]);
-    let h = net.conv(h, &[2, 4, 3, 3], 1, 1);
-    let y = net.op("Add", &[x, h]);
+    let y = build(&mut net);
     let mut model = net.finish(y);
     widen(&mut model);
     let gate = format!("{GATE}lambda = 0\nleak = 0\n{options}");
@@ -605,7 +681,7 @@ fn gradients_through_gates(options: &str, params: usize) {
         let name = step.graph.value_name(value).to_string();
         let tensor = match name.as_str() {
             "progress" => Tensor::scalar(0.5f32),
-            _ => draw.tensor(&[3, 2, 3, 3], -1.0, 1.0),
+            _ => draw.tensor(shape, -1.0, 1.0),
         };
         inputs.insert(name, tensor);
     }
@@ -828,7 +904,7 @@ fn widen(model: &mut Model) {
         param.tensor = param.tensor.cast(DType::F64).unwrap();
     }
     let wide = |ty: &Type| match ty {
-        Type::Tensor { shape, .. } => Type::Tensor { dtype: DType::F64, shape: shape.clone() },
+        Type::Tensor { dtype: DType::F32, shape } => Type::Tensor { dtype: DType::F64, shape: shape.clone() },
         other => other.clone(),
     };
     for id in model.graph.node_ids().collect::<Vec<_>>() {

@@ -36,8 +36,10 @@ pub struct Row {
 /// A group of channels.
 #[derive(Debug, Serialize)]
 pub struct Channels {
-    /// How many.
+    /// How many gates they get.
     pub channels: usize,
+    /// How many neighbours have one together: the width of an attention's head, else 1.
+    pub width: usize,
     /// The nodes that compute them.
     pub producers: Vec<String>,
     /// The node that reads them.
@@ -46,7 +48,8 @@ pub struct Channels {
 
 impl fmt::Display for Channels {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "{} ({} → {})", self.channels, self.producers.join(", "), self.consumer)
+        let heads = if self.width > 1 { format!(" heads of {}", self.width) } else { String::new() };
+        write!(f, "{}{heads} ({} → {})", self.channels, self.producers.join(", "), self.consumer)
     }
 }
 
@@ -66,6 +69,7 @@ fn row(graph: &Graph, block: &gate::Block, costs: &Costs) -> Row {
     let name = |id: &NodeId| graph.node(*id).name.clone();
     let channels = |group: &gate::Group| Channels {
         channels: group.channels,
+        width: group.width,
         producers: group.producers.iter().map(name).collect(),
         consumer: name(&group.consumer),
     };

@@ -10,11 +10,14 @@
 //! statistics, per-channel constants, depthwise convolutions, pools, products of two such values; transpositions, behind which the channels lie on another axis), and the one *consumer* that sums over the channels. If
 //! nothing else reads them, a channel that is multiplied by 0 before the consumer need not be computed at all.
 //!
+//! The heads of an attention are groups too, with a gate for a head ([`heads`](super::heads)).
+//!
 //! Groups outside of residual blocks (plain networks, blocks that change the size) are blocks of their own, without a gate for the whole: only their channels can be left
 //! out. A producer in one of them is no consumer in another, so that no gate network reads what other gates shut.
 //!
 //! What looks like either and is not taken is kept with the reason.
 
+use super::heads;
 use crate::cola::is_still;
 use crate::pattern::{self, candidate_names};
 use sartor_ir::{DType, Dim, Graph, Node, NodeId, NodeKind, Result, Type, Value};
@@ -51,12 +54,16 @@ pub struct Group {
     pub members: Vec<NodeId>,
     /// What sums over them.
     pub consumer: NodeId,
-    /// The consumer's input.
+    /// What reads the value that gates multiply: the consumer, or what merges heads for it.
+    pub reader: NodeId,
+    /// That value.
     pub value: Value,
     /// The axis of the channels in that value.
     pub axis: usize,
     /// How many there are.
     pub channels: usize,
+    /// How many neighbours among the channels of producers and consumer have a gate together: the width of an attention's head; else 1.
+    pub width: usize,
 }
 
 /// What was not taken.
@@ -325,6 +332,8 @@ struct Search<'a> {
     graph: &'a Graph,
     inside: &'a HashSet<NodeId>,
     channels: usize,
+    /// How many channels a head has; 1 where channels are gated one by one.
+    width: usize,
     producers: Vec<NodeId>,
     members: Vec<NodeId>,
 }
@@ -334,30 +343,39 @@ fn group_at(graph: &Graph, nodes: &HashSet<NodeId>, consumer: NodeId) -> Result<
     let Some(Product { data, axis, .. }) = product(graph, consumer) else { return Ok(Ok(None)) };
     let channels = graph.ty(data).and_then(Type::shape).and_then(|s| s.get(axis)).and_then(Dim::known);
     let Some(channels) = channels.and_then(|n| usize::try_from(n).ok()) else { return Ok(Ok(None)) };
+    let merged = heads::merged(graph, data, axis).filter(|_| nodes.contains(&data.node));
+    let (data, channels, width, reader) = match merged {
+        Some(heads::Merged { value, heads, width }) => (value, heads, width, data.node),
+        None => (data, channels, 1, consumer),
+    };
     let (producers, members) = (Vec::new(), Vec::new());
-    let mut search = Search { graph, inside: nodes, channels, producers, members };
-    match search.back(data, axis) {
+    let mut search = Search { graph, inside: nodes, channels, width, producers, members };
+    match search.back(data, axis, 1) {
         Err(reason) => return Ok(Err(reason)),
         Ok(false) => return Ok(Ok(None)),
         Ok(true) => {}
     }
     let Search { producers, members, .. } = search;
     let all: HashSet<NodeId> = producers.iter().chain(&members).copied().collect();
+    let axes = axes(graph, &producers, &members, data, axis);
     for &id in &all {
         for value in graph.node_outputs(id) {
-            let elsewhere = |&(reader, _): &(NodeId, usize)| !all.contains(&reader) && reader != consumer;
+            let elsewhere = |&(by, _): &(NodeId, usize)| {
+                let asks = width > 1 && axes.get(&id).is_some_and(|&axis| heads::asks_for_others(graph, by, axis));
+                !all.contains(&by) && by != reader && !asks
+            };
             if let Some((reader, _)) = graph.uses(value).into_iter().find(elsewhere) {
                 let name = &graph.node(reader).name;
                 return Ok(Err(format!("\"{name}\" reads the channels too")));
             }
         }
     }
-    Ok(Ok(Some(Group { producers, members, consumer, value: data, axis, channels })))
+    Ok(Ok(Some(Group { producers, members, consumer, reader, value: data, axis, channels, width })))
 }
 
 impl Search<'_> {
-    /// Goes back to the producers of a value with the channels on this axis. `Ok(false)`: it comes from outside of the body as it is.
-    fn back(&mut self, value: Value, axis: usize) -> Result<bool, String> {
+    /// Goes back to the producers of a value with the channels on this axis, each so many entries wide. `Ok(false)`: it comes from outside of the body as it is.
+    fn back(&mut self, value: Value, axis: usize, entries: usize) -> Result<bool, String> {
         let id = value.node;
         if !self.inside.contains(&id) {
             return Ok(false);
@@ -366,19 +384,29 @@ impl Search<'_> {
             return Ok(true);
         }
         if let Some(product) = product(self.graph, id) {
-            let fits = product.axis == axis && product.outputs == self.channels;
+            let fits = product.axis == axis && product.outputs == self.channels * entries;
             if !fits {
                 return Err(format!("\"{}\" does not make its channels", self.graph.node(id).name));
             }
             self.producers.push(id);
             return Ok(true);
         }
-        let operands = self.channelwise(id, axis)?;
+        let mut entries = entries;
+        let operands = match heads::unmerged(self.graph, id, axis, self.channels).filter(|_| self.width > 1) {
+            Some((_, width)) if entries > 1 || width != self.width => {
+                return Err(format!("\"{}\" cuts its heads into parts", self.graph.node(id).name));
+            }
+            Some((before, width)) => {
+                entries = width;
+                vec![before]
+            }
+            None => self.channelwise(id, axis)?,
+        };
         self.members.push(id);
         let mut made = false;
         let axis = axis_before(self.graph, id, axis);
         for operand in operands {
-            if !self.back(operand, axis)? {
+            if !self.back(operand, axis, entries)? {
                 return Err(format!("\"{}\" mixes in values from outside of the block", self.graph.node(id).name));
             }
             made = true;
@@ -395,6 +423,9 @@ impl Search<'_> {
         if (by_channel || flat) && axis == 1 || node.is("Transpose") {
             return Ok(data.into_iter().collect());
         }
+        if let Some(operands) = heads::apart(graph, id, axis).filter(|_| self.width > 1) {
+            return Ok(operands);
+        }
         let elementwise = node.op().is_some_and(|op| op.domain.is_empty() && sartor_ir::ops::is_elementwise(&op.name));
         if !elementwise {
             return Err(format!("{name} (\"{}\") does not keep channels apart", node.name));
@@ -404,6 +435,10 @@ impl Search<'_> {
         let mut operands = Vec::new();
         for value in graph.node_inputs(id).into_iter().flatten() {
             if !is_computed(graph.node(value.node)) || is_still(graph, value) {
+                continue;
+            }
+            let rank = own.as_ref().map_or(0, Vec::len);
+            if self.width > 1 && heads::is_common(graph, value, rank, axis) {
                 continue;
             }
             if shape(value) != own {

@@ -1,6 +1,7 @@
 //! Adds the gate networks, their multiplications and, for training, what they cost.
 
 use super::cost::{Costs, Term};
+use super::importance;
 use super::measure::{self, FLOPS, Measure};
 use super::{Block, BlockRecord, Gate, GroupRecord, Normalise, Record};
 use crate::training;
@@ -116,7 +117,12 @@ impl Gate {
                     directions(rank, gates).cast(dtype)?
                 }
             };
-            let bias = Tensor::from_vec([gates], vec![1f32; gates]).cast(dtype)?;
+            let mut heights = vec![1f32; gates];
+            if self.binary {
+                let channels = importance::heights(model, block)?;
+                heights.splice(gates - channels.len().., channels);
+            }
+            let bias = Tensor::from_vec([gates], heights).cast(dtype)?;
             let weight = model.add_param(&format!("gate.{}.weight", block.name), weight, Role::Trainable);
             let bias = model.add_param(&format!("gate.{}.bias", block.name), bias, Role::Trainable);
             let mut statistic = |what: &str, tensor: Tensor| {
@@ -151,6 +157,8 @@ impl Gate {
             producers: names(&g.producers),
             members: names(&g.members),
             consumer: name(&g.consumer),
+            merge: (g.reader != g.consumer).then(|| name(&g.reader)),
+            width: g.width,
             axis: g.axis,
             channels: g.channels,
         };
@@ -331,9 +339,9 @@ impl Plan<'_> {
         }
         for (group, record) in block.groups.iter().zip(&record.groups) {
             let Some(gate) = gates.next() else { bail!("block \"{}\" lacks a gate", block.name) };
-            let Some(value) = emit.graph.input(group.consumer, 0) else { bail!("its consumer has no input") };
+            let Some(value) = emit.graph.input(group.reader, 0) else { bail!("its consumer has no input") };
             let scaled = scale(emit, value, gate, Some(group.axis), &record.mul)?;
-            emit.graph.set_input(group.consumer, 0, Some(scaled));
+            emit.graph.set_input(group.reader, 0, Some(scaled));
         }
         Ok(())
     }
@@ -485,8 +493,11 @@ fn relocated(
     let Some(input) = input else { bail!("block \"{}\" reads \"{}\", which is not there", block.name, record.input) };
     let mut here = Block { add, input, ..block.clone() };
     for (group, record) in here.groups.iter_mut().zip(&record.groups) {
-        let Some(&consumer) = by_name.get(&record.consumer) else { bail!("there is no node \"{}\"", record.consumer) };
-        group.consumer = consumer;
+        let named = |name: &String| {
+            by_name.get(name).copied().ok_or_else(|| Error::msg(format!("there is no node \"{name}\"")))
+        };
+        group.consumer = named(&record.consumer)?;
+        group.reader = record.merge.as_ref().map_or(Ok(group.consumer), named)?;
     }
     Ok(Some(here))
 }

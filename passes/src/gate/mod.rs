@@ -16,7 +16,8 @@
 //! training, by running statistics that the steps gather.
 //!
 //! With `binary` gates are 1 where `t > 0`, else 0; their gradient is that of the clamp. Where normalisations follow that undo any scale, gates that may be anything
-//! between shrink together under the pressure of their cost until all are near 0, open or not, and flicker.
+//! between shrink together under the pressure of their cost until all are near 0, open or not, and flicker. `b` then starts between 0 and 1, the higher the more a channel
+//! matters ([`importance`]), so that the gates of a group shut one after the other.
 //!
 //! With `rank` r a network is `t = (z · U) · W + b`, where U is `[channels, r]` and W `[r, gates]`: r numbers about an input decide on all gates of a block, which
 //! takes fewer parameters and lets gates open and shut together. U starts at 0; W's rows have length 1, and the first moves all gates alike.
@@ -44,6 +45,8 @@
 
 pub mod blocks;
 pub mod cost;
+pub(crate) mod heads;
+mod importance;
 mod insert;
 mod measure;
 mod record;
@@ -79,6 +82,8 @@ pub struct Gate {
     pub layers: bool,
     /// Whether hidden channels get gates (C-Net).
     pub channels: bool,
+    /// Whether the heads of attentions are among them.
+    pub heads: bool,
     /// Whether channels between two layers outside of residual blocks get gates too.
     pub plain: bool,
     /// The cost to be reached, as a share of the model's.
@@ -113,6 +118,7 @@ impl Default for Gate {
         Gate {
             layers: true,
             channels: true,
+            heads: true,
             plain: true,
             target: 0.5,
             lambda: 100.0,
@@ -174,7 +180,7 @@ impl Pass for Gate {
 /// ONNX Runtime's operators that hold the addition of a block, or the bias of channels.
 const FUSED: [&str; 3] = ["SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "BiasGelu"];
 
-/// Writes out what ONNX Runtime's optimiser fused and what gates have to come between.
+/// Writes out what ONNX Runtime's optimiser fused and what gates have to come between, and leaves out reshapes that nothing needs, behind which heads are not seen.
 pub fn separate(model: &mut Model) -> Result<()> {
     let opset = model.opset();
     let fused = |op: &Operator| op.domain == "com.microsoft" && FUSED.contains(&op.name.as_str());
@@ -182,6 +188,7 @@ pub fn separate(model: &mut Model) -> Result<()> {
         if ops::decompose_composites(graph, opset, |graph, id| graph.node(id).op().is_some_and(fused))? > 0 {
             graph.remove_dead();
         }
+        crate::simplify::simplify_operator(graph, opset, "Reshape")?;
     }
     Ok(())
 }
@@ -206,16 +213,25 @@ impl Gate {
         Ok(())
     }
 
-    /// Whether anything of a block gets a gate under these options.
+    /// The groups of a block that get gates under these options.
+    fn groups(&self, block: &Block) -> Vec<Group> {
+        let wanted = |group: &&Group| self.channels && (self.heads || group.width == 1);
+        block.groups.iter().filter(wanted).cloned().collect()
+    }
+
+    /// Whether anything of a block gets a gate.
     fn shuts(&self, block: &Block) -> bool {
-        (block.residual || self.plain) && (self.layers && block.residual || self.channels && !block.groups.is_empty())
+        (block.residual || self.plain) && (self.layers && block.residual || !self.groups(block).is_empty())
     }
 
     /// Training goes on with the gates that the model has.
     fn go_on(&self, model: &mut Model, record: &Record) -> Result<Changed> {
-        let all = self.layers && self.channels && self.plain;
+        let all = self.layers && self.channels && self.heads && self.plain;
         let chooses = !all || !self.blocks.is_empty() || !self.exclude.is_empty();
-        ensure!(!chooses, "the model has gates already: layers, channels, plain, blocks and exclude are for new ones");
+        ensure!(
+            !chooses,
+            "the model has gates already: layers, channels, heads, plain, blocks and exclude are for new ones"
+        );
         let opset = model.opset();
         infer::infer_graph(&mut model.graph, opset)?;
         let terms = cost::Costs::of(&model.graph, opset)?.terms_of(&model.graph, &record.blocks);
@@ -247,8 +263,7 @@ impl Gate {
         for (block, names) in found.blocks.iter().zip(&things) {
             let wanted = (chosen.is_empty() || chosen.matches(names)) && !excluded.matches(names);
             if wanted && self.shuts(block) {
-                let groups = if self.channels { block.groups.clone() } else { Vec::new() };
-                blocks.push(Block { groups, ..block.clone() });
+                blocks.push(Block { groups: self.groups(block), ..block.clone() });
             }
         }
         if blocks.is_empty() {

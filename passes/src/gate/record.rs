@@ -74,10 +74,24 @@ pub struct GroupRecord {
     pub members: Vec<String>,
     /// What sums over them.
     pub consumer: String,
+    /// What merges heads for it, if the channels are heads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub merge: Option<String>,
+    /// How many neighbours among the channels of producers and consumer have a gate together, if not each its own.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub width: usize,
     /// The axis of the channels.
     pub axis: usize,
     /// How many there are.
     pub channels: usize,
+}
+
+fn one() -> usize {
+    1
+}
+
+fn is_one(width: &usize) -> bool {
+    *width == 1
 }
 
 impl BlockRecord {

@@ -29,7 +29,8 @@ pub(super) fn narrow(graph: &mut Graph, opset: i64, block: &BlockRecord, depthwi
         if !depthwise && members.iter().any(|&id| graph.node(id).is("Conv")) {
             continue;
         }
-        let here = Here { producers, members, consumer, mul };
+        let merge = group.merge.as_ref().map(|name| super::find(&by_name, name)).transpose()?;
+        let here = Here { producers, members, consumer, mul, merge };
         let kept = kept(graph, opset, group, &here)?;
         select(graph, opset, group, &here, &kept)?;
     }
@@ -41,12 +42,15 @@ struct Here {
     members: Vec<NodeId>,
     consumer: NodeId,
     mul: NodeId,
+    merge: Option<NodeId>,
 }
 
 /// Which channels are computed.
 struct Kept {
     /// Their numbers.
     numbers: Value,
+    /// Of heads, the numbers of all their channels.
+    wide: Option<Value>,
     /// For every channel, where it is among them, and for one that is not, where one before it is; where there is a depthwise convolution.
     places: Option<Value>,
 }
@@ -64,14 +68,21 @@ fn kept(graph: &mut Graph, opset: i64, group: &GroupRecord, here: &Here) -> Resu
     let numbers = emit.op("NonZero", &[wanted], Attributes::new())?;
     let axes = emit.ints(&[0]);
     let numbers = emit.op("Squeeze", &[numbers, axes], Attributes::new())?;
+    let mut wide = None;
+    if group.width > 1 {
+        let first = emit.mul_scalar(numbers, group.width as f64)?;
+        let (first, next) = (emit.unsqueeze(first, &[1])?, emit.ints(&(0..group.width as i64).collect::<Vec<_>>()));
+        let all = emit.add(first, next)?;
+        wide = Some(emit.reshape(all, &[-1])?);
+    }
     if !here.members.iter().any(|&id| emit.graph.node(id).is("Conv")) {
-        return Ok(Kept { numbers, places: None });
+        return Ok(Kept { numbers, wide, places: None });
     }
     let counted = emit.cast(wanted, DType::I64)?;
     let axis = emit.constant(Tensor::scalar(0i64));
     let sums = emit.op("CumSum", &[counted, axis], Attributes::new())?;
     let one = emit.constant(Tensor::scalar(1i64));
-    Ok(Kept { numbers, places: Some(emit.sub(sums, one)?) })
+    Ok(Kept { numbers, wide, places: Some(emit.sub(sums, one)?) })
 }
 
 /// Lets a depthwise convolution run over all channels again, and its readers read those that are there.
@@ -90,7 +101,7 @@ fn spread(graph: &mut Graph, (opset, group): (i64, &str), id: NodeId, kept: &Kep
 /// Selects these channels of every weight of a group.
 fn select(graph: &mut Graph, opset: i64, group: &GroupRecord, here: &Here, channels: &Kept) -> Result<()> {
     let mut axes = axes(graph, (&here.producers, &here.members), here.mul, group.axis);
-    let mut cut = Cut { graph, opset, group, kept: channels.numbers };
+    let mut cut = Cut { graph, opset, group, kept: channels };
     for &id in &here.producers {
         cut.producer(id)?;
     }
@@ -108,6 +119,7 @@ fn select(graph: &mut Graph, opset: i64, group: &GroupRecord, here: &Here, chann
     let axis = cut.graph.node(here.consumer).op().map(consumer_axis).transpose()?.flatten();
     cut.take((here.consumer, 1), axis.unwrap_or(0))?;
     // The channels' number is not known any more.
+    axes.extend(here.merge.map(|id| (id, group.axis)));
     resize(graph, &axes, &Dim::Unknown);
     Ok(())
 }
@@ -117,8 +129,7 @@ struct Cut<'a> {
     graph: &'a mut Graph,
     opset: i64,
     group: &'a GroupRecord,
-    /// The channels' numbers.
-    kept: Value,
+    kept: &'a Kept,
 }
 
 impl Cut<'_> {
@@ -146,21 +157,25 @@ impl Cut<'_> {
     }
     /// The axis of the channels in a constant operand of a channel-wise operator of this rank, which has them on `axis`; `None` if it has one number for all.
     fn constant_axis(&self, (id, slot): (NodeId, usize), rank: usize, axis: usize) -> Option<usize> {
-        let (graph, channels) = (&self.graph, self.group.channels);
+        let (graph, group) = (&self.graph, self.group);
         let value = graph.input(id, slot)?;
         let kind = &graph.node(value.node).kind;
         let leaf = matches!(kind, NodeKind::Const(_) | NodeKind::Param(_) | NodeKind::Capture(_));
         let shape = graph.ty(value)?.static_shape().filter(|_| leaf || is_still(graph, value))?;
         let axis = shape.len().checked_sub(rank.checked_sub(axis)?)?;
-        (shape[axis] == channels && channels > 1).then_some(axis)
+        let fits = [group.channels, group.channels * group.width].contains(&shape[axis]);
+        (fits && group.channels > 1).then_some(axis)
     }
     /// Lets a node read these channels of an input, which lie on this axis.
     fn take(&mut self, (id, slot): (NodeId, usize), axis: usize) -> Result<()> {
         let Some(value) = self.graph.input(id, slot) else { return Ok(()) };
+        let entries = self.graph.ty(value).and_then(Type::shape).and_then(|shape| shape.get(axis)?.known());
+        let whole = entries == Some((self.group.channels * self.group.width) as i64);
+        let numbers = self.kept.wide.filter(|_| whole).unwrap_or(self.kept.numbers);
         let mut emit = Emit::new(self.graph, self.opset);
         // No branch may give a name again that the graph around it has.
         emit.prefix = format!("{}/kept/", self.group.mul);
-        let some = emit.op("Gather", &[value, self.kept], Attributes::new().with("axis", axis as i64))?;
+        let some = emit.op("Gather", &[value, numbers], Attributes::new().with("axis", axis as i64))?;
         emit.graph.set_input(id, slot, Some(some));
         Ok(())
     }

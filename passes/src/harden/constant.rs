@@ -2,7 +2,7 @@
 
 use super::weights::Weights;
 use super::{consumer_axis, find, nodes_by_name, producer_axis, resize};
-use crate::gate::{BlockRecord, GroupRecord, Record, Usage};
+use crate::gate::{BlockRecord, GroupRecord, Record, Usage, heads};
 use sartor_ir::{Dim, Graph, Model, NodeId, Result, Tensor, Type, Value, bail, ensure};
 use std::collections::{HashMap, HashSet};
 
@@ -48,6 +48,8 @@ struct Group {
     members: Vec<NodeId>,
     consumer: NodeId,
     mul: NodeId,
+    /// What merges heads, if the channels are heads.
+    merge: Option<NodeId>,
     axis: usize,
     /// The factor of every channel; 0 for those that are shut.
     factors: Vec<f64>,
@@ -115,6 +117,7 @@ impl Group {
             members: group.members.iter().filter_map(|name| by_name.get(name).copied()).collect(),
             consumer: find(by_name, &group.consumer)?,
             mul: find(by_name, &group.mul)?,
+            merge: group.merge.as_ref().map(|name| find(by_name, name)).transpose()?,
             axis: group.axis,
             factors,
             kept,
@@ -126,7 +129,9 @@ impl Group {
             return self.multiply(weights, &self.factors);
         };
         for cut in cuts {
-            weights.take((cut.node, cut.slot), cut.axis, &self.kept)?;
+            let entries = self.entries(weights, &cut).unwrap_or(1);
+            let kept: Vec<usize> = self.kept.iter().flat_map(|k| k * entries..(k + 1) * entries).collect();
+            weights.take((cut.node, cut.slot), cut.axis, &kept)?;
         }
         self.narrow_types(weights.graph);
         let factors: Vec<f64> = self.kept.iter().map(|&k| self.factors[k]).collect();
@@ -144,7 +149,9 @@ impl Group {
                 let constant = of_type(weights.graph, value, Tensor::from_vec(shape, factors.to_vec()))?;
                 return replace_gate(weights, self.mul, constant);
             };
-            weights.scale((cut.node, cut.slot), cut.axis, factors)?;
+            let entries = weights.read(cut.node, cut.slot).map_or(1, |w| w.shape()[cut.axis] / factors.len().max(1));
+            let factors: Vec<f64> = factors.iter().flat_map(|&factor| std::iter::repeat_n(factor, entries)).collect();
+            weights.scale((cut.node, cut.slot), cut.axis, &factors)?;
         }
         weights.graph.substitute(Value { node: self.mul, slot: 0 }, value);
         Ok(())
@@ -163,23 +170,38 @@ impl Group {
         for &id in &self.members {
             cuts.extend(member_cuts(weights, id, *axes.get(&id)?)?);
         }
-        let fits = |cut: &Cut| {
-            let tensor = weights.read(cut.node, cut.slot)?;
-            tensor.shape().get(cut.axis).filter(|&&n| n == self.factors.len()).copied()
-        };
-        cuts.iter().all(|cut| fits(cut).is_some()).then_some(cuts)
+        cuts.iter().all(|cut| self.entries(weights, cut).is_some()).then_some(cuts)
+    }
+
+    /// How many entries of a constant a channel has, a head as many as it is wide; `None` if it has none of its own.
+    fn entries(&self, weights: &Weights, cut: &Cut) -> Option<usize> {
+        let (all, channels) = (*weights.read(cut.node, cut.slot)?.shape().get(cut.axis)?, self.factors.len());
+        let heads = self.merge.is_some() && channels > 0 && all.is_multiple_of(channels);
+        (all == channels || heads).then_some(all / channels.max(1))
     }
 
     /// Whether all that is computed from the channels is this group, which ends in the multiplication.
     fn is_closed(&self, weights: &Weights) -> bool {
         let graph = &weights.graph;
         let all: HashSet<NodeId> = self.producers.iter().chain(&self.members).copied().collect();
+        let axes = self.axes(graph);
         let stays = |value: Value| {
-            let inside = graph.uses(value).iter().all(|&(id, _)| self.members.contains(&id) || id == self.mul);
+            let asks = |id: NodeId| {
+                self.merge.is_some()
+                    && axes.get(&value.node).is_some_and(|&axis| heads::asks_for_others(graph, id, axis))
+            };
+            let mut readers = graph.uses(value).into_iter().map(|(id, _)| id);
+            let inside = readers.all(|id| self.members.contains(&id) || id == self.mul || asks(id));
             inside && !graph.is_output(value)
         };
+        // What is the same for all heads need not be cut.
+        let common = |value: Value, id: NodeId| {
+            let rank = graph.ty(Value { node: id, slot: 0 }).and_then(Type::rank).unwrap_or(0);
+            self.merge.is_some() && axes.get(&id).is_some_and(|&axis| heads::is_common(graph, value, rank, axis))
+        };
         let made = |(slot, value): (usize, Option<Value>), id: NodeId| {
-            value.is_none_or(|value| all.contains(&value.node) || weights.read(id, slot).is_some())
+            let own = |value: Value| all.contains(&value.node) || weights.read(id, slot).is_some();
+            value.is_none_or(|value| own(value) || common(value, id))
         };
         let reads = |&id: &NodeId| graph.node_inputs(id).into_iter().enumerate().all(|input| made(input, id));
         all.iter().all(|&id| graph.node_outputs(id).all(stays))
@@ -189,8 +211,15 @@ impl Group {
 
     /// The consumer's weight, if it alone reads the channels behind their gates.
     fn consumer_cut(&self, weights: &Weights) -> Option<Cut> {
-        let (graph, scaled) = (&weights.graph, Value { node: self.mul, slot: 0 });
-        let alone = graph.uses(scaled) == [(self.consumer, 0)] && !graph.is_output(scaled);
+        let graph = &weights.graph;
+        let read_by = |id: NodeId, reader: NodeId| {
+            let value = Value { node: id, slot: 0 };
+            graph.uses(value) == [(reader, 0)] && !graph.is_output(value)
+        };
+        let alone = match self.merge {
+            Some(merge) => read_by(self.mul, merge) && read_by(merge, self.consumer),
+            None => read_by(self.mul, self.consumer),
+        };
         let axis = consumer_axis(graph.node(self.consumer).op()?).ok()??;
         weights.read(self.consumer, 1).filter(|_| alone)?;
         Some(Cut { node: self.consumer, slot: 1, axis })
@@ -203,7 +232,12 @@ impl Group {
     /// Notes the number of channels that are left where it is said: in types, and at depthwise convolutions.
     fn narrow_types(&self, graph: &mut Graph) {
         let left = self.kept.len() as i64;
-        resize(graph, &self.axes(graph), &Dim::Known(left));
+        let mut axes = self.axes(graph);
+        if let Some(merge) = self.merge {
+            axes.insert(merge, self.axis);
+            return resize(graph, &axes, &Dim::Unknown);
+        }
+        resize(graph, &axes, &Dim::Known(left));
         for &id in self.members.iter().filter(|id| !self.producers.contains(id)) {
             if let Some(op) = graph.node_mut(id).op_mut().filter(|op| op.is("Conv")) {
                 op.attrs.set("group", left);
@@ -241,6 +275,9 @@ fn member_cuts(weights: &Weights, id: NodeId, axis: usize) -> Option<Vec<Cut>> {
     }
     if node.is("Conv") {
         return producer_cuts(weights, id);
+    }
+    if node.is("Reshape") {
+        return Some(Vec::new());
     }
     let rank = weights.graph.ty(Value { node: id, slot: 0 }).and_then(Type::rank)?;
     let cut = |slot: usize| {

@@ -47,12 +47,22 @@ impl Pass for Simplify {
 /// Applies rules until none applies. Every rule makes the graph smaller or its operators cheaper, so this ends; the
 /// bound guards against a pair of rules that undo each other.
 pub(crate) fn simplify_graph(graph: &mut Graph, opset: i64) -> Result<bool> {
+    simplify_some(graph, opset, |_| true)
+}
+
+/// The same with rules for this operator alone.
+pub(crate) fn simplify_operator(graph: &mut Graph, opset: i64, name: &str) -> Result<bool> {
+    simplify_some(graph, opset, |op| op == name)
+}
+
+fn simplify_some(graph: &mut Graph, opset: i64, wanted: impl Fn(&str) -> bool) -> Result<bool> {
     const MAX_ROUNDS: usize = 64;
     let mut changed = false;
     for _ in 0..MAX_ROUNDS {
         let mut again = false;
         for id in graph.topo_ops() {
-            if graph.contains(id) && graph.node_outputs(id).any(|v| graph.use_count(v) > 0) {
+            let used = graph.contains(id) && graph.node_outputs(id).any(|v| graph.use_count(v) > 0);
+            if used && graph.node(id).op().is_some_and(|op| wanted(&op.name)) {
                 again |= simplify_node(graph, id, opset)?;
             }
         }

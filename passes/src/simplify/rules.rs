@@ -27,6 +27,7 @@ pub const RULES: &[Rule] = &[
     Rule { name: "two permutations are one", ops: &["Transpose"], apply: double_transpose },
     Rule { name: "a shape that is kept", ops: &["Reshape", "Expand", "Flatten", "Squeeze"], apply: same_shape },
     Rule { name: "only the last reshape counts", ops: &["Reshape"], apply: double_reshape },
+    Rule { name: "a permutation between reshapes", ops: &["Reshape"], apply: permuted_between },
     Rule { name: "squeeze undoes unsqueeze", ops: &["Squeeze"], apply: |e, id| undone_by(e, id, "Unsqueeze") },
     Rule { name: "unsqueeze undoes squeeze", ops: &["Unsqueeze"], apply: |e, id| undone_by(e, id, "Squeeze") },
     Rule { name: "a slice of everything", ops: &["Slice"], apply: slice_of_everything },
@@ -179,6 +180,37 @@ fn double_reshape(emit: &mut Emit, id: NodeId) -> Result<Verdict> {
         return no("an input is left out");
     };
     emit.op("Reshape", &[x, target], op.attrs).map(Ok)
+}
+
+/// `Reshape (Transpose <perm = [0, 2, 1]> (Reshape (x, [a·b, m, n])), [a, b, n, m])` → `Transpose <perm = [0, 1, 3, 2]> (x)`, where `x` is `[a, b, m, n]`: the axes that were one
+/// meanwhile stay where they are. PyTorch's newer exporter writes the transposed keys of attentions so.
+fn permuted_between(emit: &mut Emit, id: NodeId) -> Result<Verdict> {
+    let Some(inner) = input(emit, id, 0).and_then(|v| made_by(emit, v, "Transpose")) else {
+        return no("its operand is made by no Transpose");
+    };
+    let Some(first) = input(emit, inner, 0).and_then(|v| made_by(emit, v, "Reshape")) else {
+        return no("what is permuted is made by no Reshape");
+    };
+    let perm = match permutation(emit, inner)? {
+        Ok(perm) => perm,
+        Err(why) => return no(why),
+    };
+    let Some(x) = input(emit, first, 0) else { return no("an input is left out") };
+    let shapes = [x, output(first), output(inner), output(id)].map(|value| shape_of(emit, value));
+    let [Some(start), Some(merged), Some(permuted), Some(end)] = shapes else { return no("a shape is not known") };
+    let Some(more) = (start.len() + 1).checked_sub(merged.len()).filter(|&more| more > 1) else {
+        return no("no axes are merged");
+    };
+    let known = |dims: &[Dim]| !dims.contains(&Dim::Unknown);
+    let merges = perm.first() == Some(&0) && start[more..] == merged[1..] && start.len() == end.len();
+    if !merges || end[..more] != start[..more] || end[more..] != permuted[1..] || !known(start) || !known(end) {
+        return no("other axes are merged or split, or it is not known that they are not");
+    }
+    let kept = (0..more as i64).chain(perm[1..].iter().map(|&axis| axis + more as i64 - 1));
+    let name = emit.graph.node(id).name.clone();
+    let new = emit.op("Transpose", &[x], Attributes::new().with("perm", kept.collect::<Vec<_>>()))?;
+    emit.graph.node_mut(new.node).name = name;
+    Ok(Ok(new))
 }
 
 /// `Squeeze (Unsqueeze (x, a), a)` → `x`, and the other way round
