@@ -3,10 +3,14 @@
 //! A ResNet is trained on CIFAR-10 from random weights; then gates are attached and trained for each target, from the same backbone, and beside
 //! them the backbone goes on alone for as long, which is what the gated ones are compared with.
 //!
-//! With `--frozen` every gated network goes on in two ways, for as many epochs again: with its gates (`more`), and with every gate frozen to one state for all inputs
-//! (`frozen`: what was open for at most a certain share of the images of the last evaluation is shut, the share chosen so that what is left costs what the
-//! gated network costs in the mean). The difference is what it is worth to look at the input. With `--narrower` the network is trained with fewer channels
-//! everywhere, as long as backbone and gates together. Data: `tests/assets/fetch.sh --samuel`. Every run is a folder
+//! With `--then` every gated network goes on, for as many epochs again: `more`, as before; `tuned`, with gate networks that are not trained any more, so that
+//! the others learn what these decide; and `frozen`, with every gate frozen to one state for all inputs (what was open for at most a certain share of the images of the
+//! last evaluation is shut, the share chosen so that what is left costs what the gated network costs in the mean). The difference between the better of the first two and
+//! the last is what it is worth to look at the input. With `--narrower` the network is trained with fewer channels
+//! everywhere, as long as backbone and gates together.
+//!
+//! `--net mobilenetv2` takes ImageNet's weights instead, for images of 96 × 96, and trains a classifier and adapters of rank 8 on all 1 × 1 convolutions (`backbone`); then gates with a code of one
+//! number per block, and new adapters of rank 2, while all else stays as it is (`longer`: adapters alone). Data: `tests/assets/fetch.sh --samuel`. Every run is a folder
 //! in RUNS with its recipe; what is finished is not repeated, and what was interrupted goes on from its last checkpoint. The table goes to
 //! `docs/results/gates.md`; what stands there under "Notes" is kept.
 
@@ -14,6 +18,7 @@ use clap::Parser;
 use sartor_bench::{beside, cache, number, table};
 use sartor_ir::rng::Stream;
 use sartor_ir::{DType, Error, Model, Result, Tensor, Type, ensure, infer, onnx};
+use sartor_passes::bind::Bind;
 use sartor_passes::gate::{Record, cost};
 use sartor_passes::harden::{Harden, Kind};
 use sartor_passes::{Driver, Registry, pipelines};
@@ -27,7 +32,7 @@ struct Args {
     /// The folder of the runs
     #[arg(default_value = "target/gates")]
     runs: PathBuf,
-    /// The network: resnet20 or resnet32
+    /// The network: resnet20, resnet32 or mobilenetv2
     #[arg(long, default_value = "resnet32")]
     net: String,
     /// Epochs of the backbone
@@ -45,9 +50,9 @@ struct Args {
     /// Further keys of `[gate]`, as key=value; they become part of the runs' names
     #[arg(long, value_delimiter = ',')]
     keys: Vec<String>,
-    /// Whether gated networks go on, as they are and with their gates frozen
-    #[arg(long)]
-    frozen: bool,
+    /// How gated networks go on: more, tuned, frozen
+    #[arg(long, value_delimiter = ',')]
+    then: Vec<String>,
     /// Widths of ungated networks, as shares of the network's, trained as long as backbone and gates together
     #[arg(long, value_delimiter = ',')]
     narrower: Vec<f64>,
@@ -83,6 +88,8 @@ enum Made {
     Frozen(String),
     /// The file's, with this share of its channels and random weights.
     Width(f64, PathBuf),
+    /// The file's, for images of 96 × 96.
+    Small(PathBuf),
 }
 
 fn main() -> Result<()> {
@@ -99,6 +106,7 @@ fn main() -> Result<()> {
 }
 
 /// What a training has of its own in its recipe.
+#[derive(Clone, Copy)]
 struct Training<'a> {
     model: &'a str,
     /// Tables besides those that all have.
@@ -111,26 +119,49 @@ struct Training<'a> {
 
 impl Training<'_> {
     fn recipe(&self, name: &str) -> String {
-        let assets = cache().join("assets").display().to_string();
         let &Training { model, tables, trainable, rate, epochs, seed } = self;
         format!(
-            "model = \"{model}\"\noutput = \"{name}\"\n\
-             [data]\ntrain = \"{assets}/samuel/cifar-train-images-idx4\"\ntest = \"{assets}/samuel/cifar-test-images-idx4\"\n\
+            "model = \"{model}\"\noutput = \"{name}\"\n{}\
              mean = [0.4914, 0.4822, 0.4465]\nstd = [0.247, 0.2435, 0.2616]\nflip = true\ncrop = 4\n\
              [freeze]\ntrainable = [{trainable}]\n[train-mode]\n{tables}[optimizer]\nkind = \"sgd\"\nmomentum = 0.9\n\
              learning_rate = {rate}\nweight_decay = 5e-4\nschedule = \"cosine\"\n[train]\nepochs = {epochs}\nbatch = 128\n\
-             eval_batch = 250\nseed = {seed}\ncheckpoint_every = \"epoch\"\nkeep_checkpoints = 1\n"
+             eval_batch = 250\nseed = {seed}\ncheckpoint_every = \"epoch\"\nkeep_checkpoints = 1\n",
+            data()
         )
     }
+
+    /// The same of a network whose weights stay as they are, but for adapters of this rank.
+    fn adapted(&self, name: &str, rank: usize) -> String {
+        let &Training { model, tables, rate, epochs, seed, .. } = self;
+        format!(
+            "model = \"{model}\"\noutput = \"{name}\"\n{}\
+             mean = [0.485, 0.456, 0.406]\nstd = [0.229, 0.224, 0.225]\nresize = [96, 96]\nflip = true\n{tables}[cola]\n\
+             rank = {rank}\nlinks = 1\ntargets = [{POINTWISE}]\n[optimizer]\nkind = \"adamw\"\nlearning_rate = {rate}\nschedule = \"cosine\"\n\
+             [train]\nepochs = {epochs}\nbatch = 64\neval_batch = 125\nseed = {seed}\ncheckpoint_every = \"epoch\"\nkeep_checkpoints = 1\n",
+            data()
+        )
+    }
+}
+
+/// The start of `[data]`: CIFAR-10.
+fn data() -> String {
+    let assets = cache().join("assets").display().to_string();
+    let file = |part: &str| format!("{part} = \"{assets}/samuel/cifar-{part}-images-idx4\"\n");
+    format!("[data]\n{}{}", file("train"), file("test"))
 }
 
 /// All parameters, and all but those of gates.
 const ALL: &str = "\"*\"";
 const NO_GATES: &str = "\"conv*\", \"bn*\", \"layer*\", \"fc*\"";
+/// MobileNetV2's convolutions of single pixels.
+const POINTWISE: &str = "\"*/conv.0/conv.0.0/Conv\", \"*/conv.2/Conv\", \"*/features.18.0/Conv\"";
 
 impl Args {
     /// All trainings, the backbone first.
     fn planned(&self) -> Result<Vec<Run>> {
+        if self.net == "mobilenetv2" {
+            return self.planned_with_adapters();
+        }
         ensure!(["resnet20", "resnet32"].contains(&self.net.as_str()), "there is no network \"{}\"", self.net);
         let file = cache().join("assets").join(format!("{}-ts17.onnx", self.net));
         let from_nothing = |model: &str, name: &str, epochs: usize| {
@@ -163,6 +194,48 @@ impl Args {
         Ok(all)
     }
 
+    /// All trainings of a network that is frozen.
+    fn planned_with_adapters(&self) -> Result<Vec<Run>> {
+        let only = "--then, --narrower and --backbone are for networks that are trained as a whole";
+        ensure!(self.then.is_empty() && self.narrower.is_empty() && self.backbone.is_none(), "{only}");
+        let run =
+            |name: &str, gated, target, recipe: String, made| Run { name: name.into(), gated, target, recipe, made };
+        let head = "[head]\ninput = \"/Flatten_output_0\"\nkind = \"classifier\"\nclasses = 10\n";
+        let first = Training {
+            model: "small.onnx",
+            tables: head,
+            trainable: "",
+            rate: 0.001,
+            epochs: self.backbone_epochs,
+            seed: 0,
+        };
+        let file = cache().join("assets/mobilenetv2-ts17.onnx");
+        let mut all = vec![run("backbone", "", None, first.adapted("backbone", 8), Some(Made::Small(file)))];
+        let next = Training { model: "backbone/merged.onnx", tables: "", epochs: self.epochs, ..first };
+        for seed in 0..self.seeds {
+            let name = format!("longer-{}-seed{seed}", self.epochs);
+            let text = Training { seed, ..next }.adapted(&name, 2);
+            all.push(run(&name, "none, trained on", None, text, None));
+            for gated in &self.gated {
+                let (label, keys) = what(gated)?;
+                for &target in &self.targets {
+                    let (name, extra) = self.name(gated, target, seed);
+                    let tables = format!("[gate]\ntarget = {target:?}\nrank = 1\n{keys}{extra}");
+                    let text = Training { tables: &tables, seed, ..next }.adapted(&name, 2);
+                    all.push(run(&name, label, Some(target), text, None));
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    /// The name of a gated run, and the lines of `[gate]` that `--keys` adds.
+    fn name(&self, gated: &str, target: f64, seed: usize) -> (String, String) {
+        let plain = |key: &String| key.chars().filter(|c| c.is_alphanumeric() || *c == '.').collect::<String>();
+        let suffix: String = self.keys.iter().map(|key| format!("-{}", plain(key))).collect();
+        (format!("{gated}-{target}-{}{suffix}-seed{seed}", self.epochs), self.keys.iter().map(line).collect())
+    }
+
     /// A training that begins with what was trained before.
     fn going_on<'a>(&self, model: &'a str, tables: &'a str, trainable: &'a str, seed: usize) -> Training<'a> {
         Training { model, tables, trainable, rate: 0.02, epochs: self.epochs, seed }
@@ -170,17 +243,8 @@ impl Args {
 
     /// The training of one gated network, and how it goes on.
     fn gated(&self, start: &str, gated: &str, target: f64, seed: usize) -> Result<Vec<Run>> {
-        let (label, keys) = match gated {
-            "both" => ("layers and channels", ""),
-            "layers" => ("layers", "channels = false\n"),
-            "channels" => ("channels", "layers = false\n"),
-            other => return Err(Error::msg(format!("--gated {other}: expected both, layers or channels"))),
-        };
-        let line = |key: &String| format!("{}\n", key.replace('=', " = "));
-        let extra: String = self.keys.iter().map(line).collect();
-        let plain = |key: &String| key.chars().filter(|c| c.is_alphanumeric() || *c == '.').collect::<String>();
-        let suffix: String = self.keys.iter().map(|key| format!("-{}", plain(key))).collect();
-        let name = format!("{gated}-{target}-{}{suffix}-seed{seed}", self.epochs);
+        let (label, keys) = what(gated)?;
+        let (name, extra) = self.name(gated, target, seed);
         let run = |name: &str, recipe: String, made| Run {
             name: name.to_string(),
             gated: label,
@@ -190,18 +254,37 @@ impl Args {
         };
         let tables = format!("[gate]\ntarget = {target:?}\n{keys}{extra}");
         let mut runs = vec![run(&name, self.going_on(start, &tables, ALL, seed).recipe(&name), None)];
-        if self.frozen {
-            let (more, frozen) = (format!("{name}-more"), format!("{name}-frozen"));
-            let kept: String = self.keys.iter().filter(|key| counts_later(key)).map(line).collect();
-            let tables = format!("[gate]\ntarget = {target:?}\nanneal = 0.0\n{kept}");
+        for how in &self.then {
+            let next = format!("{name}-{how}");
             let model = format!("{name}/merged.onnx");
-            runs.push(run(&more, self.going_on(&model, &tables, ALL, seed).recipe(&more), None));
-            let model = format!("{frozen}.onnx");
-            let recipe = self.going_on(&model, "", NO_GATES, seed).recipe(&frozen);
-            runs.push(run(&frozen, recipe, Some(Made::Frozen(name))));
+            let (model, tables, trainable, made) = match how.as_str() {
+                "more" => {
+                    let kept: String = self.keys.iter().filter(|key| counts_later(key)).map(line).collect();
+                    (model, format!("[gate]\ntarget = {target:?}\nanneal = 0.0\n{kept}"), ALL, None)
+                }
+                "tuned" => (model, String::new(), NO_GATES, None),
+                "frozen" => (format!("{next}.onnx"), String::new(), NO_GATES, Some(Made::Frozen(name.clone()))),
+                other => return Err(Error::msg(format!("--then {other}: expected more, tuned or frozen"))),
+            };
+            runs.push(run(&next, self.going_on(&model, &tables, trainable, seed).recipe(&next), made));
         }
         Ok(runs)
     }
+}
+
+/// What `--gated` says, for the table, and its lines of `[gate]`.
+fn what(gated: &str) -> Result<(&'static str, &'static str)> {
+    match gated {
+        "both" => Ok(("layers and channels", "")),
+        "layers" => Ok(("layers", "channels = false\n")),
+        "channels" => Ok(("channels", "layers = false\n")),
+        other => Err(Error::msg(format!("--gated {other}: expected both, layers or channels"))),
+    }
+}
+
+/// A line of `[gate]`.
+fn line(key: &String) -> String {
+    format!("{}\n", key.replace('=', " = "))
 }
 
 /// Whether a key of `[gate]` counts where there are gates already.
@@ -210,7 +293,7 @@ fn counts_later(key: &str) -> bool {
         "normalise",
         "length",
         "rank",
-        "fixed",
+        "nested",
         "binary",
         "blocks",
         "exclude",
@@ -319,6 +402,15 @@ fn narrow(folder: &Path, run: &Run, width: f64, path: &Path) -> Result<()> {
     keep(folder, run, &model, cost)
 }
 
+/// MobileNetV2 for images of 96 × 96.
+fn shrink(folder: &Path, path: &Path) -> Result<()> {
+    let mut model = onnx::load(path)?;
+    pipelines::prepare(&mut model, &Registry::builtin())?;
+    let shapes = [("pixel_values".to_string(), vec![-1, 3, 96, 96])].into();
+    Driver::new().run_pass(&Bind { shapes, ..Bind::default() }, &mut model)?;
+    onnx::save(&model, &folder.join("small.onnx"), &onnx::SaveOptions::default())
+}
+
 /// Makes a run, unless it is done.
 fn make(folder: &Path, run: &Run, threads: usize) -> Result<()> {
     let (recipe, out) = (folder.join(format!("{}.toml", run.name)), folder.join(&run.name));
@@ -329,6 +421,7 @@ fn make(folder: &Path, run: &Run, threads: usize) -> Result<()> {
     match &run.made {
         Some(Made::Frozen(gated)) => freeze(folder, run, gated)?,
         Some(Made::Width(width, model)) => narrow(folder, run, *width, model)?,
+        Some(Made::Small(path)) => shrink(folder, path)?,
         None => {}
     }
     std::fs::write(&recipe, &run.recipe).map_err(|e| Error::io(&recipe, e))?;

@@ -41,10 +41,23 @@ impl Use {
     }
 }
 
-/// The gates of one block: what multiplies, and, in steps, open or shut.
+/// The gates of one block.
 struct Gates {
+    /// What multiplies.
     soft: Vec<Value>,
+    /// In steps: open or shut.
     hard: Option<Vec<Value>>,
+    /// In steps: what parameters that gather statistics become.
+    next: Vec<(String, Value)>,
+}
+
+/// What gates are inserted into.
+#[derive(Clone, Copy)]
+struct Site<'a> {
+    params: &'a IndexMap<String, Parameter>,
+    /// The input `attention_mask`.
+    mask: Option<Value>,
+    purpose: Use,
 }
 
 /// The parameters of a gate network in a graph.
@@ -123,7 +136,8 @@ impl Gate {
                 heights.splice(gates - channels.len().., channels);
             }
             let bias = Tensor::from_vec([gates], heights).cast(dtype)?;
-            let weight = model.add_param(&format!("gate.{}.weight", block.name), weight, Role::Trainable);
+            let role = if self.nested { Role::Frozen } else { Role::Trainable };
+            let weight = model.add_param(&format!("gate.{}.weight", block.name), weight, role);
             let bias = model.add_param(&format!("gate.{}.bias", block.name), bias, Role::Trainable);
             let mut statistic = |what: &str, tensor: Tensor| {
                 model.add_param(&format!("gate.{}.{what}", block.name), tensor, Role::State)
@@ -135,7 +149,7 @@ impl Gate {
                 ]),
                 _ => None,
             };
-            let names = BlockRecord { code, weight, bias, statistics, ..BlockRecord::default() };
+            let names = BlockRecord { code, nested: self.nested, weight, bias, statistics, ..BlockRecord::default() };
             record.blocks.push(self.describe(&model.graph, block, names));
         }
         Ok(record)
@@ -143,6 +157,9 @@ impl Gate {
 
     /// The length of the code between so many features and gates; 0 where there is none.
     fn rank_of(&self, features: usize, gates: usize) -> usize {
+        if self.nested {
+            return 1;
+        }
         let all = features * gates;
         let rank = self.rank.unwrap_or(if all > LARGE { RANK } else { 0 });
         if rank * (features + gates) < all { rank } else { 0 }
@@ -196,7 +213,7 @@ impl Plan<'_> {
     ) -> Result<Vec<(String, Value)>> {
         let mut next = Vec::new();
         let by_name = nodes_by_name(graph);
-        let mask = attention_mask(graph);
+        let site = Site { params, mask: attention_mask(graph), purpose };
         let mut emit = Emit::new(graph, opset);
         let mut open: Vec<Option<Vec<Value>>> = Vec::new();
         for (block, record) in self.blocks.iter().zip(&self.record.blocks) {
@@ -205,9 +222,10 @@ impl Plan<'_> {
                 continue;
             };
             emit.prefix = format!("/gate/{}/", block.name);
-            let gates = self.network(&mut emit, &here, record, params, mask, purpose, &mut next)?;
+            let gates = self.network(&mut emit, &here, record, site)?;
             self.multiply(&mut emit, &here, record, &gates.soft)?;
             open.push(gates.hard);
+            next.extend(gates.next);
         }
         self.finish(graph, opset, &open, purpose)?;
         Ok(next)
@@ -269,11 +287,9 @@ impl Plan<'_> {
         emit: &mut Emit,
         block: &Block,
         record: &BlockRecord,
-        params: &IndexMap<String, Parameter>,
-        mask: Option<Value>,
-        purpose: Use,
-        next: &mut Vec<(String, Value)>,
+        Site { params, mask, purpose }: Site,
     ) -> Result<Gates> {
+        let mut next = Vec::new();
         let mut param = |name: &str| param_in(emit.graph, params, name);
         let code = record.code.as_ref().map(|name| param(name)).transpose()?;
         let network = Network { code, weight: param(&record.weight)?, bias: param(&record.bias)? };
@@ -306,7 +322,7 @@ impl Plan<'_> {
             Use::Inference | Use::Evaluation => None,
             Use::Step => Some(self.is_open(emit, record, pooled, network)?),
         };
-        Ok(Gates { soft: measure::split(emit, soft, &record.sizes())?, hard })
+        Ok(Gates { soft: measure::split(emit, soft, &record.sizes())?, hard, next })
     }
 
     /// Whether each gate of a block is open, in a step: what the blocks cost trains the gate networks, not the features that they read.

@@ -20,7 +20,8 @@
 //! matters ([`importance`]), so that the gates of a group shut one after the other.
 //!
 //! With `rank` r a network is `t = (z · U) · W + b`, where U is `[channels, r]` and W `[r, gates]`: r numbers about an input decide on all gates of a block, which
-//! takes fewer parameters and lets gates open and shut together. U starts at 0; W's rows have length 1, and the first moves all gates alike.
+//! takes fewer parameters and lets gates open and shut together. U starts at 0; W's rows have length 1, and the first moves all gates alike. With `nested` r is 1 and W stays so:
+//! a block's gates open in the order of their biases for every input, which only says how many.
 //!
 //! Blocks and groups of channels are found in the graph ([`blocks`]). With text, the mean is over the tokens that `attention_mask` keeps.
 //!
@@ -101,6 +102,8 @@ pub struct Gate {
     /// How many numbers a gate network makes of what it reads before it makes gates of them; 0: gates read everything. Ignored where it would be more work. Default: 8 in
     /// networks that would have more than 65,536 weights, else 0.
     pub rank: Option<usize>,
+    /// Whether a block's gates open in one order for all inputs: the code is one number, by which all of them move alike, so that an input only says how many are open.
+    pub nested: bool,
     /// How much dearer what easy examples cost is than what hard ones cost, in units of the loss.
     pub spread: f64,
     /// The share of the run before the target falls.
@@ -127,6 +130,7 @@ impl Default for Gate {
             normalise: Normalise::Example,
             length: 1.0,
             rank: None,
+            nested: false,
             spread: 0.0,
             warmup: 0.0,
             anneal: 0.5,
@@ -207,6 +211,8 @@ impl Gate {
         }
         ensure!(self.target > 0.0, "target is 0: something has to be computed");
         ensure!(self.length > 0.0 && self.length.is_finite(), "length is {}, expected a number above 0", self.length);
+        let one = self.rank.is_none_or(|rank| rank == 1);
+        ensure!(!self.nested || one, "nested gates are made of one number: leave rank out, or 1");
         for (name, x) in [("lambda", self.lambda), ("spread", self.spread)] {
             ensure!(x >= 0.0 && x.is_finite(), "{name} is {x}, expected 0 or more");
         }
@@ -240,8 +246,12 @@ impl Gate {
             plan.go_on(&mut program.graph, opset, insert::Use::of(name))
                 .map_err(|e| e.at(format!("program \"{name}\"")))?;
         }
-        for name in record.blocks.iter().flat_map(|block| block.code.iter().chain([&block.weight, &block.bias])) {
-            let Some(param) = model.params.get_mut(name) else { bail!("the model has no parameter \"{name}\"") };
+        let trained = |block: &'_ BlockRecord| -> Vec<String> {
+            let weight = (!block.nested).then(|| block.weight.clone());
+            block.code.iter().cloned().chain(weight).chain([block.bias.clone()]).collect()
+        };
+        for name in record.blocks.iter().flat_map(trained) {
+            let Some(param) = model.params.get_mut(&name) else { bail!("the model has no parameter \"{name}\"") };
             param.role = Role::Trainable;
         }
         Ok(Changed::Yes)

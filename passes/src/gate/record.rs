@@ -35,6 +35,9 @@ pub struct BlockRecord {
     /// The parameter `[channels, rank]` that makes a code of what its gate network reads, if it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<String>,
+    /// Whether its gates open in one order for all inputs: then `weight` is not trained.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub nested: bool,
     /// The parameters of its gate network: `[channels, gates]`, or `[rank, gates]` behind a code, and `[gates]`.
     pub weight: String,
     /// See `weight`.
