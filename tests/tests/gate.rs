@@ -714,6 +714,50 @@ fn gradients_through_gates(build: impl Fn(&mut Net) -> Value, shape: &[usize], o
     }
 }
 
+/// Gates that have settled get no gradient, those of a file neither; before, it is what it is without.
+#[test]
+fn gates_settle() {
+    let mut net = Net::new(15);
+    let x = net.input(&[9, 4, 4]);
+    let h = net.conv(x, &[4, 9, 3, 3], 1, 1);
+    let h = net.conv(h, &[9, 4, 3, 3], 1, 1);
+    let y = net.op("Add", &[x, h]);
+    let mut model = net.finish(y);
+    model.params.values_mut().for_each(|param| param.role = Role::Trainable);
+    let passes = |gate: &str| {
+        format!("[[pass]]\nname = \"loss\"\nkind = \"mse\"\n{GATE}target = 0.4\n{gate}[[pass]]\nname = \"autodiff\"\n")
+    };
+    let attached = |options: &str| {
+        let mut model = model.clone();
+        run_passes(&mut model, &passes(options)).unwrap();
+        disturb(&mut model, 6);
+        model
+    };
+    let (first, settling) = (attached("rank = 2\n"), attached("rank = 2\nsettle = 0.5\n"));
+    let mut again = first.clone();
+    again.programs.clear();
+    run_passes(&mut again, &passes("settle = 0.5\n")).unwrap();
+    let step = |model: &Model, progress: f32| {
+        let graph = model.programs["step"].graph.clone();
+        let mut inputs = small(&Model { graph: graph.clone(), programs: Default::default(), ..model.clone() }, 3);
+        inputs.insert("progress".into(), Tensor::scalar(progress));
+        run(&Model { graph, programs: Default::default(), ..model.clone() }, &inputs)
+    };
+    for progress in [0.4, 0.5] {
+        let [wanted, found, more] = [&first, &settling, &again].map(|model| step(model, progress));
+        for (name, tensor) in &wanted {
+            let gate = name.starts_with("grad:gate.");
+            let zero = Tensor::zeros(DType::F32, tensor.shape()).unwrap();
+            let wanted = if gate && progress >= 0.5 { &zero } else { tensor };
+            assert!(!gate || distance(tensor, &zero) > 1e-6, "{name}");
+            assert!(distance(&found[name], wanted) < 1e-6, "{name} at {progress}");
+            assert!(distance(&more[name], wanted) < 1e-6, "{name} at {progress}, of a file");
+        }
+    }
+    let early = run_passes(&mut model.clone(), &passes("settle = 0.4\n")).unwrap_err();
+    assert!(early.to_string().contains("until the target has fallen"), "{early}");
+}
+
 /// Training that goes on with the gates of a file has the steps of the training that attached them, and the same evaluation.
 #[test]
 fn gates_of_a_file_are_trained_on() {
@@ -721,6 +765,7 @@ fn gates_of_a_file_are_trained_on() {
     trained_on("normalise = \"channel\"\n");
     trained_on("rank = 2\n");
     trained_on("binary = true\n");
+    trained_on("nested = true\n");
 }
 
 fn trained_on(options: &str) {

@@ -263,9 +263,16 @@ impl Plan<'_> {
             let [Some(pooled), Some(param)] = emit.graph.node_inputs(features.node)[..] else { return Err(unknown()) };
             (features, code) = (pooled, Some(param));
         }
+        let product = scores.node;
+        let network = self.settled(emit, Network { code, weight, bias })?;
+        emit.graph.set_input(product, 1, Some(network.weight));
+        emit.graph.set_input(product, 2, Some(network.bias));
+        if let (Some(code), Some(read)) = (network.code, emit.graph.input(product, 0)) {
+            emit.graph.set_input(read.node, 1, Some(code));
+        }
         let soft = emit.sartor("Gate", &[scores], self.attributes(binary))?;
         emit.graph.replace_uses(clip, soft);
-        self.is_open(emit, record, features, Network { code, weight, bias })
+        self.is_open(emit, record, features, network)
     }
 
     /// What a graph has besides its gates: the penalty, or what the gates do.
@@ -292,7 +299,10 @@ impl Plan<'_> {
         let mut next = Vec::new();
         let mut param = |name: &str| param_in(emit.graph, params, name);
         let code = record.code.as_ref().map(|name| param(name)).transpose()?;
-        let network = Network { code, weight: param(&record.weight)?, bias: param(&record.bias)? };
+        let mut network = Network { code, weight: param(&record.weight)?, bias: param(&record.bias)? };
+        if purpose == Use::Step {
+            network = self.settled(emit, network)?;
+        }
         let mut pooled = pool(emit, block, mask)?;
         // What is multiplied with the features has a row for each.
         let first = record.code.as_ref().unwrap_or(&record.weight);
@@ -362,12 +372,24 @@ impl Plan<'_> {
         Ok(())
     }
 
+    /// The parameters of a gate network, which learn nothing any more when the gates have settled.
+    fn settled(&self, emit: &mut Emit, network: Network) -> Result<Network> {
+        if self.options.settle >= 1.0 {
+            return Ok(network);
+        }
+        let progress = progress(emit);
+        let over = emit.compare_scalar("GreaterOrEqual", progress, self.options.settle)?;
+        let mut held = |value: Value| {
+            let still = emit.sartor("Detach", &[value], Attributes::new())?;
+            emit.select(over, still, value)
+        };
+        let code = network.code.map(&mut held).transpose()?;
+        Ok(Network { code, weight: held(network.weight)?, bias: held(network.bias)? })
+    }
+
     /// The target at this point of the run: 1, then falling, then what the options say.
     fn fallen_target(&self, emit: &mut Emit, dtype: DType) -> Result<Value> {
-        let progress = match emit.graph.find_input(training::PROGRESS) {
-            Some(progress) => progress,
-            None => emit.graph.add_input(training::PROGRESS, Type::tensor(DType::F32, [0i64; 0])),
-        };
+        let progress = progress(emit);
         let progress = emit.cast(progress, dtype)?;
         let since = emit.add_scalar(progress, -self.options.warmup)?;
         let share = emit.mul_scalar(since, 1.0 / self.options.anneal.max(1e-6))?;
@@ -401,6 +423,14 @@ impl Plan<'_> {
         emit.graph.outputs.iter_mut().filter(|o| o.name == "loss").for_each(|o| o.value = total);
         emit.graph.outputs.push(GraphOutput { name: "task_loss".to_string(), value: loss });
         Ok(())
+    }
+}
+
+/// The share of the run that is done.
+fn progress(emit: &mut Emit) -> Value {
+    match emit.graph.find_input(training::PROGRESS) {
+        Some(progress) => progress,
+        None => emit.graph.add_input(training::PROGRESS, Type::tensor(DType::F32, [0i64; 0])),
     }
 }
 

@@ -31,6 +31,9 @@
 //! of its channels' gates (without any, by the largest such number of the model). The target falls linearly from 1 to `target` over the share `anneal` of the run, after the share
 //! `warmup`.
 //!
+//! After the share `settle` of the run the gate networks get no gradient any more. A gate near 0 opens and shuts for other inputs with every step of its network, and nothing that
+//! reads it can learn what it decides.
+//!
 //! With `spread` above 0 the loss falls by `spread · mean of (dᵢ · Fᵢ)`, where the difficulty dᵢ of an example goes from −1 for the one of a batch with the smallest task
 //! loss to 1 for the one with the largest, evenly by rank: what easy examples cost is dearer than what hard ones cost, by the same amount however near the mean is to the
 //! target. Without, gates learn which channels the data set needs; with it they must tell easy inputs from hard ones. It needs a loss that is the mean of one per
@@ -110,6 +113,8 @@ pub struct Gate {
     pub warmup: f64,
     /// The share of the run in which it falls.
     pub anneal: f64,
+    /// The share of the run after which gate networks learn nothing more: what is trained beside them learns what they decide. 1: they learn to the end.
+    pub settle: f64,
     /// Which blocks are gated: patterns on the names that `sartor inspect --blocks` shows. Default: all.
     pub blocks: Vec<String>,
     /// Which are not.
@@ -134,6 +139,7 @@ impl Default for Gate {
             spread: 0.0,
             warmup: 0.0,
             anneal: 0.5,
+            settle: 1.0,
             blocks: Vec::new(),
             exclude: Vec::new(),
         }
@@ -204,11 +210,21 @@ impl Gate {
             ensure!((0.0..=1.0).contains(&x), "{name} is {x}, expected a share from 0 to 1");
             Ok(())
         };
-        for (name, x) in
-            [("target", self.target), ("leak", self.leak), ("warmup", self.warmup), ("anneal", self.anneal)]
-        {
+        for (name, x) in [
+            ("target", self.target),
+            ("leak", self.leak),
+            ("warmup", self.warmup),
+            ("anneal", self.anneal),
+            ("settle", self.settle),
+        ] {
             share(name, x)?;
         }
+        ensure!(
+            self.settle >= 1.0 || self.settle >= self.warmup + self.anneal,
+            "settle is {}: gates have to learn until the target has fallen, at {} of the run (warmup + anneal)",
+            self.settle,
+            self.warmup + self.anneal
+        );
         ensure!(self.target > 0.0, "target is 0: something has to be computed");
         ensure!(self.length > 0.0 && self.length.is_finite(), "length is {}, expected a number above 0", self.length);
         let one = self.rank.is_none_or(|rank| rank == 1);
