@@ -10,7 +10,7 @@
 use crate::failure::{Failure, Outcome, Running};
 use crate::recipe::Recipe;
 use crate::table::{Table, grouped};
-use crate::{files, say};
+use crate::{files, gates, note, say};
 use sartor_ir::onnx::{self, ExternalData, SaveOptions};
 use sartor_ir::{Dim, Error, Graph, Model, Result, Role, ops};
 use sartor_passes::autodiff::Autodiff;
@@ -45,9 +45,13 @@ pub fn load_plain(recipe: &Recipe, registry: &Registry) -> Result<Model> {
     Ok(model)
 }
 
-/// Makes the training programs of a prepared model.
+/// Makes the training programs of a prepared model. One that has gates says in evaluations how they are used, whether they are trained or not.
 pub fn add_programs(model: &mut Model, recipe: &Recipe) -> Result<()> {
-    Driver::new().run(&passes(recipe), model).map(drop)
+    Driver::new().run(&passes(recipe), model)?;
+    if let Err(error) = gates::measured(model) {
+        note!("how the gates are used is not known: {error}");
+    }
+    Ok(())
 }
 
 /// Makes the step of a prepared model as far as its gradients, and `eval`.

@@ -296,6 +296,33 @@ fn the_use_of_gates_is_kept() {
     assert_eq!((&again["split"], &again["blocks"]), (&Value::from("eval"), &found["blocks"]));
 }
 
+/// A model with gates is fine-tuned to what they decide: they are measured as they are, and stay what they were. `settle` does both in one run.
+#[test]
+fn weights_are_tuned_to_gates() {
+    let folder = Folder::with_task();
+    with_gates(&folder, "target = 0.6\nsettle = 0.5\n");
+    folder.ok(&["train", "--recipe", "G.toml", "--set", "gate.binary=true"]);
+    assert!(summary(&folder, "out")["test.flops"].as_f64() < Some(0.8));
+    let recipe = String::from_utf8(folder.read("G.toml")).unwrap();
+    let (recipe, _) = recipe.split_once("[gate]").unwrap();
+    let recipe = recipe.replace("residual.onnx", "out/merged.onnx").replace("\"out\"", "\"tuned\"");
+    folder.write("T.toml", &recipe.replace("[\"*\"]", "[\"*.up\", \"*.down\", \"/^weight$/\"]"));
+    folder.ok(&["train", "--recipe", "T.toml"]);
+    let tuned = summary(&folder, "tuned");
+    assert!(tuned["test.flops"].as_f64() < Some(0.8) && tuned["test.gates_dynamic"].as_f64().is_some(), "{tuned}");
+    assert!(folder.path("tuned/gates.json").exists());
+    let [before, after] = ["out", "tuned"].map(|run| onnx::load(&folder.path(&format!("{run}/merged.onnx"))).unwrap());
+    let mut gates = 0;
+    for (name, param) in &before.params {
+        let gate = name.starts_with("gate.");
+        gates += usize::from(gate);
+        assert_eq!(after.params[name].tensor == param.tensor, gate, "{name}");
+    }
+    assert_eq!(gates, 4);
+    folder.ok(&["transform", "tuned/merged.onnx", "-p", "harden", "-o", "skip.onnx"]);
+    folder.ok(&["verify", "tuned/merged.onnx", "skip.onnx", "--inputs", "test.npz"]);
+}
+
 #[test]
 fn gates_that_are_killed_and_resumed_end_with_the_same_bits() {
     let folder = Folder::with_task();

@@ -50,6 +50,9 @@ struct Args {
     /// Further keys of `[gate]`, as key=value; they become part of the runs' names
     #[arg(long, value_delimiter = ',')]
     keys: Vec<String>,
+    /// Whether the run for each target begins where the one for the target before ended, instead of at the backbone
+    #[arg(long)]
+    chained: bool,
     /// How gated networks go on: more, tuned, frozen
     #[arg(long, value_delimiter = ',')]
     then: Vec<String>,
@@ -186,8 +189,11 @@ impl Args {
             let text = self.going_on(&start, "", ALL, seed).recipe(&name);
             all.push(Run { name, gated: "none, trained on", target: None, recipe: text, made: None });
             for gated in &self.gated {
+                let mut last = None;
                 for &target in &self.targets {
-                    all.extend(self.gated(&start, gated, target, seed)?);
+                    let runs = self.gated(&start, last.as_deref(), gated, target, seed)?;
+                    last = runs.first().map(|run| run.name.clone()).filter(|_| self.chained);
+                    all.extend(runs);
                 }
             }
         }
@@ -233,7 +239,9 @@ impl Args {
     fn name(&self, gated: &str, target: f64, seed: usize) -> (String, String) {
         let plain = |key: &String| key.chars().filter(|c| c.is_alphanumeric() || *c == '.').collect::<String>();
         let suffix: String = self.keys.iter().map(|key| format!("-{}", plain(key))).collect();
-        (format!("{gated}-{target}-{}{suffix}-seed{seed}", self.epochs), self.keys.iter().map(line).collect())
+        let chained = if self.chained { "-chained" } else { "" };
+        let name = format!("{gated}-{target}-{}{suffix}{chained}-seed{seed}", self.epochs);
+        (name, self.keys.iter().map(line).collect())
     }
 
     /// A training that begins with what was trained before.
@@ -241,8 +249,8 @@ impl Args {
         Training { model, tables, trainable, rate: 0.02, epochs: self.epochs, seed }
     }
 
-    /// The training of one gated network, and how it goes on.
-    fn gated(&self, start: &str, gated: &str, target: f64, seed: usize) -> Result<Vec<Run>> {
+    /// The training of one gated network, and how it goes on. `last`: the gated run that it begins with, if any.
+    fn gated(&self, start: &str, last: Option<&str>, gated: &str, target: f64, seed: usize) -> Result<Vec<Run>> {
         let (label, keys) = what(gated)?;
         let (name, extra) = self.name(gated, target, seed);
         let run = |name: &str, recipe: String, made| Run {
@@ -252,16 +260,17 @@ impl Args {
             recipe,
             made,
         };
-        let tables = format!("[gate]\ntarget = {target:?}\n{keys}{extra}");
-        let mut runs = vec![run(&name, self.going_on(start, &tables, ALL, seed).recipe(&name), None)];
+        let kept: String = self.keys.iter().filter(|key| counts_later(key)).map(line).collect();
+        let (model, tables) = match last {
+            None => (start.to_string(), format!("[gate]\ntarget = {target:?}\n{keys}{extra}")),
+            Some(last) => (format!("{last}/merged.onnx"), format!("[gate]\ntarget = {target:?}\n{kept}")),
+        };
+        let mut runs = vec![run(&name, self.going_on(&model, &tables, ALL, seed).recipe(&name), None)];
         for how in &self.then {
             let next = format!("{name}-{how}");
             let model = format!("{name}/merged.onnx");
             let (model, tables, trainable, made) = match how.as_str() {
-                "more" => {
-                    let kept: String = self.keys.iter().filter(|key| counts_later(key)).map(line).collect();
-                    (model, format!("[gate]\ntarget = {target:?}\nanneal = 0.0\n{kept}"), ALL, None)
-                }
+                "more" => (model, format!("[gate]\ntarget = {target:?}\nanneal = 0.0\n{kept}"), ALL, None),
                 "tuned" => (model, String::new(), NO_GATES, None),
                 "frozen" => (format!("{next}.onnx"), String::new(), NO_GATES, Some(Made::Frozen(name.clone()))),
                 other => return Err(Error::msg(format!("--then {other}: expected more, tuned or frozen"))),
