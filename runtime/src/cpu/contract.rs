@@ -15,7 +15,7 @@ use super::skinny::{self, Shape, Source, Target};
 use super::{Shared, gemm, micro};
 use crate::lower::chain::Chain;
 use crate::lower::line_buffer::LineBuffer;
-use crate::lower::program::Program;
+use crate::lower::program::{Ins, Program};
 use crate::lower::view::{self, BufId};
 use std::cell::RefCell;
 use std::ops::Range;
@@ -299,6 +299,10 @@ impl Contract {
         packed: &[Option<Address>],
     ) {
         match (&self.out, &self.epilogue) {
+            (None, Some(program)) if self.skip.is_some() => {
+                // SAFETY: the caller's contract.
+                unsafe { self.gated_program(program, bases, packed, (batch, number), (i, rows)) };
+            }
             (Some(out), _) if self.skip.is_some() => {
                 let start = bases[out.buf.index()].wrapping_add(self.place(out, batch) + i * out.row);
                 // SAFETY: the caller's contract.
@@ -370,6 +374,54 @@ impl Contract {
             let finish = Finish { alpha: product.alpha, add, end };
             job.run(image, weights.get().cast_const(), gates, finish);
         }
+    }
+    /// The same with a program that follows: over the columns that are left, side by side.
+    unsafe fn gated_program(
+        &self,
+        program: &Program,
+        bases: Bases,
+        packed: &[Option<Address>],
+        (batch, number): (usize, u64),
+        (i, rows): (usize, usize),
+    ) {
+        let (Some(skip), [product], &[Some(weights)]) = (&self.skip, self.products.as_slice(), packed) else { return };
+        let Some(patch) = &product.patch else { return };
+        let at = |m: &Matrix| bases[m.buf.index()].wrapping_add(self.place(m, batch)).cast_const();
+        let first = batch * self.m + i;
+        with_memory(&TILE_MEMORY, rows * self.n, |tile| {
+            let places = i / patch.grid.1..(i + rows) / patch.grid.1;
+            let job = Gated { patch, n: self.n, places, out: (tile, self.n), shut: false, run: number };
+            let gates = [&skip.inputs, &skip.columns].map(|m| m.as_ref().map(at));
+            let finish = Finish { alpha: product.alpha, add: false, end: None };
+            let read = Tile { start: tile.cast_const(), stride: self.n };
+            // SAFETY: the caller's contract; the tile has room for all columns, gates have a number per column.
+            unsafe {
+                job.run(at(&product.a), weights.get().cast_const(), gates, finish);
+                let Some(gate) = gates[1] else {
+                    return fused::run(program, bases, first..first + rows, 0..self.n, Some(read));
+                };
+                let open: Vec<usize> = (0..self.n).filter(|&k| *gate.add(k) != 0.0).collect();
+                if open.len() == self.n {
+                    return fused::run(program, bases, first..first + rows, 0..self.n, Some(read));
+                }
+                // What has a number per column is copied: its buffer begins where the copy does.
+                let mut moved = bases.to_vec();
+                let mut copies = Vec::new();
+                for ins in &program.code {
+                    let Ins::Load(_, walk) = ins else { continue };
+                    if walk.col == 0 {
+                        continue;
+                    }
+                    let (from, row) = (bases[walk.buf.index()].cast_const(), walk.row(first));
+                    let mut copy: Vec<f32> = open.iter().map(|&k| *from.add(row + k)).collect();
+                    // For the last vector.
+                    copy.resize(copy.len() + super::LINE, 0.0);
+                    moved[walk.buf.index()] = copy.as_mut_ptr().wrapping_sub(row);
+                    copies.push(copy);
+                }
+                fused::run(program, &moved, first..first + rows, 0..open.len(), Some(read));
+            }
+        });
     }
     /// The sum of products for one rectangle.
     unsafe fn sum(

@@ -1,13 +1,13 @@
 //! What a gate is, seen from the graph: a number that is cut at 0 and multiplies what a block or a channel computes.
 //!
-//! Two things depend on it, where nothing is trained. A convolution of single pixels that gates follow is run by [windows](crate::cpu::patch) of one
+//! Two things depend on it, where nothing is trained. A convolution of single pixels that gates follow, and a product of tokens, is run by [windows](crate::cpu::patch) of one
 //! tap instead of as a product over all pixels of a batch, so that it can [skip](super::skip) examples and channels. And a product with a single
 //! number that is a gate is a [choice](super::lazy): where the gate is 0 the result is 0, whatever the other
 //! factor is (0 · ∞ too), and what only it reads is not computed.
 
 use super::Lowering;
 use super::group::{Arg, What};
-use sartor_ir::{Operator, Result, Value};
+use sartor_ir::{NodeId, Operator, Result, Value};
 
 /// A chain from a convolution to its gate is not longer than this.
 const FAR: usize = 12;
@@ -66,6 +66,49 @@ impl Lowering<'_> {
         self.updated.is_empty() && is_product && factors.any(|v| self.is_gate(v) && self.is_one_for_all(v, 2))
     }
 
+    /// Whether a product of tokens `[N, T, channels]` with weights reads hidden units behind their gates, or makes such that reach one product with gates, of every
+    /// unit by itself: through elementwise operators alone.
+    pub(crate) fn gates_units(&self, id: NodeId, y: Value) -> bool {
+        if !self.updated.is_empty() {
+            return false;
+        }
+        let units = |value: Value| {
+            self.shape(value).is_ok_and(|shape| shape.len() == 3 && shape[1] == 1 && shape[2] > 1)
+                && self.is_gate(value)
+        };
+        let gated = |node: NodeId| {
+            let node_is = self.graph.node(node).is("Mul");
+            node_is && self.graph.node_inputs(node).into_iter().flatten().any(units)
+        };
+        if self.graph.input(id, 0).is_some_and(|x| gated(x.node)) {
+            return true;
+        }
+        let (mut seen, mut next, mut found) = (vec![y], vec![y], false);
+        while let Some(value) = next.pop() {
+            let Some(readers) = self.uses.get(&value).filter(|_| !self.outputs.contains(&value)) else { return false };
+            for &reader in readers {
+                if gated(reader) {
+                    found = true;
+                    continue;
+                }
+                let elementwise = self
+                    .graph
+                    .node(reader)
+                    .op()
+                    .is_some_and(|op| op.domain.is_empty() && sartor_ir::ops::is_elementwise(&op.name));
+                let made = Value { node: reader, slot: 0 };
+                if !elementwise || seen.len() > FAR {
+                    return false;
+                }
+                if !seen.contains(&made) {
+                    seen.push(made);
+                    next.push(made);
+                }
+            }
+        }
+        found
+    }
+
     /// Whether a value is the same along all axes from this one on: an activation that was cut at 0 (a part of hard swish) is no gate.
     fn is_one_for_all(&self, value: Value, axis: usize) -> bool {
         self.shape(value).is_ok_and(|shape| shape.iter().skip(axis).all(|&dim| dim == 1))
@@ -75,7 +118,7 @@ impl Lowering<'_> {
         self.graph.param_name(value).is_some()
     }
 
-    fn is_depthwise(&self, op: &Operator, conv: sartor_ir::NodeId) -> bool {
+    fn is_depthwise(&self, op: &Operator, conv: NodeId) -> bool {
         let groups = op.attrs.int("group", 1).unwrap_or(1);
         let weights = self.graph.input(conv, 1).and_then(|w| self.shape(w).ok());
         groups > 1 && weights.is_some_and(|w| w[0] as i64 == groups && w[1] == 1)

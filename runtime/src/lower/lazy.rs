@@ -135,7 +135,8 @@ impl Demands {
         let factors = contract.products.iter().flat_map(|p| [p.a.buf, p.b.buf]);
         if let Some(program) = &contract.epilogue {
             let tile = self.program(program);
-            return factors.for_each(|buf| self.read(buf, &tile));
+            let skip = contract.skip.iter().flat_map(|skip| [&skip.example, &skip.columns, &skip.inputs]);
+            return factors.chain(skip.flatten().map(|m| m.buf)).for_each(|buf| self.read(buf, &tile));
         }
         let whole = contract.out.as_ref().and_then(|out| self.of[out.buf.index()].clone());
         // A convolution whose gate is 0 sums nothing.

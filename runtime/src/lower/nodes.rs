@@ -8,6 +8,7 @@ use super::program::Width;
 use super::view::{View, Walk};
 use super::{Lowering, Place, Step};
 use crate::cpu::gather::Gather;
+use crate::cpu::patch::Patch;
 use crate::cpu::reduce::Reduce;
 use sartor_ir::{DType, NodeId, Operator, Result, SARTOR_DOMAIN, Value, ops};
 
@@ -57,6 +58,34 @@ pub fn has_kernel(op: &Operator) -> bool {
     ];
     let ours = op.domain.is_empty() || op.domain == SARTOR_DOMAIN;
     ours && (NAMES.contains(&op.name.as_str()) || reduction(&op.name).is_some())
+}
+
+/// Of fewer tokens picking the weights that gates leave costs as much as it saves.
+const TOKENS: usize = 8;
+
+/// The product of tokens `[N, T, k]` with weights `[k, n]` as a convolution of an image of `T × 1` pixels per example.
+fn single_pixels(a: &View, b: &View, alpha: f32) -> RawProduct {
+    let (tokens, k, n) = (a.shape[1], b.shape[0], b.shape[1]);
+    let patch = Patch {
+        image: (tokens, 1),
+        channels: k,
+        steps: [a.strides[1], a.strides[1], 1],
+        weights: [0, 0, b.strides[0]],
+        groups: (1, 0),
+        kernel: (1, 1),
+        grid: (tokens, 1),
+        stride: (1, 1),
+        pad: (0, 0),
+        dilation: (1, 1),
+        transposed: false,
+        depthwise: false,
+        winograd: false,
+    };
+    let images = a.shape[0];
+    // The rows and columns of the left factor are made, not read.
+    let a = View { shape: vec![images, 1, 1], strides: vec![a.strides[0], 0, 0], ..a.clone() };
+    let b = View { shape: vec![images, k, n], strides: vec![0, 0, b.strides[1]], ..b.clone() };
+    RawProduct { a, b, alpha, patch: Some((patch, k)) }
 }
 
 impl Lowering<'_> {
@@ -453,13 +482,21 @@ impl Lowering<'_> {
         }
         let (a, b) = (self.packed(a), self.packed(b));
         let (m, k, n) = (a.shape[a.shape.len() - 2], a.shape[a.shape.len() - 1], b.shape[b.shape.len() - 1]);
+        let tokens = a.shape.len() == 3 && m >= TOKENS && a.strides[1..] == [k, 1] && b.shape.len() == 2;
+        if tokens && self.stays(&b) && self.gates_units(id, y) {
+            let product = single_pixels(&a, &b, alpha * beta);
+            return self.product(y, Core { batch: vec![a.shape[0]], m, n, products: vec![product] });
+        }
         let batch = ops::broadcast::shapes(&[&a.shape[..a.shape.len() - 2], &b.shape[..b.shape.len() - 2]])?;
         let full = |view: &View, x: usize, z: usize| view.broadcast(&[batch.as_slice(), &[x, z]].concat());
         let (Some(a), Some(b)) = (full(&a, m, k), full(&b, k, n)) else { return Ok(false) };
+        self.product(y, Core { batch, m, n, products: vec![RawProduct { a, b, alpha: alpha * beta, patch: None }] })
+    }
+    /// Starts a contract whose result is a node's.
+    fn product(&mut self, y: Value, core: Core) -> Result<bool> {
         let shape = self.shape(y)?;
-        let same_rank = shape.len() == batch.len() + 2;
+        let same_rank = shape.len() == core.batch.len() + 2;
         let (view, natural) = if same_rank { self.storage(y, &shape, false) } else { (self.fresh(shape), true) };
-        let core = Core { batch, m, n, products: vec![RawProduct { a, b, alpha: alpha * beta, patch: None }] };
         self.places.insert(y, Place::View(view.clone()));
         self.start_contract(core, y, view, natural);
         Ok(true)

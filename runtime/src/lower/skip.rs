@@ -8,12 +8,16 @@
 //! is another convolution, which reads them so; a depthwise one between them is treated alike. A convolution whose tail multiplies by `s`
 //! sums nothing where that is 0, and what only it reads, directly or through such convolutions, is not computed at all.
 //!
+//! A product of tokens is a convolution of single pixels here. What follows it may be any [program](super::program) (an activation, say) that multiplies by `c` at last: it runs over the
+//! columns that are left.
+//!
 //! The results are those without gates that skip, but for the order of additions and for infinities (0 · ∞ is 0 here). What is computed depends on the
 //! data, the shapes and the plan do not: an example that is skipped costs nothing in any batch.
 
 use super::finish::{arranged, by_producers};
+use super::program::{Ins, Program};
 use super::view::BufId;
-use super::{Buffer, Home, Planned, Step};
+use super::{Buffer, Home, Planned, Step, tail};
 use crate::cpu::contract::{Contract, Matrix, Skip};
 use std::collections::HashMap;
 
@@ -22,15 +26,29 @@ pub fn link(steps: Vec<Planned>, buffers: &[Buffer]) -> Vec<Planned> {
     let mut links = Links::of(steps, buffers);
     let before = links.steps.len();
     for at in 0..before {
-        let Some(tail) = links.conv(at).and_then(|c| c.tail.clone()) else { continue };
-        if let Some(gate) = tail.factor {
+        let Some(conv) = links.conv(at) else { continue };
+        let (mut example, mut columns) = (None, None);
+        match (&conv.tail, &conv.epilogue) {
+            (Some(tail), _) => (example, columns) = (tail.factor.clone(), tail.scale.clone()),
+            (None, Some(program)) => columns = tail::last_factor(conv, program).map(|(gate, _)| gate),
+            (None, None) => {}
+        }
+        if let Some(gate) = example {
             links.skip_examples(at, &gate);
         }
-        if let Some(gate) = tail.scale {
+        if let Some(gate) = columns {
             links.skip_channels(at, &gate);
         }
     }
     links.ordered()
+}
+
+/// Where the only result of a contract goes.
+fn result(contract: &Contract) -> Option<Matrix> {
+    match &contract.epilogue {
+        None => contract.out.clone(),
+        Some(program) => tail::stored(contract, program),
+    }
 }
 
 struct Links {
@@ -54,13 +72,13 @@ impl Links {
         let arena = buffers.iter().map(|b| b.home == Home::Arena).collect();
         Links { steps, writer, reader, arena, changed: false }
     }
-    /// The contract of a step, if it is one convolution of one group with a plain result.
+    /// The contract of a step, if it is one convolution of one group with one result.
     fn conv(&self, at: usize) -> Option<&Contract> {
         let Step::Contract(contract) = &self.steps[at].step else { return None };
         let [product] = contract.products.as_slice() else { return None };
         let plain = product.patch.is_some_and(|p| p.groups.0 == 1 && !p.transposed) && contract.batch.len() == 1;
-        let out = contract.out.as_ref()?;
-        (plain && out.col == 1 && contract.epilogue.is_none()).then_some(contract)
+        let out = result(contract)?;
+        (plain && out.col == 1).then_some(contract)
     }
     fn is_depthwise(contract: &Contract) -> bool {
         contract.products[0].patch.is_some_and(|p| p.depthwise)
@@ -71,14 +89,16 @@ impl Links {
         let buf = reader.products[0].a.buf;
         let writer = *self.writer.get(&buf)?;
         let made = self.conv(writer)?;
-        let more = reader.tail.iter().flat_map(|tail| tail.matrices()).any(|m| m.buf == buf);
+        let loads = |program: &Program| program.code.iter().any(|i| matches!(i, Ins::Load(_, walk) if walk.buf == buf));
+        let more = reader.tail.iter().flat_map(|tail| tail.matrices()).any(|m| m.buf == buf)
+            || reader.epilogue.as_ref().is_some_and(loads);
         let alone = self.reader.get(&buf) == Some(&Some(at)) && self.arena[buf.index()] && !more;
-        let whole = made.out.as_ref()?.buf == buf && made.batch == reader.batch && self.fits(made, reader);
+        let whole = result(made)?.buf == buf && made.batch == reader.batch && self.fits(made, reader);
         (alone && whole && self.steps[writer].writes == [buf]).then_some(writer)
     }
     /// Whether a convolution reads the result of another pixel by pixel, all channels side by side.
     fn fits(&self, made: &Contract, reader: &Contract) -> bool {
-        let (Some(patch), Some(out)) = (reader.products[0].patch, &made.out) else { return false };
+        let (Some(patch), Some(out)) = (reader.products[0].patch, result(made)) else { return false };
         let a = &reader.products[0].a;
         patch.channels == made.n
             && patch.steps[1] == out.row
@@ -102,7 +122,7 @@ impl Links {
         }
     }
     fn skip_channels(&mut self, at: usize, gate: &Matrix) {
-        let Some(out) = self.conv(at).and_then(|c| c.out.as_ref()).map(|out| out.buf) else { return };
+        let Some(out) = self.conv(at).and_then(result).map(|out| out.buf) else { return };
         let Some(&Some(reader)) = self.reader.get(&out) else { return };
         if self.before(reader) != Some(at) || self.conv(reader).is_none_or(Links::is_depthwise) {
             return;

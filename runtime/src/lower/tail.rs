@@ -282,6 +282,54 @@ fn times<'p>(held: &HashMap<u16, Held<'p>>, a: Src, b: Src) -> Option<Held<'p>> 
     }
 }
 
+/// What an epilogue that is no tail multiplies its only result by at last, a number per batch and column, and where the result goes. `None` too if it reads anything but
+/// numbers per column (from a buffer each) and per row: those can be had for some of the columns.
+pub fn last_factor(contract: &Contract, program: &Program) -> Option<(Matrix, Matrix)> {
+    let mut stored = program.code.iter().filter_map(|ins| match ins {
+        Ins::Store(Src::Reg(reg), walk) => Some((*reg, walk)),
+        _ => None,
+    });
+    let ((reg, walk), None) = (stored.next()?, stored.next()) else { return None };
+    let out = matrix(contract, walk).filter(|out| out.col == 1)?;
+    let mut buffers = vec![out.buf];
+    let mut units = HashMap::new();
+    for ins in &program.code {
+        let Ins::Load(reg, walk) = ins else { continue };
+        if buffers.contains(&walk.buf) || program.whole_rows {
+            return None;
+        }
+        buffers.push(walk.buf);
+        if walk.col != 0 {
+            let still = matrix(contract, walk).filter(|x| x.col == 1 && (x.row == 0 || contract.m == 1))?;
+            units.insert(*reg, still);
+        }
+    }
+    let made = program.code.iter().find(|ins| ins.dst() == Some(reg))?;
+    let factors: &[Src] = match made {
+        Ins::Bin(Bin::Mul, _, a, b) => &[*a, *b],
+        Ins::Two(Simple::Mul, Then::Mul, _, a, b, c) => &[*a, *b, *c],
+        Ins::Two(_, Then::Mul, _, _, _, c) => &[*c],
+        _ => return None,
+    };
+    let gate = factors.iter().find_map(|factor| match factor {
+        Src::Reg(reg) => {
+            units.get(reg).filter(|gate| contract.batch.iter().all(|&n| n == 1) || gate.batch.iter().any(|&s| s > 0))
+        }
+        Src::Const(_) => None,
+    })?;
+    Some((gate.clone(), out))
+}
+
+/// Where an epilogue puts its only result, if that is a matrix per batch.
+pub fn stored(contract: &Contract, program: &Program) -> Option<Matrix> {
+    let mut stored = program.code.iter().filter_map(|ins| match ins {
+        Ins::Store(_, walk) => Some(walk),
+        _ => None,
+    });
+    let (walk, None) = (stored.next()?, stored.next()) else { return None };
+    matrix(contract, walk)
+}
+
 /// A walk over all rows of a contract's results as a matrix per batch, if it is one.
 pub fn matrix(contract: &Contract, walk: &Walk) -> Option<Matrix> {
     let rows = contract.m;
