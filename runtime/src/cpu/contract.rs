@@ -132,6 +132,9 @@ const PACKED: usize = 1 << 23;
 /// A result of so few rows is cut into columns first.
 const FEW: usize = 256;
 
+/// So few examples are cut into two tasks each.
+const FEW_EXAMPLES: usize = 4;
+
 /// Tiles that a result is cut into at least, if it is large enough.
 const TASKS: usize = 16;
 
@@ -182,6 +185,11 @@ impl Contract {
         if let Some((patch, k)) = self.products.iter().find_map(|p| Some((p.patch?, p.k))) {
             let rows = patch.rows_per_task(self.n, k);
             let images: usize = self.batch.iter().product();
+            if patch.is_tokens() {
+                // Every task picks the weights that gates leave anew.
+                let parts = if images < FEW_EXAMPLES { 2 } else { 1 };
+                return (self.m.div_ceil(parts).clamp(1, FEW), self.n.max(1));
+            }
             // Enough tasks for some threads where there are few images.
             let most = (patch.grid.0 * images.max(1)).div_ceil(TASKS).max(1);
             let rows = if patch.winograd { rows } else { rows.min(most) };

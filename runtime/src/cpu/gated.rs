@@ -2,9 +2,12 @@
 //!
 //! The weights that remain are picked out of the packed ones, for each example anew, in the same layout; then the
 //! convolution runs as one of fewer channels. Picking reads every row of the weights that is needed once and costs as much as one or two places of the result.
+//!
+//! Products of tokens have few rows and wide weights, which no cache holds twice. Of rows that are left, none is copied there: micro-kernels sum over stretches of one term.
+//! Columns that are left are picked a panel at a time, which all rows of a task use before the next.
 
 use super::LINE;
-use super::micro::{self, End, Finish, kernels};
+use super::micro::{self, Corner, End, Finish, Left, Span, kernels};
 use super::patch::Patch;
 use std::cell::RefCell;
 use std::ops::Range;
@@ -34,6 +37,7 @@ struct Memory {
     picked: [Picked; 2],
     ends: Vec<f32>,
     area: Vec<f32>,
+    stretches: Vec<(usize, usize)>,
 }
 
 /// Picked weights, and what they were picked for: the run of which kernel, the rows, the columns.
@@ -56,7 +60,7 @@ impl Gated<'_> {
     /// As for [`Patch::run`]; gates must have as many numbers as the convolution has channels and columns.
     pub unsafe fn run(&self, image: *const f32, weights: *const f32, gates: [Option<*const f32>; 2], finish: Finish) {
         MEMORY.with_borrow_mut(|memory| {
-            let Memory { inputs, columns, picked, ends, area } = memory;
+            let Memory { inputs, columns, picked, ends, area, stretches } = memory;
             let picked = &mut picked[self.run as usize % 2];
             // SAFETY: the caller's contract.
             unsafe {
@@ -73,6 +77,11 @@ impl Gated<'_> {
             if self.shut || inputs.is_empty() {
                 // SAFETY: the caller's contract.
                 return unsafe { self.nothing(n, &Finish { end, ..finish }) };
+            }
+            if self.patch.is_tokens() {
+                let open = Open { inputs, columns, full };
+                // SAFETY: the caller's contract.
+                return unsafe { self.tokens(image, weights, open, (area, stretches), Finish { end, ..finish }) };
             }
             let patch = Patch { channels: if self.patch.depthwise { n } else { inputs.len() }, ..*self.patch };
             // SAFETY: the caller's contract; memory has room for what is picked.
@@ -107,6 +116,53 @@ impl Gated<'_> {
             }
         });
     }
+    /// The same for tokens.
+    unsafe fn tokens(
+        &self,
+        image: *const f32,
+        weights: *const f32,
+        open: Open,
+        (panel, stretches): (&mut Vec<f32>, &mut Vec<(usize, usize)>),
+        finish: Finish,
+    ) {
+        let (kernels, pixel, channels) = (kernels(), self.patch.steps[1], self.patch.channels);
+        let (wide, n, rows) = (kernels.panel, open.columns.len(), self.places.len());
+        let apart = channels * wide;
+        let all = [(0, 0)];
+        // Rows of a panel that was picked follow each other.
+        let (stretches, depth): (&[(usize, usize)], usize) = match open.full {
+            (true, _) => (&all, channels),
+            (false, false) => (&all, open.inputs.len()),
+            (false, true) => {
+                stretches.clear();
+                stretches.extend(open.inputs.iter().enumerate().map(|(at, &row)| (at, row as usize * wide)));
+                (stretches, 1)
+            }
+        };
+        panel.resize(panel.len().max((apart + LINE) * usize::from(!open.full.1)), 0.0);
+        // So many rows stay in the cache while all columns are computed; those of a panel that was picked, all of them.
+        let step = if open.full.1 { 64 } else { rows.max(1) };
+        for row in (0..rows).step_by(step) {
+            for first in (0..n).step_by(wide) {
+                let columns = &open.columns[first..(first + wide).min(n)];
+                // SAFETY: the caller's contract; the panel has room for all rows and a vector more.
+                unsafe {
+                    let right = if open.full.1 {
+                        weights.add(first * channels)
+                    } else {
+                        pick_panel(columns, open.inputs, (apart, wide), weights, panel.as_mut_ptr());
+                        panel.as_ptr()
+                    };
+                    let start = image.add((self.places.start + row) * pixel);
+                    let left = Left { start, pitch: pixel, by_column: false };
+                    let start = self.out.0.add(row * self.out.1 + first);
+                    let corner = Corner { start, pitch: self.out.1, cols: columns.len() };
+                    let span = Span { stretches, depth, right: wide };
+                    kernels.panel(step.min(rows - row), span, left, right, corner, &finish.at(row, first));
+                }
+            }
+        }
+    }
     /// The result where the sum is 0.
     unsafe fn nothing(&self, n: usize, finish: &Finish) {
         let rows = self.places.len() * self.patch.grid.1;
@@ -129,6 +185,57 @@ impl Gated<'_> {
         // SAFETY: the weights cover all panels; there is room for what is picked, and for a row with a vector more.
         unsafe { job.run(self.n, from, to.as_mut_ptr()) };
         to.as_ptr()
+    }
+}
+
+/// What gates leave, and whether it is everything: channels of the image, columns.
+#[derive(Clone, Copy)]
+struct Open<'a> {
+    inputs: &'a [u32],
+    columns: &'a [u32],
+    full: (bool, bool),
+}
+
+/// Some rows of some columns, as a panel. `apart`: the distance of panels, which have rows of `wide` numbers. Behind the result there must be room for a vector.
+unsafe fn pick_panel(columns: &[u32], rows: &[u32], (apart, wide): (usize, usize), from: *const f32, to: *mut f32) {
+    #[cfg(target_arch = "x86_64")]
+    if super::simd::level() == super::simd::Level::Avx512 && wide == 32 {
+        // SAFETY: the machine has the instructions; the caller's contract.
+        return unsafe { pick_panel512(columns, rows, apart, from, to) };
+    }
+    for (i, &row) in rows.iter().enumerate() {
+        for (j, &k) in columns.iter().enumerate() {
+            let (panel, place) = (k as usize / wide, k as usize % wide);
+            // SAFETY: the caller's contract.
+            unsafe { *to.add(i * wide + j) = *from.add(panel * apart + row as usize * wide + place) };
+        }
+    }
+}
+
+/// Sixteen columns at a time, those that are wanted moved together; the next row overwrites what a vector is too long.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn pick_panel512(columns: &[u32], rows: &[u32], apart: usize, from: *const f32, to: *mut f32) {
+    use std::arch::x86_64::{_mm512_loadu_ps, _mm512_maskz_compress_ps, _mm512_storeu_ps};
+    // Where sixteen columns lie, which of them are wanted, and where these go.
+    let mut parts = [(0, 0u16, 0); 32];
+    let mut count = 0;
+    for (j, &k) in columns.iter().enumerate() {
+        let place = k as usize / 32 * apart + k as usize % 32 / 16 * 16;
+        if count == 0 || parts[count - 1].0 != place {
+            parts[count] = (place, 0, j);
+            count += 1;
+        }
+        parts[count - 1].1 |= 1 << (k % 16);
+    }
+    for (i, &row) in rows.iter().enumerate() {
+        for &(place, mask, at) in &parts[..count] {
+            // SAFETY: panels are whole; behind the result there is room for a vector.
+            unsafe {
+                let numbers = _mm512_loadu_ps(from.add(place + row as usize * 32));
+                _mm512_storeu_ps(to.add(i * 32 + at), _mm512_maskz_compress_ps(mask, numbers));
+            }
+        }
     }
 }
 

@@ -445,6 +445,10 @@ impl Patch {
             }
         });
     }
+    /// Whether places are tokens: pixels of an image that is one wide.
+    pub fn is_tokens(&self) -> bool {
+        self.grid.1 == 1 && self.grid.0 > 1 && self.is_product()
+    }
     /// Whether places are the pixels of the image, one after the other.
     fn is_product(&self) -> bool {
         let plain = self.taps() == 1 && self.stride == (1, 1) && self.pad == (0, 0) && self.grid == self.image;

@@ -43,11 +43,11 @@ pub fn link(steps: Vec<Planned>, buffers: &[Buffer]) -> Vec<Planned> {
     links.ordered()
 }
 
-/// Where the only result of a contract goes.
+/// Where the only result of a contract goes, columns side by side.
 fn result(contract: &Contract) -> Option<Matrix> {
     match &contract.epilogue {
         None => contract.out.clone(),
-        Some(program) => tail::stored(contract, program),
+        Some(program) => tail::stored(contract, program).filter(|out| out.col == 1),
     }
 }
 
@@ -72,13 +72,13 @@ impl Links {
         let arena = buffers.iter().map(|b| b.home == Home::Arena).collect();
         Links { steps, writer, reader, arena, changed: false }
     }
-    /// The contract of a step, if it is one convolution of one group with one result.
+    /// The contract of a step, if it is one convolution of one group with a plain result, or with a program that follows.
     fn conv(&self, at: usize) -> Option<&Contract> {
         let Step::Contract(contract) = &self.steps[at].step else { return None };
         let [product] = contract.products.as_slice() else { return None };
         let plain = product.patch.is_some_and(|p| p.groups.0 == 1 && !p.transposed) && contract.batch.len() == 1;
-        let out = result(contract)?;
-        (plain && out.col == 1).then_some(contract)
+        let side_by_side = contract.out.as_ref().map_or(contract.epilogue.is_some(), |out| out.col == 1);
+        (plain && side_by_side).then_some(contract)
     }
     fn is_depthwise(contract: &Contract) -> bool {
         contract.products[0].patch.is_some_and(|p| p.depthwise)
