@@ -1,4 +1,4 @@
-//! What shut gates are worth on the clock: `clock [MODEL.onnx…]`, by default MobileNetV2 at 224 × 224 and ResNet-50.
+//! What shut gates are worth on the clock: `clock [MODEL.onnx…]`, by default MobileNetV2 at 224 × 224 and ResNet-50; texts have 128 tokens.
 //!
 //! A model gets gates that are the same for every input: all open, some layers or channels shut, drawn from a seed. Each variant is run in this runtime (one
 //! thread, batches of 1 and 32) and, hardened to `skip`, in ONNX Runtime, all of a model by turns, beside the model without gates. Operations are counted by the cost
@@ -7,7 +7,7 @@
 use clap::Parser;
 use sartor_bench::{Series, cache, output_json, peer_script, record, short, table};
 use sartor_ir::rng::Draw;
-use sartor_ir::{DType, Model, Result, Tensor, bail, onnx};
+use sartor_ir::{DType, Model, Result, Tensor, Type, bail, onnx};
 use sartor_passes::gate::Record;
 use sartor_passes::{Driver, Registry, options, pipelines};
 use sartor_runtime::{Key, Params, Session, SessionOptions};
@@ -18,8 +18,11 @@ use std::time::Instant;
 /// Times gated models whose gates are shut by hand
 #[derive(Parser)]
 struct Args {
-    /// The models, with one image as input
+    /// The models, with an image or the tokens of a text as input
     models: Vec<PathBuf>,
+    /// What the table is called besides `gates`
+    #[arg(long)]
+    name: Option<String>,
     /// Options of `gate`, as key=value
     #[arg(long, value_delimiter = ',')]
     keys: Vec<String>,
@@ -82,6 +85,7 @@ fn main() -> Result<()> {
     );
     // Another choice of gates is another table.
     let name: String = args.keys.iter().map(|key| format!("-{}", key.replace('=', "-"))).collect();
+    let name = args.name.as_ref().map_or(name, |given| format!("-{given}"));
     record(&format!("gates{name}"), "Gates on the clock", &body)
 }
 
@@ -159,22 +163,27 @@ fn cost(model: &Model) -> Result<f64> {
     run(&Registry::builtin(), &mut model, "[[pass]]\nname = \"gate-outputs\"\n")?;
     let found = Session::new(&model, SessionOptions { threads: 1 })?.run(
         &mut Params::of(&model),
-        &images(&model, 1)?,
+        &inputs(&model, 1)?,
         Key::default(),
     )?;
     let Some(share) = found.get("flops") else { bail!("the model does not say what it costs") };
     Ok(share.to_f64s()?[0])
 }
 
-/// Images for the graph's inputs.
-fn images(model: &Model, batch: usize) -> Result<HashMap<String, Tensor>> {
+/// Images or texts of 128 tokens for the graph's inputs.
+fn inputs(model: &Model, batch: usize) -> Result<HashMap<String, Tensor>> {
     let mut inputs = HashMap::new();
     for value in model.graph.inputs() {
         let name = model.graph.value_name(value);
         let Some(shape) = model.graph.ty(value).and_then(|t| t.shape()) else { bail!("input \"{name}\" has no shape") };
-        let mut dims: Vec<usize> = shape.iter().map(|d| d.known().map_or(224, |n| n as usize)).collect();
+        let open = if shape.len() == 2 { 128 } else { 224 };
+        let mut dims: Vec<usize> = shape.iter().map(|d| d.known().map_or(open, |n| n as usize)).collect();
         dims[0] = batch;
-        let tensor = Draw::new(2, "images").tensor(&dims, -2.0, 2.0).cast(DType::F32)?;
+        let tensor = match model.graph.ty(value).and_then(Type::dtype) {
+            // Any token, and none that is masked.
+            Some(DType::I64) => Tensor::from_vec(dims.clone(), vec![1i64; dims.iter().product()]),
+            _ => Draw::new(2, "images").tensor(&dims, -2.0, 2.0).cast(DType::F32)?,
+        };
         inputs.insert(name.to_string(), tensor);
     }
     Ok(inputs)
@@ -185,7 +194,7 @@ fn time(models: &[Model], batch: usize, rounds: usize) -> Result<Vec<f64>> {
     let mut ready = Vec::new();
     for model in models {
         let session = Session::new(model, SessionOptions { threads: 1 })?;
-        ready.push((session, Params::of(model), images(model, batch)?, Series::default()));
+        ready.push((session, Params::of(model), inputs(model, batch)?, Series::default()));
     }
     for round in 0..rounds + 2 {
         for (session, params, inputs, times) in &mut ready {
@@ -202,7 +211,7 @@ fn time(models: &[Model], batch: usize, rounds: usize) -> Result<Vec<f64>> {
 /// The same in ONNX Runtime.
 fn onnx_runtime(model: &Model, files: &[PathBuf], rounds: usize, version: &mut String) -> Result<Vec<f64>> {
     let shapes: HashMap<String, Vec<usize>> =
-        images(model, 1)?.into_iter().map(|(name, x)| (name, x.shape().to_vec())).collect();
+        inputs(model, 1)?.into_iter().map(|(name, x)| (name, x.shape().to_vec())).collect();
     let mut script = peer_script("venv", "ort_clock.py")?;
     let shapes = serde_json::json!(shapes).to_string();
     let found = output_json(script.arg((rounds + 2).to_string()).arg(shapes).args(files))?;
