@@ -132,7 +132,7 @@ const PACKED: usize = 1 << 23;
 /// A result of so few rows is cut into columns first.
 const FEW: usize = 256;
 
-/// So few examples are cut into two tasks each.
+/// So few examples are cut into several tasks each.
 const FEW_EXAMPLES: usize = 4;
 
 /// Tiles that a result is cut into at least, if it is large enough.
@@ -186,8 +186,8 @@ impl Contract {
             let rows = patch.rows_per_task(self.n, k);
             let images: usize = self.batch.iter().product();
             if patch.is_tokens() {
-                // Every task picks the weights that gates leave anew.
-                let parts = if images < FEW_EXAMPLES { 2 } else { 1 };
+                // Every task picks the weights that gates leave anew: no more than some threads need.
+                let parts = if images < FEW_EXAMPLES { (self.m / 64).clamp(2, TASKS) } else { 1 };
                 return (self.m.div_ceil(parts).clamp(1, FEW), self.n.max(1));
             }
             // Enough tasks for some threads where there are few images.
