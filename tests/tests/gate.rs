@@ -533,7 +533,7 @@ impl Net {
     fn attention(&mut self, x: Value, heads: usize, width: usize) -> Value {
         let channels = heads * width;
         let to = |shape: &[i64]| Tensor::from_i64s(shape);
-        let mut apart = |net: &mut Net, perm: [i64; 4]| {
+        let apart = |net: &mut Net, perm: [i64; 4]| {
             let w = net.weight(&[channels, channels]);
             let y = net.op("MatMul", &[x, w]);
             let shape = net.model.graph.add_const("shape", to(&[0, 0, heads as i64, width as i64]));

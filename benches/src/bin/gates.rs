@@ -241,7 +241,7 @@ impl Args {
         let suffix: String = self.keys.iter().map(|key| format!("-{}", plain(key))).collect();
         let chained = if self.chained { "-chained" } else { "" };
         let name = format!("{gated}-{target}-{}{suffix}{chained}-seed{seed}", self.epochs);
-        (name, self.keys.iter().map(line).collect())
+        (name, self.keys.iter().map(|key| line(key)).collect())
     }
 
     /// A training that begins with what was trained before.
@@ -260,7 +260,7 @@ impl Args {
             recipe,
             made,
         };
-        let kept: String = self.keys.iter().filter(|key| counts_later(key)).map(line).collect();
+        let kept: String = self.keys.iter().filter(|key| counts_later(key)).map(|key| line(key)).collect();
         let (model, tables) = match last {
             None => (start.to_string(), format!("[gate]\ntarget = {target:?}\n{keys}{extra}")),
             Some(last) => (format!("{last}/merged.onnx"), format!("[gate]\ntarget = {target:?}\n{kept}")),
@@ -292,7 +292,7 @@ fn what(gated: &str) -> Result<(&'static str, &'static str)> {
 }
 
 /// A line of `[gate]`.
-fn line(key: &String) -> String {
+fn line(key: &str) -> String {
     format!("{}\n", key.replace('=', " = "))
 }
 

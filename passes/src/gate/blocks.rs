@@ -10,7 +10,7 @@
 //! statistics, per-channel constants, depthwise convolutions, pools, products of two such values; transpositions, behind which the channels lie on another axis), and the one *consumer* that sums over the channels. If
 //! nothing else reads them, a channel that is multiplied by 0 before the consumer need not be computed at all.
 //!
-//! The heads of an attention are groups too, with a gate for a head ([`heads`](super::heads)).
+//! The heads of an attention are groups too, with a gate for a head (`heads`).
 //!
 //! Groups outside of residual blocks (plain networks, blocks that change the size) are blocks of their own, without a gate for the whole: only their channels can be left
 //! out. A producer in one of them is no consumer in another, so that no gate network reads what other gates shut.

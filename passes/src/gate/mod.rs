@@ -17,7 +17,7 @@
 //!
 //! With `binary` gates are 1 where `t > 0`, else 0; their gradient is that of the clamp. Where normalisations follow that undo any scale, gates that may be anything
 //! between shrink together under the pressure of their cost until all are near 0, open or not, and flicker. `b` then starts between 0 and 1, the higher the more a channel
-//! matters ([`importance`]), so that the gates of a group shut one after the other.
+//! matters (`importance`), so that the gates of a group shut one after the other.
 //!
 //! With `rank` r a network is `t = (z · U) · W + b`, where U is `[channels, r]` and W `[r, gates]`: r numbers about an input decide on all gates of a block, which
 //! takes fewer parameters and lets gates open and shut together. U starts at 0; W's rows have length 1, and the first moves all gates alike. With `nested` r is 1 and W stays so:

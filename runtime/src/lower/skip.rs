@@ -4,7 +4,7 @@
 //! h = relu(conv1 x) · c          c: a number per example and channel
 //! y = x + (conv2 h) · s          s: a number per example
 //! ```
-//! A convolution whose [tail](super::tail) multiplies by `c` leaves out the columns that are 0 and writes the others side by side, if its only reader
+//! A convolution whose [tail] multiplies by `c` leaves out the columns that are 0 and writes the others side by side, if its only reader
 //! is another convolution, which reads them so; a depthwise one between them is treated alike. A convolution whose tail multiplies by `s`
 //! sums nothing where that is 0, and what only it reads, directly or through such convolutions, is not computed at all.
 //!
