@@ -202,8 +202,9 @@ impl Args {
 
     /// All trainings of a network that is frozen.
     fn planned_with_adapters(&self) -> Result<Vec<Run>> {
-        let only = "--then, --narrower and --backbone are for networks that are trained as a whole";
-        ensure!(self.then.is_empty() && self.narrower.is_empty() && self.backbone.is_none(), "{only}");
+        let only = "--then, --chained, --narrower and --backbone are for networks that are trained as a whole";
+        let plain = self.then.is_empty() && !self.chained && self.narrower.is_empty() && self.backbone.is_none();
+        ensure!(plain, "{only}");
         let run =
             |name: &str, gated, target, recipe: String, made| Run { name: name.into(), gated, target, recipe, made };
         let head = "[head]\ninput = \"/Flatten_output_0\"\nkind = \"classifier\"\nclasses = 10\n";

@@ -107,7 +107,7 @@ pub(crate) fn free(graph: &mut Graph, splits: &[(NodeId, usize)], merge: NodeId,
     let splits = splits.iter().map(|&(id, axis)| (id, axis, vec![-1, width as i64]));
     for (id, axis, last) in splits.chain([(merge, axis, vec![-1])]) {
         let shape: Vec<i64> = vec![0; axis].into_iter().chain(last).collect();
-        let shape = graph.add_const(&format!("{}/heads", graph.node(id).name.clone()), Tensor::from_i64s(&shape));
+        let shape = graph.add_const(&format!("{}/heads", graph.node(id).name), Tensor::from_i64s(&shape));
         graph.set_input(id, 1, Some(shape));
         if let Some(op) = graph.node_mut(id).op_mut() {
             op.attrs.remove("allowzero");

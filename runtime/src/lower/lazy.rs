@@ -133,10 +133,10 @@ impl Demands {
     /// What products read, by themselves or in a chain.
     fn contract(&mut self, contract: &Contract) {
         let factors = contract.products.iter().flat_map(|p| [p.a.buf, p.b.buf]);
+        let skip = contract.skip.iter().flat_map(|skip| [&skip.example, &skip.columns, &skip.inputs]).flatten();
         if let Some(program) = &contract.epilogue {
             let tile = self.program(program);
-            let skip = contract.skip.iter().flat_map(|skip| [&skip.example, &skip.columns, &skip.inputs]);
-            return factors.chain(skip.flatten().map(|m| m.buf)).for_each(|buf| self.read(buf, &tile));
+            return factors.chain(skip.map(|m| m.buf)).for_each(|buf| self.read(buf, &tile));
         }
         let whole = contract.out.as_ref().and_then(|out| self.of[out.buf.index()].clone());
         // A convolution whose gate is 0 sums nothing.
@@ -144,9 +144,7 @@ impl Demands {
         factors.for_each(|buf| self.read(buf, &summed));
         let tail = contract.tail.iter();
         let bias = tail.clone().filter_map(|tail| tail.bias.map(|(buf, _)| buf));
-        let skip = contract.skip.iter().flat_map(|skip| [&skip.example, &skip.columns, &skip.inputs]);
-        let matrices =
-            tail.flat_map(|tail| tail.matrices().chain(tail.gates())).chain(skip.flatten()).map(|matrix| matrix.buf);
+        let matrices = tail.flat_map(|tail| tail.matrices().chain(tail.gates())).chain(skip).map(|matrix| matrix.buf);
         bias.chain(matrices).for_each(|buf| self.read(buf, &whole));
     }
     /// What a program reads. Returns what its tile is wanted for.

@@ -30,7 +30,7 @@ pub fn link(steps: Vec<Planned>, buffers: &[Buffer]) -> Vec<Planned> {
         let (mut example, mut columns) = (None, None);
         match (&conv.tail, &conv.epilogue) {
             (Some(tail), _) => (example, columns) = (tail.factor.clone(), tail.scale.clone()),
-            (None, Some(program)) => columns = tail::last_factor(conv, program).map(|(gate, _)| gate),
+            (None, Some(program)) => columns = tail::last_factor(conv, program),
             (None, None) => {}
         }
         if let Some(gate) = example {
@@ -47,7 +47,7 @@ pub fn link(steps: Vec<Planned>, buffers: &[Buffer]) -> Vec<Planned> {
 fn result(contract: &Contract) -> Option<Matrix> {
     match &contract.epilogue {
         None => contract.out.clone(),
-        Some(program) => tail::stored(contract, program).filter(|out| out.col == 1),
+        Some(program) => tail::stored(contract, program).map(|(_, out)| out),
     }
 }
 

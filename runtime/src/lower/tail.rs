@@ -282,15 +282,10 @@ fn times<'p>(held: &HashMap<u16, Held<'p>>, a: Src, b: Src) -> Option<Held<'p>> 
     }
 }
 
-/// What an epilogue that is no tail multiplies its only result by at last, a number per batch and column, and where the result goes. `None` too if it reads anything but
-/// numbers per column (from a buffer each) and per row: those can be had for some of the columns.
-pub fn last_factor(contract: &Contract, program: &Program) -> Option<(Matrix, Matrix)> {
-    let mut stored = program.code.iter().filter_map(|ins| match ins {
-        Ins::Store(Src::Reg(reg), walk) => Some((*reg, walk)),
-        _ => None,
-    });
-    let ((reg, walk), None) = (stored.next()?, stored.next()) else { return None };
-    let out = matrix(contract, walk).filter(|out| out.col == 1)?;
+/// What an epilogue that is no tail multiplies its only result by at last: a number per batch and column. `None` too if it reads anything but numbers per column (from a
+/// buffer each) and per row: those can be had for some of the columns.
+pub fn last_factor(contract: &Contract, program: &Program) -> Option<Matrix> {
+    let (Src::Reg(reg), out) = stored(contract, program)? else { return None };
     let mut buffers = vec![out.buf];
     let mut units = HashMap::new();
     for ins in &program.code {
@@ -317,17 +312,17 @@ pub fn last_factor(contract: &Contract, program: &Program) -> Option<(Matrix, Ma
         }
         Src::Const(_) => None,
     })?;
-    Some((gate.clone(), out))
+    Some(gate.clone())
 }
 
-/// Where an epilogue puts its only result, if that is a matrix per batch.
-pub fn stored(contract: &Contract, program: &Program) -> Option<Matrix> {
+/// The only result of an epilogue, and where it goes, if that is a matrix per batch whose columns lie side by side.
+pub fn stored(contract: &Contract, program: &Program) -> Option<(Src, Matrix)> {
     let mut stored = program.code.iter().filter_map(|ins| match ins {
-        Ins::Store(_, walk) => Some(walk),
+        Ins::Store(src, walk) => Some((*src, walk)),
         _ => None,
     });
-    let (walk, None) = (stored.next()?, stored.next()) else { return None };
-    matrix(contract, walk)
+    let ((src, walk), None) = (stored.next()?, stored.next()) else { return None };
+    Some((src, matrix(contract, walk).filter(|out| out.col == 1)?))
 }
 
 /// A walk over all rows of a contract's results as a matrix per batch, if it is one.
