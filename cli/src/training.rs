@@ -133,7 +133,7 @@ pub fn schema_of(model: &Model, loss: &Loss) -> Result<Schema> {
     if loss.kind == LossKind::CrossEntropy {
         schema.classes = classes(&model.graph, loss);
     }
-    if loss.teacher { with_optional_label(schema, model, task_of(loss)) } else { Ok(schema) }
+    if loss.teacher.is_some() { with_optional_label(schema, model, task_of(loss)) } else { Ok(schema) }
 }
 
 fn classes(graph: &Graph, loss: &Loss) -> Option<usize> {

@@ -422,11 +422,21 @@ fn gates_learn_from_the_model_itself() {
         ("temperature = 2.0", "temperature softens what a teacher says"),
         ("teacher = true\nlabel_smoothing = 0.1", "label_smoothing is for labels"),
         ("teacher = true\nkind = \"causal-lm\"", "write kind = \"cross-entropy\" and class_axis = -1"),
+        ("labels = 0.5", "labels is their share of the loss beside a teacher's"),
+        ("teacher = true\nlabels = 1.5", "labels is 1.5, expected a share of the loss from 0 to 1"),
+        ("teacher = \"absent.onnx\"", "absent.onnx: No such file"),
+        ("teacher = true\nlabels = 0.5", "there is no array \"label\""),
     ] {
         folder.write("G.toml", &recipe.replace("teacher = true\ntemperature = 2.0", wrong));
         let done = folder.run(&["train", "--recipe", "G.toml", "--force"]);
         assert!(done.code != Some(0) && done.err.contains(expected), "{wrong}: {}", done.err);
     }
+    // A file that says the same is the same teacher; relative paths are relative to the recipe.
+    folder.write("G.toml", &recipe.replace("teacher = true", "teacher = \"backbone.onnx\""));
+    folder.ok(&["train", "--recipe", "G.toml", "--force"]);
+    let from_file = summary(&folder, "out");
+    let apart = |key: &str| (from_file[key].as_f64().unwrap() - number(key)).abs();
+    assert!(apart("test.loss") < 1e-4 && apart("test.flops") < 1e-4, "{from_file} instead of {found}");
 }
 
 #[test]

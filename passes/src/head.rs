@@ -70,6 +70,14 @@ impl Pass for Head {
         };
         let input = self.find_input(model)?;
         let (dtype, width) = feature_type(model, input)?;
+        if !self.keep_outputs {
+            // What only they needed goes first: the new output may have the name of one of them.
+            let kept = GraphOutput { name: self.input.clone(), value: input };
+            model.graph.outputs = vec![kept];
+            model.graph.remove_dead();
+        }
+        let taken = model.graph.find_value(&self.output).is_some();
+        ensure!(!taken, "the model has a value \"{}\" already; give the head another output name", self.output);
         let names = self.add_params(model, dtype, width, outputs)?;
         let logits = self.add_nodes(model, input, dtype, width, outputs, &names)?;
         if !self.keep_outputs {
@@ -85,8 +93,6 @@ impl Pass for Head {
 impl Head {
     fn find_input(&self, model: &Model) -> Result<Value> {
         let graph = &model.graph;
-        let taken = graph.find_value(&self.output).is_some();
-        ensure!(!taken, "the model has a value \"{}\" already; give the head another output name", self.output);
         match graph.find_value(&self.input) {
             Some(value) => Ok(value),
             None => {

@@ -661,7 +661,7 @@ fn costs_are_those_counted_by_hand() {
 
 #[track_caller]
 fn near(found: f64, wanted: f64) {
-    assert!((found - wanted).abs() <= 1e-5 * wanted, "{found} instead of {wanted}");
+    assert!((found - wanted).abs() <= 1e-5 * wanted.abs(), "{found} instead of {wanted}");
 }
 
 /// With λ and the leak 0 the gates' gradients are those of the loss: the cost is counted hard, and its own gradient is an estimate.
@@ -965,6 +965,37 @@ fn easy_examples_are_dearer() {
             assert!((one[c] - wanted).abs() < 1e-3 * scale.abs(), "{labels:?}: {one:?}, {wanted} in place {c}");
         }
     }
+}
+
+/// Of a loss that compares with labels and with a teacher, examples have losses too: at first the teacher agrees with all of them, and what makes them easy or hard are the labels.
+#[test]
+fn examples_beside_a_teacher_are_easy_or_hard() {
+    let weights = |loss: &str, spread: f64| {
+        let mut net = Net::new(9);
+        let x = net.input(&[9, 4, 4]);
+        let h = net.conv(x, &[4, 9, 3, 3], 1, 1);
+        let h = net.op("Relu", &[h]);
+        let h = net.conv(h, &[9, 4, 3, 3], 1, 1);
+        let y = net.op("Add", &[x, h]);
+        let y = net.op("GlobalAveragePool", &[y]);
+        let y = net.op("Flatten", &[y]);
+        let mut model = net.finish(y);
+        let gate = format!("[[pass]]\nname = \"gate\"\nchannels = false\nlambda = 0\nspread = {spread:?}\n");
+        run_passes(&mut model, &format!("[[pass]]\nname = \"loss\"\n{loss}{gate}[[pass]]\nname = \"autodiff\"\n"))
+            .unwrap();
+        let step = Model { graph: model.programs["step"].graph.clone(), programs: Default::default(), ..model };
+        let mut inputs = small(&step, 3);
+        inputs.insert("label".into(), Tensor::from_vec([3], vec![2i64, 0, 1]));
+        inputs.insert("progress".into(), Tensor::scalar(1f32));
+        let place = step.graph.outputs.iter().position(|o| o.name.contains("weight")).unwrap();
+        eval::run(&step, &inputs).unwrap()[place].to_f64s().unwrap()
+    };
+    let moved = |loss: &str| -> Vec<f64> {
+        weights(loss, 8.0).iter().zip(weights(loss, 0.0)).map(|(with, without)| with - without).collect()
+    };
+    let (alone, beside) = (moved(""), moved("teacher = true\nlabels = 0.5\n"));
+    assert!(alone.iter().any(|x| x.abs() > 1e-3), "{alone:?}");
+    alone.iter().zip(&beside).for_each(|(&a, &b)| near(a, b));
 }
 
 /// The same model in `f64`.

@@ -10,7 +10,7 @@
 //! everywhere, as long as backbone and gates together.
 //!
 //! `--net mobilenetv2` takes ImageNet's weights instead, for images of 96 × 96, and trains a classifier and adapters of rank 8 on all 1 × 1 convolutions (`backbone`); then gates with a code of one
-//! number per block, and new adapters of rank 2, while all else stays as it is (`longer`: adapters alone). Data: `tests/assets/fetch.sh --samuel`. Every run is a folder
+//! number per block, and new adapters of rank 1, while all else stays as it is (`longer`: adapters alone). Data: `tests/assets/fetch.sh --samuel`. Every run is a folder
 //! in RUNS with its recipe; what is finished is not repeated, and what was interrupted goes on from its last checkpoint. The table goes to
 //! `docs/results/gates.md`; what stands there under "Notes" is kept.
 
@@ -207,7 +207,7 @@ impl Args {
         ensure!(plain, "{only}");
         let run =
             |name: &str, gated, target, recipe: String, made| Run { name: name.into(), gated, target, recipe, made };
-        let head = "[head]\ninput = \"/Flatten_output_0\"\nkind = \"classifier\"\nclasses = 10\n";
+        let head = "[head]\ninput = \"/Flatten_output_0\"\nkind = \"classifier\"\nclasses = 10\noutput = \"scores\"\n";
         let first = Training {
             model: "small.onnx",
             tables: head,
@@ -221,14 +221,14 @@ impl Args {
         let next = Training { model: "backbone/merged.onnx", tables: "", epochs: self.epochs, ..first };
         for seed in 0..self.seeds {
             let name = format!("longer-{}-seed{seed}", self.epochs);
-            let text = Training { seed, ..next }.adapted(&name, 2);
+            let text = Training { seed, ..next }.adapted(&name, 1);
             all.push(run(&name, "none, trained on", None, text, None));
             for gated in &self.gated {
                 let (label, keys) = what(gated)?;
                 for &target in &self.targets {
                     let (name, extra) = self.name(gated, target, seed);
                     let tables = format!("[gate]\ntarget = {target:?}\nrank = 1\n{keys}{extra}");
-                    let text = Training { tables: &tables, seed, ..next }.adapted(&name, 2);
+                    let text = Training { tables: &tables, seed, ..next }.adapted(&name, 1);
                     all.push(run(&name, label, Some(target), text, None));
                 }
             }

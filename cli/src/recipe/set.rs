@@ -5,8 +5,15 @@ use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
 /// The keys whose values are paths.
-const PATHS: &[&[&str]] =
-    &[&["model"], &["output"], &["data", "train"], &["data", "eval"], &["data", "test"], &["data", "tokenizer"]];
+const PATHS: &[&[&str]] = &[
+    &["model"],
+    &["output"],
+    &["data", "train"],
+    &["data", "eval"],
+    &["data", "test"],
+    &["data", "tokenizer"],
+    &["loss", "teacher"],
+];
 
 /// Applies `cola.rank=16`. The value is TOML; a word that is none is a string.
 pub fn apply(table: &mut Table, text: &str) -> Result<()> {

@@ -517,6 +517,16 @@ fn single_losses(emit: &mut Emit, loss: Value) -> Result<Option<Value>> {
     let rank = first.and_then(|v| emit.graph.ty(v)).and_then(Type::rank);
     match (op.name.as_str(), rank) {
         ("ReduceMean", Some(1)) => Ok(first),
+        // Of the labels and of a teacher, each times its share.
+        ("Add" | "Mul", _) => {
+            let mut single = |value: Option<Value>| match value {
+                Some(value) if emit.graph.node(value.node).constant().is_some() => Ok(Some(value)),
+                Some(value) => single_losses(emit, value),
+                None => Ok(None),
+            };
+            let (Some(first), Some(second)) = (single(first)?, single(second)?) else { return Ok(None) };
+            Ok(Some(emit.op(&op.name, &[first, second], Attributes::new())?))
+        }
         ("SoftmaxCrossEntropyLoss", Some(2)) => {
             let mut attrs = op.attrs;
             attrs.set("reduction", "none");

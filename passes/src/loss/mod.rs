@@ -21,10 +21,12 @@
 //!
 //! With `teacher = true` (cross-entropy, mse, bce) there are no labels: the output is compared with what the model computed before training, by a copy of it
 //! in both programs (self-distillation). That is for training that must change a model without changing what it says: gates, adapters, fewer bits.
-//! Cross-entropy is then the divergence of the two distributions, both softened by `temperature`:
+//! With `teacher = "FILE.onnx"` it is compared with what that model computes from the same inputs (knowledge distillation, arXiv 1503.02531): one that is larger, or what
+//! this one was some trainings ago. Cross-entropy is then the divergence of the two distributions, both softened by `temperature`:
 //! ```text
 //! T² · mean over all places of Σ_c p_c · (log p_c − log q_c),   p = softmax(teacher / T), q = softmax(logits / T)
 //! ```
+//! With `labels = a` the loss is `a` times that of the labels, as without a teacher, and `1 − a` times the other one.
 //!
 //! Precondition: the model is in the internal opset. It adds no gradients; that is `autodiff`.
 
@@ -33,10 +35,12 @@ mod teacher;
 use crate::{Changed, Pass, training};
 use sartor_ir::ops::Emit;
 use sartor_ir::{
-    Attributes, DType, Dim, Graph, GraphOutput, Model, Operator, Program, Result, Tensor, Type, Value, bail, ensure,
+    Attributes, Context, DType, Dim, Graph, GraphOutput, Model, Operator, Program, Result, Tensor, Type, Value, bail,
+    ensure,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
 
 /// The options, and the pass.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
@@ -54,10 +58,13 @@ pub struct Loss {
     pub label_smoothing: f32,
     /// The axis of the classes: 1 as in ONNX, or -1.
     pub class_axis: Option<i64>,
-    /// Whether the output is compared with what the model computed before training instead of labels.
-    pub teacher: bool,
+    /// Compares the output with what a model computes instead of labels: `true`, with what this one computed before training; the path of an ONNX file, with what that
+    /// one computes.
+    pub teacher: Teacher,
     /// With `teacher`: how much both distributions are softened before they are compared.
     pub temperature: f32,
+    /// With `teacher`: the share of the loss that compares with labels all the same, 0 to 1.
+    pub labels: f32,
 }
 
 impl Default for Loss {
@@ -69,9 +76,27 @@ impl Default for Loss {
             ignore_index: -100,
             label_smoothing: 0.0,
             class_axis: None,
-            teacher: false,
+            teacher: Teacher::Itself(false),
             temperature: 1.0,
+            labels: 0.0,
         }
+    }
+}
+
+/// What a model is compared with instead of labels.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Teacher {
+    /// What it computed before training, or nothing.
+    Itself(bool),
+    /// What the model in an ONNX file computes.
+    File(PathBuf),
+}
+
+impl Teacher {
+    /// Whether there is one.
+    pub fn is_some(&self) -> bool {
+        *self != Teacher::Itself(false)
     }
 }
 
@@ -105,18 +130,27 @@ impl Pass for Loss {
         self.check_teacher()?;
         let logits = self.find_logits(&model.graph)?;
         let opset = model.opset();
+        let other = match &self.teacher {
+            Teacher::File(path) => Some(teacher::load(path, opset)?),
+            Teacher::Itself(_) => None,
+        };
         for (name, with_logits) in [("step", false), ("eval", true)] {
             let mut graph = model.graph.clone();
             graph.name = name.to_string();
             graph.outputs.clear();
-            let teacher = match self.teacher {
-                true => Some(teacher::add(&mut graph, model, logits.value)?),
-                false => None,
+            let says = match (&self.teacher, &other) {
+                (Teacher::Itself(false), _) => None,
+                (Teacher::File(path), Some(other)) => {
+                    let says = teacher::add_other(&mut graph, model, other, &logits);
+                    Some(says.context(|| format!("teacher {}", path.display()))?)
+                }
+                _ => Some(teacher::add(&mut graph, model, logits.value)?),
             };
             let mut emit = Emit::new(&mut graph, opset);
             emit.prefix = "/loss/".to_string();
-            let loss = match teacher {
-                Some(teacher) => self.emit_likeness(&mut emit, logits.value, teacher)?,
+            let loss = match says {
+                Some(says) if self.labels == 0.0 => self.emit_likeness(&mut emit, logits.value, says)?,
+                Some(says) => self.emit_both(&mut emit, logits.value, says)?,
                 None => self.emit_loss(&mut emit, logits.value)?,
             };
             graph.outputs.push(GraphOutput { name: "loss".to_string(), value: loss });
@@ -134,15 +168,21 @@ impl Loss {
     fn check_teacher(&self) -> Result<()> {
         let t = self.temperature;
         ensure!(t.is_finite() && t > 0.0, "temperature is {t}, expected a positive number");
-        if !self.teacher {
+        let a = self.labels;
+        ensure!((0.0..=1.0).contains(&a), "labels is {a}, expected a share of the loss from 0 to 1");
+        if !self.teacher.is_some() {
             ensure!(t == 1.0, "temperature softens what a teacher says: it needs teacher = true");
+            ensure!(a == 0.0, "labels is their share of the loss beside a teacher's: it needs teacher = true");
             return Ok(());
         }
         ensure!(
             self.kind != LossKind::CausalLm,
             "a teacher says the probabilities of every place: write kind = \"cross-entropy\" and class_axis = -1"
         );
-        ensure!(self.label_smoothing == 0.0, "label_smoothing is for labels, and with teacher = true there are none");
+        ensure!(
+            a > 0.0 || self.label_smoothing == 0.0,
+            "label_smoothing is for labels, which have no share of the loss beside a teacher unless labels says so"
+        );
         Ok(())
     }
 
@@ -179,6 +219,14 @@ impl Loss {
             }
             LossKind::CausalLm => self.causal_lm(emit, logits),
         }
+    }
+
+    /// The loss of an output beside labels and beside what the teacher computes, by their shares.
+    fn emit_both(&self, emit: &mut Emit, logits: Value, teacher: Value) -> Result<Value> {
+        let share = f64::from(self.labels);
+        let (hard, soft) = (self.emit_loss(emit, logits)?, self.emit_likeness(emit, logits, teacher)?);
+        let (hard, soft) = (emit.mul_scalar(hard, share)?, emit.mul_scalar(soft, 1.0 - share)?);
+        emit.add(hard, soft)
     }
 
     /// The loss of an output beside what the teacher computes.
