@@ -3,10 +3,10 @@
 //! A ResNet is trained on CIFAR-10 from random weights; then gates are attached and trained for each target, from the same backbone, and beside
 //! them the backbone goes on alone for as long, which is what the gated ones are compared with.
 //!
-//! With `--then` every gated network goes on, for as many epochs again: `more`, as before; `tuned`, with gate networks that are not trained any more, so that
+//! With `--then` every gated network goes on, for as many epochs again (or `--then-epochs`): `more`, as before; `tuned`, with gate networks that are not trained any more, so that
 //! the others learn what these decide; and `frozen`, with every gate frozen to one state for all inputs (what was open for at most a certain share of the images of the
 //! last evaluation is shut, the share chosen so that what is left costs what the gated network costs in the mean). The difference between the better of the first two and
-//! the last is what it is worth to look at the input. With `--narrower` the network is trained with fewer channels
+//! the last is what it is worth to look at the input. With `--distil` all three learn from what the backbone says (temperature 4, labels with a share of 0.1). With `--narrower` the network is trained with fewer channels
 //! everywhere, as long as backbone and gates together.
 //!
 //! `--net mobilenetv2` takes ImageNet's weights instead, for images of 96 × 96, and trains a classifier and adapters of rank 8 on all 1 × 1 convolutions (`backbone`); then gates with a code of one
@@ -56,6 +56,15 @@ struct Args {
     /// How gated networks go on: more, tuned, frozen
     #[arg(long, value_delimiter = ',')]
     then: Vec<String>,
+    /// For how many epochs; if left out, as many as with gates
+    #[arg(long)]
+    then_epochs: Option<usize>,
+    /// At which learning rate to begin with
+    #[arg(long, default_value_t = 0.02)]
+    then_rate: f64,
+    /// Whether they learn from what the backbone says then, and from labels with a share of 0.1
+    #[arg(long)]
+    distil: bool,
     /// Widths of ungated networks, as shares of the network's, trained as long as backbone and gates together
     #[arg(long, value_delimiter = ',')]
     narrower: Vec<f64>,
@@ -162,6 +171,8 @@ const POINTWISE: &str = "\"*/conv.0/conv.0.0/Conv\", \"*/conv.2/Conv\", \"*/feat
 impl Args {
     /// All trainings, the backbone first.
     fn planned(&self) -> Result<Vec<Run>> {
+        let about_then = self.distil || self.then_epochs.is_some();
+        ensure!(!self.then.is_empty() || !about_then, "--distil and --then-epochs say how runs of --then go on");
         if self.net == "mobilenetv2" {
             return self.planned_with_adapters();
         }
@@ -171,7 +182,10 @@ impl Args {
             Training { model, tables: "", trainable: ALL, rate: 0.1, epochs, seed: 0 }.recipe(name)
         };
         let (start, mut all) = match &self.backbone {
-            Some(path) => (path.display().to_string(), Vec::new()),
+            // Recipes lie in the folder of the runs.
+            Some(path) => {
+                (std::path::absolute(path).map_err(|e| Error::io(path, e))?.display().to_string(), Vec::new())
+            }
             None => {
                 let text = from_nothing(&file.display().to_string(), "backbone", self.backbone_epochs);
                 let run = Run { name: "backbone".into(), gated: "", target: None, recipe: text, made: None };
@@ -268,15 +282,25 @@ impl Args {
         };
         let mut runs = vec![run(&name, self.going_on(&model, &tables, ALL, seed).recipe(&name), None)];
         for how in &self.then {
-            let next = format!("{name}-{how}");
+            let epochs = self.then_epochs.map(|epochs| format!("-{epochs}")).unwrap_or_default();
+            let next = format!("{name}-{how}{}{epochs}", if self.distil { "-distilled" } else { "" });
+            let taught = match self.distil {
+                true => format!("[loss]\nteacher = \"{start}\"\ntemperature = 4.0\nlabels = 0.1\n"),
+                false => String::new(),
+            };
             let model = format!("{name}/merged.onnx");
             let (model, tables, trainable, made) = match how.as_str() {
-                "more" => (model, format!("[gate]\ntarget = {target:?}\nanneal = 0.0\n{kept}"), ALL, None),
-                "tuned" => (model, String::new(), NO_GATES, None),
-                "frozen" => (format!("{next}.onnx"), String::new(), NO_GATES, Some(Made::Frozen(name.clone()))),
+                "more" => (model, format!("[gate]\ntarget = {target:?}\nanneal = 0.0\n{kept}{taught}"), ALL, None),
+                "tuned" => (model, taught, NO_GATES, None),
+                "frozen" => (format!("{next}.onnx"), taught, NO_GATES, Some(Made::Frozen(name.clone()))),
                 other => return Err(Error::msg(format!("--then {other}: expected more, tuned or frozen"))),
             };
-            runs.push(run(&next, self.going_on(&model, &tables, trainable, seed).recipe(&next), made));
+            let training = Training {
+                rate: self.then_rate,
+                epochs: self.then_epochs.unwrap_or(self.epochs),
+                ..self.going_on(&model, &tables, trainable, seed)
+            };
+            runs.push(run(&next, training.recipe(&next), made));
         }
         Ok(runs)
     }

@@ -109,8 +109,10 @@ impl Tail {
 /// What gates leave out of a convolution. Where a number of a gate is 0, so is everything that is multiplied by it.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Skip {
-    /// A number per batch: if it is 0, nobody reads the result, or it is multiplied by 0 in the tail.
+    /// A number per batch: if it is 0, nobody reads the result, or the sum is multiplied by 0.
     pub example: Option<Matrix>,
+    /// Whether it is this sum that is multiplied by that number, and not what is made of the result.
+    pub last: bool,
     /// A number per batch and column: columns with a 0 are not computed; those that are lie side by side.
     pub columns: Option<Matrix>,
     /// A number per batch and channel of the image: only those without a 0 are there, side by side.
@@ -370,8 +372,7 @@ impl Contract {
         // SAFETY: the caller's contract; gates have a number per batch, or per batch and column.
         unsafe {
             let shut = skip.example.as_ref().is_some_and(|m| *at(m) == 0.0);
-            let last = self.tail.as_ref().is_some_and(|tail| tail.factor.is_some());
-            if shut && !last {
+            if shut && !skip.last {
                 return;
             }
             let places = i / patch.grid.1..(i + rows) / patch.grid.1;
@@ -395,10 +396,15 @@ impl Contract {
         let (Some(skip), [product], &[Some(weights)]) = (&self.skip, self.products.as_slice(), packed) else { return };
         let Some(patch) = &product.patch else { return };
         let at = |m: &Matrix| bases[m.buf.index()].wrapping_add(self.place(m, batch)).cast_const();
+        // SAFETY: the caller's contract; the gate has a number per batch.
+        let shut = skip.example.as_ref().is_some_and(|m| unsafe { *at(m) } == 0.0);
+        if shut && !skip.last {
+            return;
+        }
         let first = batch * self.m + i;
         with_memory(&TILE_MEMORY, rows * self.n, |tile| {
             let places = i / patch.grid.1..(i + rows) / patch.grid.1;
-            let job = Gated { patch, n: self.n, places, out: (tile, self.n), shut: false, run: number };
+            let job = Gated { patch, n: self.n, places, out: (tile, self.n), shut, run: number };
             let gates = [&skip.inputs, &skip.columns].map(|m| m.as_ref().map(at));
             let finish = Finish { alpha: product.alpha, add: false, end: None };
             let read = Tile { start: tile.cast_const(), stride: self.n };

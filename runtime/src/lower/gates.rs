@@ -66,15 +66,14 @@ impl Lowering<'_> {
         self.updated.is_empty() && is_product && factors.any(|v| self.is_gate(v) && self.is_one_for_all(v, 2))
     }
 
-    /// Whether a product of tokens `[N, T, channels]` with weights reads hidden units behind their gates, or makes such that reach one product with gates, of every
-    /// unit by itself: through elementwise operators alone.
+    /// Whether a product of tokens `[N, T, channels]` with weights reads hidden units behind their gates, or makes what reaches a product with gates, of the block or of every
+    /// unit by itself, through elementwise operators alone.
     pub(crate) fn gates_units(&self, id: NodeId, y: Value) -> bool {
         if !self.updated.is_empty() {
             return false;
         }
         let units = |value: Value| {
-            self.shape(value).is_ok_and(|shape| shape.len() == 3 && shape[1] == 1 && shape[2] > 1)
-                && self.is_gate(value)
+            self.shape(value).is_ok_and(|shape| shape.len() == 3 && shape[1] == 1) && self.is_gate(value)
         };
         let gated = |node: NodeId| {
             let node_is = self.graph.node(node).is("Mul");

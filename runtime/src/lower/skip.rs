@@ -9,7 +9,7 @@
 //! sums nothing where that is 0, and what only it reads, directly or through such convolutions, is not computed at all.
 //!
 //! A product of tokens is a convolution of single pixels here. What follows it may be any [program](super::program) (an activation, say) that multiplies by `c` at last: it runs over the
-//! columns that are left.
+//! columns that are left. Or one that multiplies the sum by `s` before anything but numbers of a column are added to it (a shortcut and a normalisation may follow): where that is 0, it runs over zeros.
 //!
 //! The results are those without gates that skip, but for the order of additions and for infinities (0 · ∞ is 0 here). What is computed depends on the
 //! data, the shapes and the plan do not: an example that is skipped costs nothing in any batch.
@@ -30,7 +30,9 @@ pub fn link(steps: Vec<Planned>, buffers: &[Buffer]) -> Vec<Planned> {
         let (mut example, mut columns) = (None, None);
         match (&conv.tail, &conv.epilogue) {
             (Some(tail), _) => (example, columns) = (tail.factor.clone(), tail.scale.clone()),
-            (None, Some(program)) => columns = tail::last_factor(conv, program),
+            (None, Some(program)) => {
+                (example, columns) = (tail::first_factor(conv, program), tail::last_factor(conv, program));
+            }
             (None, None) => {}
         }
         if let Some(gate) = example {
@@ -115,10 +117,10 @@ impl Links {
         }
     }
     fn skip_examples(&mut self, at: usize, gate: &Matrix) {
-        let mut next = Some(at);
-        while let Some(at) = next {
-            self.change(at, gate, |skip| skip.example = Some(gate.clone()));
-            next = self.before(at);
+        let mut next = Some((at, true));
+        while let Some((at, last)) = next {
+            self.change(at, gate, |skip| (skip.example, skip.last) = (Some(gate.clone()), last));
+            next = self.before(at).map(|before| (before, false));
         }
     }
     fn skip_channels(&mut self, at: usize, gate: &Matrix) {

@@ -315,6 +315,37 @@ pub fn last_factor(contract: &Contract, program: &Program) -> Option<Matrix> {
     Some(gate.clone())
 }
 
+/// A number per batch that the sum of products is multiplied by in an epilogue that is no tail, so that no result depends on the sum where it is 0.
+pub fn first_factor(contract: &Contract, program: &Program) -> Option<Matrix> {
+    let gates = program.code.iter().filter_map(|ins| match ins {
+        Ins::Load(reg, walk) if walk.col == 0 => {
+            let still = matrix(contract, walk).filter(|x| x.row == 0 || contract.m == 1)?;
+            Some((*reg, still))
+        }
+        _ => None,
+    });
+    gates.into_iter().find_map(|(gate, place)| {
+        // Registers that depend on the sum even where the gate is 0.
+        let mut open: Vec<u16> = Vec::new();
+        for ins in &program.code {
+            let is_open = |src: &Src| matches!(src, Src::Reg(reg) if open.contains(reg));
+            let is_gate = |src: &Src| matches!(src, Src::Reg(reg) if *reg == gate);
+            let stays = match ins {
+                Ins::Tile(_) => true,
+                Ins::Bin(Bin::Mul, _, a, b) if is_gate(a) || is_gate(b) => false,
+                Ins::Two(_, Then::Mul, .., c) if is_gate(c) => false,
+                Ins::Two(Simple::Mul, _, _, a, b, c) if is_gate(a) || is_gate(b) => is_open(c),
+                Ins::Store(src, _) if is_open(src) => return None,
+                _ => ins.reads().any(|reg| open.contains(&reg)),
+            };
+            if let Some(dst) = ins.dst().filter(|_| stays) {
+                open.push(dst);
+            }
+        }
+        Some(place)
+    })
+}
+
 /// The only result of an epilogue, and where it goes, if that is a matrix per batch whose columns lie side by side.
 pub fn stored(contract: &Contract, program: &Program) -> Option<(Src, Matrix)> {
     let mut stored = program.code.iter().filter_map(|ins| match ins {
