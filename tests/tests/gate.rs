@@ -408,6 +408,12 @@ fn the_runtime_skips_units_of_tokens() {
             // With gates of whole blocks the last product of an attention is gated too. Of the last layer only the first token may be read.
             let attentions = if gate.contains("layers") { 0 } else { blocks.len() - wide - 1 };
             skips(&model, 2 * (wide - 1) + attentions, &format!("{name}, {gate}"));
+            // In a batch what an attention projects is skipped too, example by example.
+            let [one, five] = [1, 5].map(|batch| gated(&model, batch));
+            assert!(
+                five >= one + 3 * attentions,
+                "{name}, {gate}: {five} gated products in a batch, {one} with one example"
+            );
         }
     }
 }
@@ -441,6 +447,21 @@ fn the_runtime_skips_channels_of_depthwise_convolutions() {
     simd::limit(Level::Avx512);
 }
 
+/// How many kernels of a session skip what gates shut.
+fn gated_kernels(session: &Session) -> usize {
+    let kernels = session.report().kernels;
+    let count = |kind: &str| kernels.get(kind).copied().unwrap_or(0);
+    // A line buffer is two convolutions.
+    count("Gated") + 2 * count("GatedLineBuffer")
+}
+
+/// The same of a model, with so many examples.
+fn gated(model: &Model, batch: usize) -> usize {
+    let mut session = Session::new(model, SessionOptions { threads: 1 }).unwrap();
+    session.run(&mut Params::of(model), &small(model, batch), Key::default()).unwrap();
+    gated_kernels(&session)
+}
+
 /// Compares runs of one and several examples with the reference; at least so many convolutions are gated, and threads change no bit.
 fn skips(model: &Model, least: usize, what: &str) {
     for batch in [1, 5] {
@@ -452,10 +473,7 @@ fn skips(model: &Model, least: usize, what: &str) {
             let mut params = Params::of(model);
             session.run(&mut params, &inputs, Key::default()).unwrap();
             let found = session.run(&mut params, &inputs, Key::default()).unwrap();
-            let kernels = session.report().kernels;
-            let count = |kind: &str| kernels.get(kind).copied().unwrap_or(0);
-            // A line buffer is two convolutions.
-            let gated = count("Gated") + 2 * count("GatedLineBuffer");
+            let gated = gated_kernels(&session);
             assert!(gated >= least, "{what}, batch {batch}: {gated} gated convolutions");
             let mut all = Vec::new();
             for (output, wanted) in model.graph.outputs.iter().zip(&wanted) {

@@ -308,12 +308,20 @@ impl Contract {
         bases: Bases,
         packed: &[Option<Address>],
     ) {
+        let windows = self.products.iter().any(|product| product.patch.is_some());
+        if let Some(gate) = self.skip.as_ref().and_then(|skip| skip.example.as_ref()).filter(|_| !windows) {
+            let number = bases[gate.buf.index()].wrapping_add(self.place(gate, batch));
+            // SAFETY: the caller's contract; the gate has a number per batch.
+            if unsafe { *number } == 0.0 {
+                return;
+            }
+        }
         match (&self.out, &self.epilogue) {
-            (None, Some(program)) if self.skip.is_some() => {
+            (None, Some(program)) if self.skip.is_some() && windows => {
                 // SAFETY: the caller's contract.
                 unsafe { self.gated_program(program, bases, packed, (batch, number), (i, rows)) };
             }
-            (Some(out), _) if self.skip.is_some() => {
+            (Some(out), _) if self.skip.is_some() && windows => {
                 let start = bases[out.buf.index()].wrapping_add(self.place(out, batch) + i * out.row);
                 // SAFETY: the caller's contract.
                 unsafe { self.gated(bases, packed, (batch, number), (i, rows), (start, out.row)) };

@@ -108,6 +108,39 @@ impl Lowering<'_> {
         found
     }
 
+    /// Whether all that is made of a product of tokens reaches a product with the gate of a block: what an attention projects.
+    pub(crate) fn feeds_block(&self, y: Value) -> bool {
+        const ON_THE_WAY: [&str; 10] =
+            ["MatMul", "Softmax", "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Identity", "Where", "Mul", "Add"];
+        if !self.updated.is_empty() {
+            return false;
+        }
+        let gate = |value: Value| {
+            self.shape(value).is_ok_and(|shape| shape.len() == 3 && shape[1..] == [1, 1]) && self.is_gate(value)
+        };
+        let (mut seen, mut next) = (vec![y], vec![y]);
+        while let Some(value) = next.pop() {
+            let Some(readers) = self.uses.get(&value).filter(|_| !self.outputs.contains(&value)) else { return false };
+            for &reader in readers {
+                let node = self.graph.node(reader);
+                if node.is("Mul") && self.graph.node_inputs(reader).into_iter().flatten().any(gate) {
+                    continue;
+                }
+                let Some(op) = node.op().filter(|op| op.domain.is_empty()) else { return false };
+                let passes = ON_THE_WAY.contains(&op.name.as_str()) || sartor_ir::ops::is_elementwise(&op.name);
+                let made = Value { node: reader, slot: 0 };
+                if !passes || seen.len() > 4 * FAR {
+                    return false;
+                }
+                if !seen.contains(&made) {
+                    seen.push(made);
+                    next.push(made);
+                }
+            }
+        }
+        true
+    }
+
     /// Whether a value is the same along all axes from this one on: an activation that was cut at 0 (a part of hard swish) is no gate.
     fn is_one_for_all(&self, value: Value, axis: usize) -> bool {
         self.shape(value).is_ok_and(|shape| shape.iter().skip(axis).all(|&dim| dim == 1))

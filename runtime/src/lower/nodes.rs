@@ -483,7 +483,7 @@ impl Lowering<'_> {
         let (a, b) = (self.packed(a), self.packed(b));
         let (m, k, n) = (a.shape[a.shape.len() - 2], a.shape[a.shape.len() - 1], b.shape[b.shape.len() - 1]);
         let tokens = a.shape.len() == 3 && m >= TOKENS && a.strides[1..] == [k, 1] && b.shape.len() == 2;
-        if tokens && self.stays(&b) && self.gates_units(id, y) {
+        if tokens && self.stays(&b) && (self.gates_units(id, y) || self.feeds_block(y)) {
             let product = single_pixels(&a, &b, alpha * beta);
             return self.product(y, Core { batch: vec![a.shape[0]], m, n, products: vec![product] });
         }

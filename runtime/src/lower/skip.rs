@@ -11,12 +11,14 @@
 //! A product of tokens is a convolution of single pixels here. What follows it may be any [program](super::program) (an activation, say) that multiplies by `c` at last: it runs over the
 //! columns that are left. Or one that multiplies the sum by `s` before anything but numbers of a column are added to it (a shortcut and a normalisation may follow): where that is 0, it runs over zeros.
 //!
+//! What an attention makes of an example is skipped with it: products whose results are read by nobody else, example by example, directly or through a program.
+//!
 //! The results are those without gates that skip, but for the order of additions and for infinities (0 · ∞ is 0 here). What is computed depends on the
 //! data, the shapes and the plan do not: an example that is skipped costs nothing in any batch.
 
 use super::finish::{arranged, by_producers};
 use super::program::{Ins, Program};
-use super::view::BufId;
+use super::view::{BufId, Walk};
 use super::{Buffer, Home, Planned, Step, tail};
 use crate::cpu::contract::{Contract, Matrix, Skip};
 use std::collections::HashMap;
@@ -51,6 +53,14 @@ fn result(contract: &Contract) -> Option<Matrix> {
         None => contract.out.clone(),
         Some(program) => tail::stored(contract, program).map(|(_, out)| out),
     }
+}
+
+/// How far apart the parts of a matrix lie that belong to the examples of a batch, the first axis of several; `None` if they overlap or there is only one.
+fn by_example(contract: &Contract, matrix: &Matrix, (rows, cols): (usize, usize)) -> Option<usize> {
+    let (&examples, &apart) = (contract.batch.first()?, matrix.batch.first()?);
+    let axes = contract.batch.iter().copied().zip(matrix.batch.iter().copied()).skip(1);
+    let last: usize = axes.chain([(rows, matrix.row), (cols, matrix.col)]).map(|(n, s)| n.saturating_sub(1) * s).sum();
+    (examples > 1 && matrix.offset + last < apart).then_some(apart)
 }
 
 struct Links {
@@ -91,12 +101,17 @@ impl Links {
         let buf = reader.products[0].a.buf;
         let writer = *self.writer.get(&buf)?;
         let made = self.conv(writer)?;
+        let alone = self.is_operand_only(buf, at);
+        let whole = result(made)?.buf == buf && made.batch == reader.batch && self.fits(made, reader);
+        (alone && whole && self.steps[writer].writes == [buf]).then_some(writer)
+    }
+    /// Whether nobody reads a buffer but this contract, and that only as a factor of its products.
+    fn is_operand_only(&self, buf: BufId, at: usize) -> bool {
+        let Step::Contract(reader) = &self.steps[at].step else { return false };
         let loads = |program: &Program| program.code.iter().any(|i| matches!(i, Ins::Load(_, walk) if walk.buf == buf));
         let more = reader.tail.iter().flat_map(|tail| tail.matrices()).any(|m| m.buf == buf)
             || reader.epilogue.as_ref().is_some_and(loads);
-        let alone = self.reader.get(&buf) == Some(&Some(at)) && self.arena[buf.index()] && !more;
-        let whole = result(made)?.buf == buf && made.batch == reader.batch && self.fits(made, reader);
-        (alone && whole && self.steps[writer].writes == [buf]).then_some(writer)
+        self.reader.get(&buf) == Some(&Some(at)) && self.arena[buf.index()] && !more
     }
     /// Whether a convolution reads the result of another pixel by pixel, all channels side by side.
     fn fits(&self, made: &Contract, reader: &Contract) -> bool {
@@ -117,11 +132,83 @@ impl Links {
         }
     }
     fn skip_examples(&mut self, at: usize, gate: &Matrix) {
-        let mut next = Some((at, true));
-        while let Some((at, last)) = next {
-            self.change(at, gate, |skip| (skip.example, skip.last) = (Some(gate.clone()), last));
-            next = self.before(at).map(|before| (before, false));
+        let (mut next, mut last) = (vec![at], true);
+        while let Some(at) = next.pop() {
+            let Step::Contract(contract) = &self.steps[at].step else { continue };
+            // A number per example, whatever other axes of batches there are.
+            let mut batch = vec![0; contract.batch.len()];
+            batch.iter_mut().zip(&gate.batch).take(1).for_each(|(stride, &of_gate)| *stride = of_gate);
+            let gate = Matrix { batch, ..gate.clone() };
+            self.change(at, &gate, |skip| (skip.example, skip.last) = (Some(gate.clone()), last));
+            last = false;
+            next.extend(self.before(at));
+            next.extend(self.feeding(at));
         }
+    }
+    /// The products whose results only this one reads, those of an example for the same example: heads of an attention, and what they are made of.
+    fn feeding(&self, at: usize) -> Vec<usize> {
+        let Step::Contract(reader) = &self.steps[at].step else { return Vec::new() };
+        let mut found = Vec::new();
+        for product in &reader.products {
+            let image = product.patch.map(|patch| patch.is_tokens().then_some((patch.steps[1], patch.steps[2])));
+            let left = match image {
+                Some(None) => continue,
+                Some(Some((row, col))) => (Matrix { row, col, ..product.a.clone() }, reader.m, product.k),
+                None => (product.a.clone(), reader.m, product.k),
+            };
+            let right = product.patch.is_none().then(|| (product.b.clone(), product.k, reader.n));
+            for (matrix, rows, cols) in [Some(left), right].into_iter().flatten() {
+                let Some(apart) = by_example(reader, &matrix, (rows, cols)) else { continue };
+                let alone = self.is_operand_only(matrix.buf, at);
+                let Some(&writer) = self.writer.get(&matrix.buf).filter(|_| alone) else { continue };
+                let examples = reader.batch[0];
+                if self.makes(writer, matrix.buf, examples) == Some(apart) && self.before(at) != Some(writer) {
+                    found.push(writer);
+                } else if let Step::Program(program) = &self.steps[writer].step {
+                    found.extend(self.through(program, writer, (matrix.buf, apart), examples));
+                }
+            }
+        }
+        found.sort_unstable();
+        found.dedup();
+        found
+    }
+    /// How far apart a step puts the examples of a batch of which it makes a buffer, if it is a contract that can skip them.
+    fn makes(&self, at: usize, buf: BufId, examples: usize) -> Option<usize> {
+        let Step::Contract(made) = &self.steps[at].step else { return None };
+        let plain = made.products.iter().all(|p| p.patch.is_none_or(|patch| patch.is_tokens()));
+        let whole = self.steps[at].writes == [buf] && made.batch.first() == Some(&examples);
+        let out = result(made).filter(|_| plain && whole)?;
+        by_example(made, &out, (made.m, made.n))
+    }
+    /// The products that a program reads which makes a buffer of what they make of an example, for the same example.
+    fn through(&self, program: &Program, at: usize, (buf, apart): (BufId, usize), examples: usize) -> Vec<usize> {
+        let stays = |walk: &Walk, apart: usize| {
+            let (rows, width) = (program.rows / examples, program.cols.saturating_sub(1) * walk.col);
+            (0..program.rows).all(|row| {
+                let start = walk.row(row);
+                start / apart == row / rows && (start + width) / apart == row / rows
+            })
+        };
+        let mut stored = program.code.iter().filter_map(|ins| match ins {
+            Ins::Store(_, walk) => Some(walk),
+            _ => None,
+        });
+        let (Some(out), None) = (stored.next(), stored.next()) else { return Vec::new() };
+        if program.rows % examples != 0 || out.buf != buf || !stays(out, apart) {
+            return Vec::new();
+        }
+        let loaded = program.code.iter().filter_map(|ins| match ins {
+            Ins::Load(_, walk) => Some(walk),
+            _ => None,
+        });
+        let writers = loaded.filter_map(|walk| {
+            let alone = self.reader.get(&walk.buf) == Some(&Some(at)) && self.arena[walk.buf.index()];
+            let writer = *self.writer.get(&walk.buf).filter(|_| alone)?;
+            let apart = self.makes(writer, walk.buf, examples)?;
+            stays(walk, apart).then_some(writer)
+        });
+        writers.collect()
     }
     fn skip_channels(&mut self, at: usize, gate: &Matrix) {
         let Some(out) = self.conv(at).and_then(result).map(|out| out.buf) else { return };
