@@ -195,7 +195,7 @@ impl Links {
             _ => None,
         });
         let (Some(out), None) = (stored.next(), stored.next()) else { return Vec::new() };
-        if program.rows % examples != 0 || out.buf != buf || !stays(out, apart) {
+        if !program.rows.is_multiple_of(examples) || out.buf != buf || !stays(out, apart) {
             return Vec::new();
         }
         let loaded = program.code.iter().filter_map(|ins| match ins {
