@@ -59,9 +59,9 @@ struct Args {
     /// For how many epochs; if left out, as many as with gates
     #[arg(long)]
     then_epochs: Option<usize>,
-    /// At which learning rate to begin with
-    #[arg(long, default_value_t = 0.02)]
-    then_rate: f64,
+    /// At which learning rate they begin; if left out, at that with gates
+    #[arg(long)]
+    then_rate: Option<f64>,
     /// Whether they learn from what the backbone says then, and from labels with a share of 0.1
     #[arg(long)]
     distil: bool,
@@ -171,8 +171,9 @@ const POINTWISE: &str = "\"*/conv.0/conv.0.0/Conv\", \"*/conv.2/Conv\", \"*/feat
 impl Args {
     /// All trainings, the backbone first.
     fn planned(&self) -> Result<Vec<Run>> {
-        let about_then = self.distil || self.then_epochs.is_some();
-        ensure!(!self.then.is_empty() || !about_then, "--distil and --then-epochs say how runs of --then go on");
+        let about_then = self.distil || self.then_epochs.is_some() || self.then_rate.is_some();
+        let refused = "--distil, --then-epochs and --then-rate say how runs of --then go on";
+        ensure!(!self.then.is_empty() || !about_then, "{refused}");
         if self.net == "mobilenetv2" {
             return self.planned_with_adapters();
         }
@@ -283,7 +284,8 @@ impl Args {
         let mut runs = vec![run(&name, self.going_on(&model, &tables, ALL, seed).recipe(&name), None)];
         for how in &self.then {
             let epochs = self.then_epochs.map(|epochs| format!("-{epochs}")).unwrap_or_default();
-            let next = format!("{name}-{how}{}{epochs}", if self.distil { "-distilled" } else { "" });
+            let rate = self.then_rate.map(|rate| format!("-rate{rate}")).unwrap_or_default();
+            let next = format!("{name}-{how}{}{epochs}{rate}", if self.distil { "-distilled" } else { "" });
             let taught = match self.distil {
                 true => format!("[loss]\nteacher = \"{start}\"\ntemperature = 4.0\nlabels = 0.1\n"),
                 false => String::new(),
@@ -295,11 +297,9 @@ impl Args {
                 "frozen" => (format!("{next}.onnx"), taught, NO_GATES, Some(Made::Frozen(name.clone()))),
                 other => return Err(Error::msg(format!("--then {other}: expected more, tuned or frozen"))),
             };
-            let training = Training {
-                rate: self.then_rate,
-                epochs: self.then_epochs.unwrap_or(self.epochs),
-                ..self.going_on(&model, &tables, trainable, seed)
-            };
+            let like = self.going_on(&model, &tables, trainable, seed);
+            let epochs = self.then_epochs.unwrap_or(like.epochs);
+            let training = Training { rate: self.then_rate.unwrap_or(like.rate), epochs, ..like };
             runs.push(run(&next, training.recipe(&next), made));
         }
         Ok(runs)

@@ -308,31 +308,34 @@ impl Contract {
         bases: Bases,
         packed: &[Option<Address>],
     ) {
-        let windows = self.products.iter().any(|product| product.patch.is_some());
-        if let Some(gate) = self.skip.as_ref().and_then(|skip| skip.example.as_ref()).filter(|_| !windows) {
+        let skip = self.skip.as_deref();
+        let shut = skip.and_then(|skip| skip.example.as_ref()).is_some_and(|gate| {
             let number = bases[gate.buf.index()].wrapping_add(self.place(gate, batch));
             // SAFETY: the caller's contract; the gate has a number per batch.
-            if unsafe { *number } == 0.0 {
-                return;
-            }
+            unsafe { *number == 0.0 }
+        });
+        if shut && skip.is_some_and(|skip| !skip.last) {
+            return;
         }
-        match (&self.out, &self.epilogue) {
-            (None, Some(program)) if self.skip.is_some() && windows => {
+        // Other products skip examples only.
+        let skip = skip.filter(|_| self.products.iter().any(|product| product.patch.is_some()));
+        match (&self.out, &self.epilogue, skip) {
+            (None, Some(program), Some(skip)) => {
                 // SAFETY: the caller's contract.
-                unsafe { self.gated_program(program, bases, packed, (batch, number), (i, rows)) };
+                unsafe { self.gated_program(program, (skip, shut), bases, packed, (batch, number), (i, rows)) };
             }
-            (Some(out), _) if self.skip.is_some() && windows => {
+            (Some(out), _, Some(skip)) => {
                 let start = bases[out.buf.index()].wrapping_add(self.place(out, batch) + i * out.row);
                 // SAFETY: the caller's contract.
-                unsafe { self.gated(bases, packed, (batch, number), (i, rows), (start, out.row)) };
+                unsafe { self.gated((skip, shut), bases, packed, (batch, number), (i, rows), (start, out.row)) };
             }
-            (Some(out), _) => {
+            (Some(out), _, None) => {
                 let start = bases[out.buf.index()].wrapping_add(self.place(out, batch) + i * out.row + j * out.col);
                 let end = self.tail.as_ref().map(|tail| self.end(tail, bases, batch).at(i, j));
                 // SAFETY: the caller's contract.
                 unsafe { self.sum(bases, packed, batch, (i, rows), (j, cols), (start, out.row, out.col), end) };
             }
-            (None, Some(epilogue)) => with_memory(&TILE_MEMORY, rows * cols, |tile| {
+            (None, Some(epilogue), None) => with_memory(&TILE_MEMORY, rows * cols, |tile| {
                 let first = batch * self.m + i;
                 // SAFETY: the tile has room for the rectangle; the rest is the caller's contract.
                 unsafe {
@@ -341,7 +344,7 @@ impl Contract {
                     fused::run(epilogue, bases, first..first + rows, j..j + cols, Some(tile));
                 }
             }),
-            (None, None) => {}
+            (None, None, _) => {}
         }
     }
     /// The tail of the results of a batch. Its matrices must lie inside of their buffers.
@@ -367,22 +370,19 @@ impl Contract {
     /// Some rows of places of a convolution, all columns, without what is shut.
     unsafe fn gated(
         &self,
+        (skip, shut): (&Skip, bool),
         bases: Bases,
         packed: &[Option<Address>],
         (batch, number): (usize, u64),
         (i, rows): (usize, usize),
         (start, pitch): (*mut f32, usize),
     ) {
-        let (Some(skip), [product], &[Some(weights)]) = (&self.skip, self.products.as_slice(), packed) else { return };
+        let ([product], &[Some(weights)]) = (self.products.as_slice(), packed) else { return };
         let Some(patch) = &product.patch else { return };
         let at = |m: &Matrix| bases[m.buf.index()].wrapping_add(self.place(m, batch)).cast_const();
         let end = self.tail.as_ref().map(|tail| self.end(tail, bases, batch).at(i, 0));
         // SAFETY: the caller's contract; gates have a number per batch, or per batch and column.
         unsafe {
-            let shut = skip.example.as_ref().is_some_and(|m| *at(m) == 0.0);
-            if shut && !skip.last {
-                return;
-            }
             let places = i / patch.grid.1..(i + rows) / patch.grid.1;
             let image = at(&product.a);
             let job = Gated { patch, n: self.n, places, out: (start, pitch), shut, run: number };
@@ -396,19 +396,15 @@ impl Contract {
     unsafe fn gated_program(
         &self,
         program: &Program,
+        (skip, shut): (&Skip, bool),
         bases: Bases,
         packed: &[Option<Address>],
         (batch, number): (usize, u64),
         (i, rows): (usize, usize),
     ) {
-        let (Some(skip), [product], &[Some(weights)]) = (&self.skip, self.products.as_slice(), packed) else { return };
+        let ([product], &[Some(weights)]) = (self.products.as_slice(), packed) else { return };
         let Some(patch) = &product.patch else { return };
         let at = |m: &Matrix| bases[m.buf.index()].wrapping_add(self.place(m, batch)).cast_const();
-        // SAFETY: the caller's contract; the gate has a number per batch.
-        let shut = skip.example.as_ref().is_some_and(|m| unsafe { *at(m) } == 0.0);
-        if shut && !skip.last {
-            return;
-        }
         let first = batch * self.m + i;
         with_memory(&TILE_MEMORY, rows * self.n, |tile| {
             let places = i / patch.grid.1..(i + rows) / patch.grid.1;

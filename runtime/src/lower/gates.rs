@@ -75,28 +75,34 @@ impl Lowering<'_> {
         let units = |value: Value| {
             self.shape(value).is_ok_and(|shape| shape.len() == 3 && shape[1] == 1) && self.is_gate(value)
         };
-        let gated = |node: NodeId| {
-            let node_is = self.graph.node(node).is("Mul");
-            node_is && self.graph.node_inputs(node).into_iter().flatten().any(units)
-        };
-        if self.graph.input(id, 0).is_some_and(|x| gated(x.node)) {
-            return true;
-        }
-        let (mut seen, mut next, mut found) = (vec![y], vec![y], false);
+        let reads = self.graph.input(id, 0).is_some_and(|x| self.is_gated(x.node, units));
+        reads || self.reaches(y, units, |op| sartor_ir::ops::is_elementwise(&op.name), FAR)
+    }
+
+    /// Whether a node is a product with such a gate.
+    fn is_gated(&self, node: NodeId, gate: impl Fn(Value) -> bool) -> bool {
+        self.graph.node(node).is("Mul") && self.graph.node_inputs(node).into_iter().flatten().any(gate)
+    }
+
+    /// Whether all that is made of a value reaches products with such gates through operators that pass, over about so many values at most.
+    fn reaches(
+        &self,
+        from: Value,
+        gate: impl Fn(Value) -> bool,
+        passes: impl Fn(&Operator) -> bool,
+        most: usize,
+    ) -> bool {
+        let (mut seen, mut next, mut found) = (vec![from], vec![from], false);
         while let Some(value) = next.pop() {
             let Some(readers) = self.uses.get(&value).filter(|_| !self.outputs.contains(&value)) else { return false };
             for &reader in readers {
-                if gated(reader) {
+                if self.is_gated(reader, &gate) {
                     found = true;
                     continue;
                 }
-                let elementwise = self
-                    .graph
-                    .node(reader)
-                    .op()
-                    .is_some_and(|op| op.domain.is_empty() && sartor_ir::ops::is_elementwise(&op.name));
+                let goes_on = self.graph.node(reader).op().is_some_and(|op| op.domain.is_empty() && passes(op));
                 let made = Value { node: reader, slot: 0 };
-                if !elementwise || seen.len() > FAR {
+                if !goes_on || seen.len() > most {
                     return false;
                 }
                 if !seen.contains(&made) {
@@ -110,35 +116,12 @@ impl Lowering<'_> {
 
     /// Whether all that is made of a product of tokens reaches a product with the gate of a block: what an attention projects.
     pub(crate) fn feeds_block(&self, y: Value) -> bool {
-        const ON_THE_WAY: [&str; 10] =
-            ["MatMul", "Softmax", "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Identity", "Where", "Mul", "Add"];
-        if !self.updated.is_empty() {
-            return false;
-        }
-        let gate = |value: Value| {
+        const ON_THE_WAY: [&str; 6] = ["MatMul", "Softmax", "Reshape", "Transpose", "Unsqueeze", "Squeeze"];
+        let block = |value: Value| {
             self.shape(value).is_ok_and(|shape| shape.len() == 3 && shape[1..] == [1, 1]) && self.is_gate(value)
         };
-        let (mut seen, mut next) = (vec![y], vec![y]);
-        while let Some(value) = next.pop() {
-            let Some(readers) = self.uses.get(&value).filter(|_| !self.outputs.contains(&value)) else { return false };
-            for &reader in readers {
-                let node = self.graph.node(reader);
-                if node.is("Mul") && self.graph.node_inputs(reader).into_iter().flatten().any(gate) {
-                    continue;
-                }
-                let Some(op) = node.op().filter(|op| op.domain.is_empty()) else { return false };
-                let passes = ON_THE_WAY.contains(&op.name.as_str()) || sartor_ir::ops::is_elementwise(&op.name);
-                let made = Value { node: reader, slot: 0 };
-                if !passes || seen.len() > 4 * FAR {
-                    return false;
-                }
-                if !seen.contains(&made) {
-                    seen.push(made);
-                    next.push(made);
-                }
-            }
-        }
-        true
+        let passes = |op: &Operator| ON_THE_WAY.contains(&op.name.as_str()) || sartor_ir::ops::is_elementwise(&op.name);
+        self.updated.is_empty() && self.reaches(y, block, passes, 4 * FAR)
     }
 
     /// Whether a value is the same along all axes from this one on: an activation that was cut at 0 (a part of hard swish) is no gate.

@@ -141,28 +141,26 @@ impl Links {
             let gate = Matrix { batch, ..gate.clone() };
             self.change(at, &gate, |skip| (skip.example, skip.last) = (Some(gate.clone()), last));
             last = false;
-            next.extend(self.before(at));
             next.extend(self.feeding(at));
         }
     }
-    /// The products whose results only this one reads, those of an example for the same example: heads of an attention, and what they are made of.
+    /// What makes the image of this convolution for itself alone, and the products whose results only this contract reads, those of an example for the same example: heads of an attention, and what they are made of.
     fn feeding(&self, at: usize) -> Vec<usize> {
         let Step::Contract(reader) = &self.steps[at].step else { return Vec::new() };
-        let mut found = Vec::new();
+        let mut found = Vec::from_iter(self.before(at));
         for product in &reader.products {
-            let image = product.patch.map(|patch| patch.is_tokens().then_some((patch.steps[1], patch.steps[2])));
-            let left = match image {
-                Some(None) => continue,
-                Some(Some((row, col))) => (Matrix { row, col, ..product.a.clone() }, reader.m, product.k),
-                None => (product.a.clone(), reader.m, product.k),
+            let left = match product.patch {
+                Some(patch) if !patch.is_tokens() => continue,
+                Some(patch) => Matrix { row: patch.steps[1], col: patch.steps[2], ..product.a.clone() },
+                None => product.a.clone(),
             };
-            let right = product.patch.is_none().then(|| (product.b.clone(), product.k, reader.n));
-            for (matrix, rows, cols) in [Some(left), right].into_iter().flatten() {
-                let Some(apart) = by_example(reader, &matrix, (rows, cols)) else { continue };
+            let factors = [(left, (reader.m, product.k)), (product.b.clone(), (product.k, reader.n))];
+            for (matrix, lengths) in factors {
+                let Some(apart) = by_example(reader, &matrix, lengths) else { continue };
                 let alone = self.is_operand_only(matrix.buf, at);
                 let Some(&writer) = self.writer.get(&matrix.buf).filter(|_| alone) else { continue };
                 let examples = reader.batch[0];
-                if self.makes(writer, matrix.buf, examples) == Some(apart) && self.before(at) != Some(writer) {
+                if self.makes(writer, matrix.buf, examples) == Some(apart) {
                     found.push(writer);
                 } else if let Step::Program(program) = &self.steps[writer].step {
                     found.extend(self.through(program, writer, (matrix.buf, apart), examples));
@@ -190,11 +188,7 @@ impl Links {
                 start / apart == row / rows && (start + width) / apart == row / rows
             })
         };
-        let mut stored = program.code.iter().filter_map(|ins| match ins {
-            Ins::Store(_, walk) => Some(walk),
-            _ => None,
-        });
-        let (Some(out), None) = (stored.next(), stored.next()) else { return Vec::new() };
+        let Some((_, out)) = tail::only_store(program) else { return Vec::new() };
         if !program.rows.is_multiple_of(examples) || out.buf != buf || !stays(out, apart) {
             return Vec::new();
         }

@@ -154,7 +154,7 @@ fn read(contract: &Contract, program: &Program) -> Option<(Tail, Matrix)> {
     let still = |walk: Option<&Walk>, per_column: bool| match walk {
         None => Some(None),
         Some(walk) => {
-            let found = matrix(contract, walk).filter(|x| contract.m == 1 || x.row == 0);
+            let found = still_matrix(contract, walk);
             found.filter(|x| !per_column || side_by_side(x)).map(Some)
         }
     };
@@ -295,7 +295,7 @@ pub fn last_factor(contract: &Contract, program: &Program) -> Option<Matrix> {
         }
         buffers.push(walk.buf);
         if walk.col != 0 {
-            let still = matrix(contract, walk).filter(|x| x.col == 1 && (x.row == 0 || contract.m == 1))?;
+            let still = still_matrix(contract, walk).filter(|x| x.col == 1)?;
             units.insert(*reg, still);
         }
     }
@@ -317,14 +317,11 @@ pub fn last_factor(contract: &Contract, program: &Program) -> Option<Matrix> {
 
 /// A number per batch that the sum of products is multiplied by in an epilogue that is no tail, so that no result depends on the sum where it is 0.
 pub fn first_factor(contract: &Contract, program: &Program) -> Option<Matrix> {
-    let gates = program.code.iter().filter_map(|ins| match ins {
-        Ins::Load(reg, walk) if walk.col == 0 => {
-            let still = matrix(contract, walk).filter(|x| x.row == 0 || contract.m == 1)?;
-            Some((*reg, still))
-        }
+    let mut gates = program.code.iter().filter_map(|ins| match ins {
+        Ins::Load(reg, walk) if walk.col == 0 => Some((*reg, still_matrix(contract, walk)?)),
         _ => None,
     });
-    gates.into_iter().find_map(|(gate, place)| {
+    gates.find_map(|(gate, place)| {
         // Registers that depend on the sum even where the gate is 0.
         let mut open: Vec<u16> = Vec::new();
         for ins in &program.code {
@@ -348,12 +345,22 @@ pub fn first_factor(contract: &Contract, program: &Program) -> Option<Matrix> {
 
 /// The only result of an epilogue, and where it goes, if that is a matrix per batch whose columns lie side by side.
 pub fn stored(contract: &Contract, program: &Program) -> Option<(Src, Matrix)> {
+    let (src, walk) = only_store(program)?;
+    Some((src, matrix(contract, walk).filter(|out| out.col == 1)?))
+}
+
+/// What a program writes, and where, if it is one thing.
+pub fn only_store(program: &Program) -> Option<(Src, &Walk)> {
     let mut stored = program.code.iter().filter_map(|ins| match ins {
         Ins::Store(src, walk) => Some((*src, walk)),
         _ => None,
     });
-    let ((src, walk), None) = (stored.next()?, stored.next()) else { return None };
-    Some((src, matrix(contract, walk).filter(|out| out.col == 1)?))
+    stored.next().filter(|_| stored.next().is_none())
+}
+
+/// The same row for all rows of a batch.
+fn still_matrix(contract: &Contract, walk: &Walk) -> Option<Matrix> {
+    matrix(contract, walk).filter(|x| x.row == 0 || contract.m == 1)
 }
 
 /// A walk over all rows of a contract's results as a matrix per batch, if it is one.
