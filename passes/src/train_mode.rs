@@ -10,10 +10,10 @@
 //! *Needs* training steps (`loss`), before `autodiff`. *Leaves* every BatchNormalization of a step whose statistics are parameters in training
 //! mode; the statistics become `State`. The inference graph stays in inference mode and reads the running statistics, as
 //! `model.train()` and `model.eval()` do it in PyTorch. A model whose exporter folded the normalisations into
-//! convolutions has none left: then nothing changes. What a teacher ([`loss`](crate::loss)) computes stays in inference mode. Idempotent.
+//! convolutions has none left: then nothing changes. Running statistics that gates are read by (`normalise = "channel"` of [`gate`](crate::gate)) are gathered on too. What a teacher ([`loss`](crate::loss)) computes stays in inference mode. Idempotent.
 
 use crate::training::{TEACHER, bind, for_each_step};
-use crate::{Changed, Pass};
+use crate::{Changed, Pass, gate};
 use sartor_ir::{Model, NodeId, OutputSlot, Program, Result, Role, Type, Value};
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -29,10 +29,14 @@ impl Pass for TrainMode {
     }
     fn run(&self, model: &mut Model) -> Result<Changed> {
         let mut changed = crate::lift::lift(model)?;
+        let gates = gate::Record::load(model)?;
         for_each_step(model, "train-mode", |_, program, rest| {
             let nodes: Vec<NodeId> = program.graph.topo_ops();
             for id in nodes {
                 changed |= switch(program, rest, id)?;
+            }
+            if let Some(record) = &gates {
+                changed |= gate::statistics::gather(program, rest, record)?;
             }
             Ok(())
         })?;

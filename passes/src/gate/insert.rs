@@ -3,6 +3,7 @@
 use super::cost::{Costs, Term};
 use super::importance;
 use super::measure::{self, FLOPS, Measure};
+use super::statistics::standardised;
 use super::{Block, BlockRecord, Gate, GroupRecord, Normalise, Record};
 use crate::training;
 use crate::walk::nodes_by_name;
@@ -47,8 +48,6 @@ struct Gates {
     soft: Vec<Value>,
     /// In steps: open or shut.
     hard: Option<Vec<Value>>,
-    /// In steps: what parameters that gather statistics become.
-    next: Vec<(String, Value)>,
 }
 
 /// What gates are inserted into.
@@ -91,8 +90,6 @@ fn directions(rank: usize, gates: usize) -> Tensor {
 /// Gate networks with more weights make a code of this length first, if nothing else is said: as large as what they decide about they would be, where layers are wide.
 const LARGE: usize = 1 << 16;
 const RANK: usize = 8;
-/// The share of running statistics that a step leaves as it is.
-const KEPT: f64 = 0.95;
 
 impl Gate {
     /// What is done to so many features: a few (the means of an image's colours) say little beside each other.
@@ -203,15 +200,13 @@ pub(super) struct Plan<'a> {
 
 impl Plan<'_> {
     /// Inserts all gates into a graph. `blocks` are those of the inference graph; here they are found again by the names of their nodes.
-    /// Returns, of a step, what parameters that gather statistics become.
     pub(super) fn apply(
         &self,
         graph: &mut Graph,
         params: &IndexMap<String, Parameter>,
         opset: i64,
         purpose: Use,
-    ) -> Result<Vec<(String, Value)>> {
-        let mut next = Vec::new();
+    ) -> Result<()> {
         let by_name = nodes_by_name(graph);
         let site = Site { params, mask: attention_mask(graph), purpose };
         let mut emit = Emit::new(graph, opset);
@@ -225,10 +220,8 @@ impl Plan<'_> {
             let gates = self.network(&mut emit, &here, record, site)?;
             self.multiply(&mut emit, &here, record, &gates.soft)?;
             open.push(gates.hard);
-            next.extend(gates.next);
         }
-        self.finish(graph, opset, &open, purpose)?;
-        Ok(next)
+        self.finish(graph, opset, &open, purpose)
     }
 
     /// Prepares a graph that has gates already for its purpose.
@@ -296,7 +289,6 @@ impl Plan<'_> {
         record: &BlockRecord,
         Site { params, mask, purpose }: Site,
     ) -> Result<Gates> {
-        let mut next = Vec::new();
         let mut param = |name: &str| param_in(emit.graph, params, name);
         let code = record.code.as_ref().map(|name| param(name)).transpose()?;
         let mut network = Network { code, weight: param(&record.weight)?, bias: param(&record.bias)? };
@@ -310,10 +302,6 @@ impl Plan<'_> {
         match (&record.statistics, self.options.normalises(features)) {
             (Some([mean, var]), _) => {
                 let (at_mean, at_var) = (param_in(emit.graph, params, mean)?, param_in(emit.graph, params, var)?);
-                if purpose == Use::Step {
-                    let [next_mean, next_var] = gathered(emit, pooled, at_mean, at_var)?;
-                    next.extend([(mean.clone(), next_mean), (var.clone(), next_var)]);
-                }
                 pooled = standardised(emit, pooled, (at_mean, at_var), self.options.length, features)?;
             }
             (None, Normalise::Example) => pooled = normalised(emit, pooled, features, self.options.length)?,
@@ -332,7 +320,7 @@ impl Plan<'_> {
             Use::Inference | Use::Evaluation => None,
             Use::Step => Some(self.is_open(emit, record, pooled, network)?),
         };
-        Ok(Gates { soft: measure::split(emit, soft, &record.sizes())?, hard, next })
+        Ok(Gates { soft: measure::split(emit, soft, &record.sizes())?, hard })
     }
 
     /// Whether each gate of a block is open, in a step: what the blocks cost trains the gate networks, not the features that they read.
@@ -449,37 +437,6 @@ fn param_in(graph: &mut Graph, params: &IndexMap<String, Parameter>, name: &str)
         Some(param) => Ok(graph.param(name, Type::of(&param.tensor))),
         None => bail!("the model has no parameter \"{name}\""),
     }
-}
-
-/// Features less the running mean, divided by the running deviation, and brought to the length that they have on average: `[N, C]`. Not by those of the batch: training
-/// computes what inference will, and batches may be small.
-fn standardised(
-    emit: &mut Emit,
-    features: Value,
-    (mean, var): (Value, Value),
-    length: f64,
-    count: usize,
-) -> Result<Value> {
-    let centred = emit.sub(features, mean)?;
-    let var = emit.add_scalar(var, 1e-5)?;
-    let deviation = emit.unary("Sqrt", var)?;
-    let standard = emit.div(centred, deviation)?;
-    emit.mul_scalar(standard, length / (count as f64).sqrt())
-}
-
-/// What the running mean and variance are after a step.
-fn gathered(emit: &mut Emit, features: Value, mean: Value, var: Value) -> Result<[Value; 2]> {
-    let still = emit.sartor("Detach", &[features], Attributes::new())?;
-    let next_mean = emit.reduce_mean(still, &[0], false)?;
-    // Around the running mean: one example has a variance too.
-    let centred = emit.sub(still, mean)?;
-    let square = emit.mul(centred, centred)?;
-    let next_var = emit.reduce_mean(square, &[0], false)?;
-    let mut blend = |old: Value, new: Value| {
-        let (old, new) = (emit.mul_scalar(old, KEPT)?, emit.mul_scalar(new, 1.0 - KEPT)?);
-        emit.add(old, new)
-    };
-    Ok([blend(mean, next_mean)?, blend(var, next_var)?])
 }
 
 /// Each row of so many features with mean 0 and this length. With 1 a step of the optimizer moves an example's gates by their weights about as far as by their

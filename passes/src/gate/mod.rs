@@ -42,7 +42,7 @@
 //! The program `eval` gets the outputs `flops`, the cost of each example, and `gates`, all its gates, as [`GateOutputs`] adds them.
 //!
 //! A model that has gates already keeps them and what they read as they are: then only its training programs are made, and its gates are trained on (with `anneal = 0`, at the
-//! target from the first step).
+//! target from the first step). Statistics are gathered on, as they are by [`train_mode`](crate::train_mode) where gates are not trained.
 //!
 //! Precondition: the internal opset, types inferred, no adapters (they may come after). For training: `loss` has run, `autodiff` has not. It does not decide how long
 //! is trained.
@@ -54,6 +54,7 @@ mod importance;
 mod insert;
 mod measure;
 mod record;
+pub(crate) mod statistics;
 
 pub use blocks::{Block, Found, Group, Refusal, find};
 pub use measure::{FLOPS, GATES, GateOutputs};
@@ -177,11 +178,10 @@ impl Pass for Gate {
         model.graph = graph;
         inserted?;
         for (name, program) in &mut model.programs {
-            let next = plan.apply(&mut program.graph, &model.params, opset, insert::Use::of(name));
-            for (param, value) in next.map_err(|e| e.at(format!("program \"{name}\"")))? {
-                training::bind(program, &format!("next:{param}"), value, &param);
-            }
+            plan.apply(&mut program.graph, &model.params, opset, insert::Use::of(name))
+                .map_err(|e| e.at(format!("program \"{name}\"")))?;
         }
+        gather(model, &record)?;
         record.store(model)?;
         Ok(Changed::Yes)
     }
@@ -199,6 +199,14 @@ pub fn separate(model: &mut Model) -> Result<()> {
             graph.remove_dead();
         }
         crate::simplify::simplify_operator(graph, opset, "Reshape")?;
+    }
+    Ok(())
+}
+
+/// Lets every training step of a model, if it has one, gather the statistics that gates are read by.
+fn gather(model: &mut Model, record: &Record) -> Result<()> {
+    if model.programs.keys().any(|name| training::is_step(name)) {
+        training::for_each_step(model, "gate", |_, step, rest| statistics::gather(step, rest, record).map(drop))?;
     }
     Ok(())
 }
@@ -262,6 +270,7 @@ impl Gate {
             plan.go_on(&mut program.graph, opset, insert::Use::of(name))
                 .map_err(|e| e.at(format!("program \"{name}\"")))?;
         }
+        gather(model, record)?;
         let trained = |block: &'_ BlockRecord| -> Vec<String> {
             let weight = (!block.nested).then(|| block.weight.clone());
             block.code.iter().cloned().chain(weight).chain([block.bias.clone()]).collect()

@@ -31,22 +31,57 @@ pub struct Gated<'a> {
 /// What a thread needs.
 #[derive(Default)]
 struct Memory {
-    inputs: Vec<u32>,
-    columns: Vec<u32>,
-    /// What was picked last by runs of odd and of even numbers: two that follow each other take turns in a [line buffer](crate::lower::line_buffer).
-    picked: [Picked; 2],
-    ends: Vec<f32>,
+    /// What the last runs of odd and of even numbers found: two that follow each other take turns in a [line buffer](crate::lower::line_buffer).
+    found: [Found; 2],
     area: Vec<f32>,
     stretches: Vec<(usize, usize)>,
 }
 
-/// Picked weights, and what they were picked for: the run of which kernel, the rows, the columns.
+/// What gates leave of an example, kept from task to task: those of one example follow each other.
 #[derive(Default)]
-struct Picked {
-    weights: Vec<f32>,
-    run: u64,
+struct Found {
+    /// The run, and where the gates, the bias and the scales of the example lie.
+    of: (u64, [usize; 4]),
     inputs: Vec<u32>,
     columns: Vec<u32>,
+    /// Bias and scales of the columns that are left.
+    ends: [Vec<f32>; 2],
+    /// The weights that are left, if they were picked.
+    weights: Vec<f32>,
+    picked: bool,
+}
+
+impl Found {
+    /// Looks at the gates, if these are not the ones of the last task.
+    ///
+    /// # Safety
+    /// Gates, bias and scales must have as many numbers as `job` has channels and columns.
+    unsafe fn look(&mut self, job: &Gated, gates: [Option<*const f32>; 2], end: Option<&End>) {
+        let place = |from: Option<*const f32>| from.map_or(0, |from| from.addr());
+        let of = (job.run, [place(gates[0]), place(gates[1]), place(end.map(|e| e.bias)), place(end.map(|e| e.scale))]);
+        if self.of == of {
+            return;
+        }
+        (self.of, self.picked) = (of, false);
+        // SAFETY: the caller's contract.
+        unsafe {
+            open(gates[0], job.patch.channels, &mut self.inputs);
+            open(gates[1], job.n, &mut self.columns);
+        }
+        let Some(end) = end.filter(|_| self.columns.len() < job.n) else { return };
+        for (from, to) in [end.bias, end.scale].into_iter().zip(&mut self.ends) {
+            to.clear();
+            if !from.is_null() {
+                // SAFETY: the caller's contract.
+                to.extend(self.columns.iter().map(|&k| unsafe { *from.add(k as usize) }));
+            }
+        }
+    }
+    /// The end of the columns that are left.
+    fn end(&self, end: End, all: bool) -> End {
+        let kept = |from: *const f32, to: &[f32]| if all || from.is_null() { from } else { to.as_ptr() };
+        End { bias: kept(end.bias, &self.ends[0]), scale: kept(end.scale, &self.ends[1]), ..end }
+    }
 }
 
 thread_local! {
@@ -60,59 +95,40 @@ impl Gated<'_> {
     /// As for [`Patch::run`]; gates must have as many numbers as the convolution has channels and columns.
     pub unsafe fn run(&self, image: *const f32, weights: *const f32, gates: [Option<*const f32>; 2], finish: Finish) {
         MEMORY.with_borrow_mut(|memory| {
-            let Memory { inputs, columns, picked, ends, area, stretches } = memory;
-            let picked = &mut picked[self.run as usize % 2];
+            let Memory { found, area, stretches } = memory;
+            let found = &mut found[self.run as usize % 2];
             // SAFETY: the caller's contract.
-            unsafe {
-                open(gates[0], self.patch.channels, inputs);
-                open(gates[1], self.n, columns);
-            }
-            let full = (inputs.len() == self.patch.channels, columns.len() == self.n);
-            let n = columns.len();
-            // SAFETY: the caller's contract.
-            let end = finish.end.map(|end| if full.1 { end } else { unsafe { compact(&end, columns, ends) } });
-            if columns.is_empty() {
+            unsafe { found.look(self, gates, finish.end.as_ref()) };
+            let full = (found.inputs.len() == self.patch.channels, found.columns.len() == self.n);
+            let n = found.columns.len();
+            let finish = Finish { end: finish.end.map(|end| found.end(end, full.1)), ..finish };
+            if n == 0 {
                 return;
             }
-            if self.shut || inputs.is_empty() {
+            if self.shut || found.inputs.is_empty() {
                 // SAFETY: the caller's contract.
-                return unsafe { self.nothing(n, &Finish { end, ..finish }) };
+                return unsafe { self.nothing(n, &finish) };
             }
             if self.patch.is_tokens() {
-                let open = Open { inputs, columns, full };
+                let open = Open { inputs: &found.inputs, columns: &found.columns, full };
                 // SAFETY: the caller's contract.
-                return unsafe { self.tokens(image, weights, open, (area, stretches), Finish { end, ..finish }) };
+                return unsafe { self.tokens(image, weights, open, (area, stretches), finish) };
             }
-            let patch = Patch { channels: if self.patch.depthwise { n } else { inputs.len() }, ..*self.patch };
+            let patch = Patch { channels: if self.patch.depthwise { n } else { found.inputs.len() }, ..*self.patch };
             // SAFETY: the caller's contract; memory has room for what is picked.
             unsafe {
-                let weights = match full {
-                    (true, true) => weights,
-                    // Tasks of one example follow each other.
-                    _ if (picked.run, &picked.inputs, &picked.columns) == (self.run, &*inputs, &*columns) => {
-                        picked.weights.as_ptr()
+                if full != (true, true) && !found.picked {
+                    let Found { inputs, columns, weights: to, .. } = &mut *found;
+                    match self.patch.depthwise {
+                        true => pick_lines(self.patch.taps(), (self.n, columns), weights, to),
+                        false => self.pick(inputs, columns, weights, to),
                     }
-                    _ => {
-                        picked.run = self.run;
-                        picked.inputs.clone_from(inputs);
-                        picked.columns.clone_from(columns);
-                        match self.patch.depthwise {
-                            true => pick_lines(self.patch.taps(), (self.n, columns), weights, &mut picked.weights),
-                            false => self.pick(inputs, columns, weights, &mut picked.weights),
-                        }
-                    }
-                };
+                    found.picked = true;
+                }
+                let weights = if found.picked { found.weights.as_ptr() } else { weights };
                 let needed = patch.memory(&self.places);
                 area.resize(area.len().max(needed), 0.0);
-                patch.run(
-                    image,
-                    weights,
-                    n,
-                    self.places.clone(),
-                    area.as_mut_ptr(),
-                    self.out,
-                    &Finish { end, ..finish },
-                );
+                patch.run(image, weights, n, self.places.clone(), area.as_mut_ptr(), self.out, &finish);
             }
         });
     }
@@ -176,15 +192,19 @@ impl Gated<'_> {
         }
     }
     /// Rows and columns of packed weights, in panels. What is beyond the last column is not defined.
-    unsafe fn pick(&self, inputs: &[u32], columns: &[u32], from: *const f32, to: &mut Vec<f32>) -> *const f32 {
+    unsafe fn pick(&self, inputs: &[u32], columns: &[u32], from: *const f32, to: &mut Vec<f32>) {
         let (wide, channels) = (kernels().panel, self.patch.channels);
         // Winograd's weights have a place per element of a transformed tile.
         let taps = if self.patch.winograd { 16 } else { self.patch.taps() };
-        let job = Pick { taps, channels, wide, inputs, columns };
-        to.resize(to.len().max(job.len(self.n)), 0.0);
-        // SAFETY: the weights cover all panels; there is room for what is picked, and for a row with a vector more.
-        unsafe { job.run(self.n, from, to.as_mut_ptr()) };
-        to.as_ptr()
+        let rows: Vec<u32> =
+            (0..taps).flat_map(|tap| inputs.iter().map(move |&c| (tap * channels) as u32 + c)).collect();
+        let panel = rows.len() * wide;
+        to.resize(to.len().max(columns.len().div_ceil(wide) * panel + LINE), 0.0);
+        for (at, columns) in columns.chunks(wide).enumerate() {
+            let to = to.as_mut_ptr().wrapping_add(at * panel);
+            // SAFETY: the weights cover all panels; behind each panel there is room for a vector, which the next one overwrites.
+            unsafe { pick_panel(columns, &rows, (taps * channels * wide, wide), from, to) };
+        }
     }
 }
 
@@ -242,15 +262,20 @@ unsafe fn pick_panel512(columns: &[u32], rows: &[u32], apart: usize, from: *cons
 /// The numbers of the entries that are not 0; all of them without a gate.
 unsafe fn open(gate: Option<*const f32>, count: usize, to: &mut Vec<u32>) {
     to.clear();
-    match gate {
-        None => to.extend(0..count as u32),
+    to.extend(0..count as u32);
+    let Some(gate) = gate else { return };
+    // Every number is written where the next one goes; nothing is guessed.
+    let mut found = 0;
+    for k in 0..count {
+        to[found] = k as u32;
         // SAFETY: the caller vouches for the gate's length.
-        Some(gate) => to.extend((0..count as u32).filter(|&k| unsafe { *gate.add(k as usize) } != 0.0)),
+        found += usize::from(unsafe { *gate.add(k) } != 0.0);
     }
+    to.truncate(found);
 }
 
 /// Columns of depthwise weights, tap by tap.
-unsafe fn pick_lines(taps: usize, (n, columns): (usize, &[u32]), from: *const f32, to: &mut Vec<f32>) -> *const f32 {
+unsafe fn pick_lines(taps: usize, (n, columns): (usize, &[u32]), from: *const f32, to: &mut Vec<f32>) {
     let (old, new) = (n.next_multiple_of(LINE), columns.len().next_multiple_of(LINE));
     to.resize(to.len().max(taps * new), 0.0);
     for tap in 0..taps {
@@ -260,96 +285,5 @@ unsafe fn pick_lines(taps: usize, (n, columns): (usize, &[u32]), from: *const f3
             *x = unsafe { *from.add(tap * old + k as usize) };
         }
         line[columns.len()..].fill(0.0);
-    }
-    to.as_ptr()
-}
-
-/// The end of fewer columns.
-unsafe fn compact(end: &End, columns: &[u32], memory: &mut Vec<f32>) -> End {
-    let n = columns.len().next_multiple_of(LINE);
-    memory.resize(memory.len().max(2 * n), 0.0);
-    let (first, second) = memory.split_at_mut(n);
-    let pick = |from: *const f32, to: &mut [f32]| {
-        if from.is_null() {
-            return from;
-        }
-        // SAFETY: bias and gate have a number per column.
-        to.iter_mut().zip(columns).for_each(|(x, &k)| *x = unsafe { *from.add(k as usize) });
-        to.as_ptr()
-    };
-    End { bias: pick(end.bias, first), scale: pick(end.scale, second), ..*end }
-}
-
-/// What is picked out of packed weights: for every tap (or place of a tile) some rows, of which some columns.
-struct Pick<'a> {
-    taps: usize,
-    channels: usize,
-    wide: usize,
-    inputs: &'a [u32],
-    columns: &'a [u32],
-}
-
-impl Pick<'_> {
-    /// Elements of memory: the result, and a row of all columns and a vector more.
-    fn len(&self, n: usize) -> usize {
-        self.start_of_row() + n.next_multiple_of(self.wide) + LINE
-    }
-    fn start_of_row(&self) -> usize {
-        self.columns.len().div_ceil(self.wide) * self.taps * self.inputs.len() * self.wide
-    }
-    /// The rows of the source, with their numbers in the result.
-    fn rows(&self) -> impl Iterator<Item = (usize, usize)> {
-        let row = move |tap: usize| self.inputs.iter().map(move |&c| (tap * self.channels + c as usize) * self.wide);
-        (0..self.taps).flat_map(row).enumerate()
-    }
-    unsafe fn run(&self, n: usize, from: *const f32, to: *mut f32) {
-        #[cfg(target_arch = "x86_64")]
-        if super::simd::level() == super::simd::Level::Avx512 && self.wide == 32 {
-            let mut masks = vec![0u16; n.div_ceil(LINE)];
-            self.columns.iter().for_each(|&k| masks[k as usize / 16] |= 1 << (k % 16));
-            // SAFETY: the machine has the instructions; the caller's contract.
-            return unsafe { self.run512(&masks, from, to) };
-        }
-        let (apart, new) = (self.taps * self.channels * self.wide, self.taps * self.inputs.len() * self.wide);
-        for (row, source) in self.rows() {
-            for (j, &k) in self.columns.iter().enumerate() {
-                let (old, place) = (k as usize / self.wide, k as usize % self.wide);
-                let target = j / self.wide * new + row * self.wide + j % self.wide;
-                // SAFETY: the caller's contract.
-                unsafe { *to.add(target) = *from.add(old * apart + source + place) };
-            }
-        }
-    }
-    /// Sixteen numbers at a time, those that are wanted moved together.
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx512f")]
-    unsafe fn run512(&self, masks: &[u16], from: *const f32, to: *mut f32) {
-        use std::arch::x86_64::{_mm512_loadu_ps, _mm512_maskz_compress_ps, _mm512_storeu_ps};
-        let (apart, new) = (self.taps * self.channels * self.wide, self.taps * self.inputs.len() * self.wide);
-        let panels = self.columns.len().div_ceil(self.wide);
-        let row_start = to.wrapping_add(self.start_of_row());
-        for (row, source) in self.rows() {
-            let source = from.wrapping_add(source);
-            // One panel is written where it belongs; the next row overwrites what a vector is too long.
-            let mut line = if panels == 1 { to.wrapping_add(row * self.wide) } else { row_start };
-            let first = line;
-            for (i, &mask) in masks.iter().enumerate() {
-                // SAFETY: panels are whole; behind the result there is room for a vector.
-                unsafe {
-                    let numbers = _mm512_loadu_ps(source.add(i / 2 * apart + i % 2 * 16));
-                    _mm512_storeu_ps(line, _mm512_maskz_compress_ps(mask, numbers));
-                    line = line.add(mask.count_ones() as usize);
-                }
-            }
-            if panels > 1 {
-                for half in 0..2 * panels {
-                    // SAFETY: the row has all panels.
-                    unsafe {
-                        let numbers = _mm512_loadu_ps(first.add(half * 16));
-                        _mm512_storeu_ps(to.add(half / 2 * new + row * self.wide + half % 2 * 16), numbers);
-                    }
-                }
-            }
-        }
     }
 }
