@@ -72,6 +72,7 @@ impl Step {
             Step::Contract(c) if c.skip.is_some() => "Gated",
             Step::Contract(c) if c.products.iter().any(|p| p.patch.is_some()) => "Conv",
             Step::Contract(_) => "Contract",
+            Step::Chain(chain) if chain.members.iter().any(|c| c.skip.is_some()) => "GatedChain",
             Step::Chain(_) => "Chain",
             Step::LineBuffer(both) if both.contracts().iter().any(|c| c.skip.is_some()) => "GatedLineBuffer",
             Step::LineBuffer(_) => "LineBuffer",

@@ -399,19 +399,24 @@ fn the_runtime_skips_units_of_tokens() {
     ];
     for (name, length) in files {
         let bind = format!("[[pass]]\nname = \"bind\"\ndims = {{ {length} = 21 }}\n");
-        for gate in ["layers = false\nheads = false\n", "layers = false\n", ""] {
+        for gate in ["layers = false\nheads = false\n", "heads = false\n", "layers = false\n", ""] {
             let mut model = prepared(&asset(name), &format!("{bind}{GATE}{gate}")).unwrap();
             disturb(&mut model, 50);
             pipelines::prepare_inference(&mut model, &Registry::builtin()).unwrap();
             let blocks = Record::load(&model).unwrap().unwrap().blocks;
             let wide = blocks.iter().filter(|block| block.groups.iter().any(|group| group.width == 1)).count();
-            // With gates of whole blocks the last product of an attention is gated too. Of the last layer only the first token may be read.
-            let attentions = if gate.contains("layers") { 0 } else { blocks.len() - wide - 1 };
-            skips(&model, 2 * (wide - 1) + attentions, &format!("{name}, {gate}"));
-            // In a batch what an attention projects is skipped too, example by example.
-            let [one, five] = [1, 5].map(|batch| gated(&model, batch));
+            // With gates of whole blocks the last product of an attention is gated too, with those of heads all four projections. Of the last layer only the first token may be read.
+            let (layers, heads) = (!gate.contains("layers"), !gate.contains("heads"));
+            let attentions = if layers || heads { blocks.len() - wide - 1 } else { 0 };
+            let projections = if heads { 4 } else { 1 };
+            skips(&model, 2 * (wide - 1) + projections * attentions, &format!("{name}, {gate}"));
+            let ([one, chains], [five, more]) = (gated(&model, 1), gated(&model, 5));
+            let least = if heads { attentions } else { 0 };
+            assert!(chains.min(more) >= least, "{name}, {gate}: {chains} and {more} attentions skip heads");
+            // In a batch what an attention projects is skipped with a block too, example by example.
+            let projected = if layers && !heads { 3 * attentions } else { 0 };
             assert!(
-                five >= one + 3 * attentions,
+                five >= one + projected,
                 "{name}, {gate}: {five} gated products in a batch, {one} with one example"
             );
         }
@@ -455,11 +460,11 @@ fn gated_kernels(session: &Session) -> usize {
     count("Gated") + 2 * count("GatedLineBuffer")
 }
 
-/// The same of a model, with so many examples.
-fn gated(model: &Model, batch: usize) -> usize {
+/// The same of a model, with so many examples, and its chains that skip.
+fn gated(model: &Model, batch: usize) -> [usize; 2] {
     let mut session = Session::new(model, SessionOptions { threads: 1 }).unwrap();
     session.run(&mut Params::of(model), &small(model, batch), Key::default()).unwrap();
-    gated_kernels(&session)
+    [gated_kernels(&session), session.report().kernels.get("GatedChain").copied().unwrap_or(0)]
 }
 
 /// Compares runs of one and several examples with the reference; at least so many convolutions are gated, and threads change no bit.

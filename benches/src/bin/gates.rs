@@ -340,7 +340,7 @@ fn counts_later(key: &str) -> bool {
 }
 
 /// Makes the gates of a network constants, shut or what they were where they were open, so that what is left costs what the network cost in the mean,
-/// or as near to it as one share for all gates comes.
+/// or as near to it as one share for all gates comes. Of binary gates, what is shut is cut off.
 fn freeze(folder: &Path, run: &Run, gated: &str) -> Result<()> {
     let model = onnx::load(&folder.join(gated).join("merged.onnx"))?;
     let Some(record) = Record::load(&model)? else { return Err(Error::msg(format!("{gated} has no gates"))) };
@@ -373,8 +373,17 @@ fn freeze(folder: &Path, run: &Run, gated: &str) -> Result<()> {
         }
     }
     let Some((below, cost)) = best else { return Err(Error::msg("no gate was used")) };
-    // Gates stay where they are, as constants: folded into weights they would change how fast those learn.
     let mut model = model;
+    let values: Vec<f64> =
+        record.blocks.iter().filter_map(|b| b.usage.as_ref()).flat_map(|u| u.value.clone()).collect();
+    println!("{}: open for at most {below:.3} is shut; costs {cost:.4}, with gates {wanted:.4}", run.name);
+    if values.iter().all(|&value| value == 0.0 || value == 1.0) {
+        // The same training for less: what is shut has no gradient, and what is open is multiplied by 1.
+        pipelines::prepare(&mut model, &Registry::builtin())?;
+        Driver::new().run_pass(&Harden { kind: Kind::Static, below, ..Harden::default() }, &mut model)?;
+        return keep(folder, run, &model, cost);
+    }
+    // Gates stay where they are, as constants: folded into weights they would change how fast those learn.
     for block in &record.blocks {
         let usage = block.usage.clone().unwrap_or_default();
         let constant = |(open, value): (&f64, &f64)| if *open > below { *value as f32 } else { 0.0 };
@@ -383,7 +392,6 @@ fn freeze(folder: &Path, run: &Run, gated: &str) -> Result<()> {
         model.params[&block.weight].tensor = Tensor::zeros(DType::F32, shape)?;
         model.params[&block.bias].tensor = Tensor::from_vec([constants.len()], constants);
     }
-    println!("{}: open for at most {below:.3} is shut; costs {cost:.4}, with gates {wanted:.4}", run.name);
     keep(folder, run, &model, cost)
 }
 

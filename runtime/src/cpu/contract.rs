@@ -8,7 +8,7 @@
 //! factor that several tiles share is packed once, before them.
 
 use super::fused::{self, Bases, Tile};
-use super::gated::Gated;
+use super::gated::{self, Gated};
 use super::micro::{End, Finish, Gate};
 use super::patch::Patch;
 use super::skinny::{self, Shape, Source, Target};
@@ -117,6 +117,29 @@ pub struct Skip {
     pub columns: Option<Matrix>,
     /// A number per batch and channel of the image: only those without a 0 are there, side by side.
     pub inputs: Option<Matrix>,
+    /// A number per batch, of all of its axes: if it is 0, nobody reads the result.
+    pub head: Option<Matrix>,
+    /// Heads among the columns of tokens: nobody reads those with a 0; the others stay where they are.
+    pub heads_made: Option<Heads>,
+    /// Heads among the channels of tokens: those with a 0 are multiplied by 0.
+    pub heads_read: Option<Heads>,
+}
+
+/// A number per batch and head.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Heads {
+    /// The numbers, one per column.
+    pub gate: Matrix,
+    /// How many neighbouring channels a head has.
+    pub width: usize,
+}
+
+impl Skip {
+    /// All gates.
+    pub fn gates(&self) -> impl Iterator<Item = &Matrix> {
+        let heads = [&self.heads_made, &self.heads_read].into_iter().flatten().map(|heads| &heads.gate);
+        [&self.example, &self.columns, &self.inputs, &self.head].into_iter().flatten().chain(heads)
+    }
 }
 
 /// Says where the packed right factor of a product with this many columns is kept, if it is.
@@ -177,6 +200,43 @@ impl Product {
                 }
             }
         });
+    }
+}
+
+/// Some rows of a batch that gates may shut.
+struct Task<'a> {
+    skip: &'a Skip,
+    /// Whether the whole batch is shut.
+    shut: bool,
+    bases: Bases<'a>,
+    batch: usize,
+    /// The number of the run.
+    number: u64,
+    rows: Range<usize>,
+}
+
+/// What such a task gives [`Gated`] to do.
+struct Job<'a> {
+    gated: Gated<'a>,
+    image: *const f32,
+    weights: *const f32,
+    gates: [Option<*const f32>; 2],
+    heads: [Option<gated::Heads>; 2],
+    alpha: f32,
+}
+
+impl Job<'_> {
+    /// # Safety
+    /// As for [`Gated::run`].
+    unsafe fn run(&self, add: bool, end: Option<End>) {
+        let finish = Finish { alpha: self.alpha, add, end };
+        // SAFETY: the caller's contract.
+        unsafe {
+            match self.heads {
+                [None, None] => self.gated.run(self.image, self.weights, self.gates, finish),
+                heads => self.gated.run_heads(self.image, self.weights, heads, finish),
+            }
+        }
     }
 }
 
@@ -309,25 +369,29 @@ impl Contract {
         packed: &[Option<Address>],
     ) {
         let skip = self.skip.as_deref();
-        let shut = skip.and_then(|skip| skip.example.as_ref()).is_some_and(|gate| {
+        let is_shut = |gate: &Matrix| {
             let number = bases[gate.buf.index()].wrapping_add(self.place(gate, batch));
             // SAFETY: the caller's contract; the gate has a number per batch.
             unsafe { *number == 0.0 }
-        });
-        if shut && skip.is_some_and(|skip| !skip.last) {
+        };
+        let shut = skip.and_then(|skip| skip.example.as_ref()).is_some_and(is_shut);
+        let unread = skip.and_then(|skip| skip.head.as_ref()).is_some_and(is_shut);
+        if unread || shut && skip.is_some_and(|skip| !skip.last) {
             return;
         }
         // Other products skip examples only.
         let skip = skip.filter(|_| self.products.iter().any(|product| product.patch.is_some()));
         match (&self.out, &self.epilogue, skip) {
             (None, Some(program), Some(skip)) => {
+                let task = Task { skip, shut, bases, batch, number, rows: i..i + rows };
                 // SAFETY: the caller's contract.
-                unsafe { self.gated_program(program, (skip, shut), bases, packed, (batch, number), (i, rows)) };
+                unsafe { self.gated_program(program, &task, packed) };
             }
             (Some(out), _, Some(skip)) => {
                 let start = bases[out.buf.index()].wrapping_add(self.place(out, batch) + i * out.row);
+                let task = Task { skip, shut, bases, batch, number, rows: i..i + rows };
                 // SAFETY: the caller's contract.
-                unsafe { self.gated((skip, shut), bases, packed, (batch, number), (i, rows), (start, out.row)) };
+                unsafe { self.gated(&task, packed, (start, out.row)) };
             }
             (Some(out), _, None) => {
                 let start = bases[out.buf.index()].wrapping_add(self.place(out, batch) + i * out.row + j * out.col);
@@ -367,55 +431,46 @@ impl Contract {
     fn place(&self, matrix: &Matrix, batch: usize) -> usize {
         matrix.offset + view::place(batch, self.batch.iter().copied().zip(matrix.batch.iter().copied()))
     }
+    /// A convolution, whose weights are packed, without what gates shut. `out`: where its first place's result begins, and the distance of places.
+    fn job<'a>(&'a self, task: &Task, packed: &[Option<Address>], out: (*mut f32, usize)) -> Option<Job<'a>> {
+        let ([product], &[Some(weights)]) = (self.products.as_slice(), packed) else { return None };
+        let patch = product.patch.as_ref()?;
+        let at = |m: &Matrix| task.bases[m.buf.index()].wrapping_add(self.place(m, task.batch)).cast_const();
+        let places = task.rows.start / patch.grid.1..task.rows.end / patch.grid.1;
+        Some(Job {
+            gated: Gated { patch, n: self.n, places, out, shut: task.shut, run: task.number },
+            image: at(&product.a),
+            weights: weights.get().cast_const(),
+            gates: [&task.skip.inputs, &task.skip.columns].map(|m| m.as_ref().map(at)),
+            heads: [&task.skip.heads_read, &task.skip.heads_made].map(|heads| {
+                heads.as_ref().map(|heads| gated::Heads {
+                    gate: at(&heads.gate),
+                    apart: heads.gate.col,
+                    width: heads.width,
+                })
+            }),
+            alpha: product.alpha,
+        })
+    }
     /// Some rows of places of a convolution, all columns, without what is shut.
-    unsafe fn gated(
-        &self,
-        (skip, shut): (&Skip, bool),
-        bases: Bases,
-        packed: &[Option<Address>],
-        (batch, number): (usize, u64),
-        (i, rows): (usize, usize),
-        (start, pitch): (*mut f32, usize),
-    ) {
-        let ([product], &[Some(weights)]) = (self.products.as_slice(), packed) else { return };
-        let Some(patch) = &product.patch else { return };
-        let at = |m: &Matrix| bases[m.buf.index()].wrapping_add(self.place(m, batch)).cast_const();
-        let end = self.tail.as_ref().map(|tail| self.end(tail, bases, batch).at(i, 0));
+    unsafe fn gated(&self, task: &Task, packed: &[Option<Address>], out: (*mut f32, usize)) {
+        let Some(job) = self.job(task, packed, out) else { return };
+        let end = self.tail.as_ref().map(|tail| self.end(tail, task.bases, task.batch).at(task.rows.start, 0));
+        let add = self.tail.as_ref().is_some_and(|tail| tail.in_place);
         // SAFETY: the caller's contract; gates have a number per batch, or per batch and column.
-        unsafe {
-            let places = i / patch.grid.1..(i + rows) / patch.grid.1;
-            let image = at(&product.a);
-            let job = Gated { patch, n: self.n, places, out: (start, pitch), shut, run: number };
-            let gates = [&skip.inputs, &skip.columns].map(|m| m.as_ref().map(at));
-            let add = self.tail.as_ref().is_some_and(|tail| tail.in_place);
-            let finish = Finish { alpha: product.alpha, add, end };
-            job.run(image, weights.get().cast_const(), gates, finish);
-        }
+        unsafe { job.run(add, end) };
     }
     /// The same with a program that follows: over the columns that are left, side by side.
-    unsafe fn gated_program(
-        &self,
-        program: &Program,
-        (skip, shut): (&Skip, bool),
-        bases: Bases,
-        packed: &[Option<Address>],
-        (batch, number): (usize, u64),
-        (i, rows): (usize, usize),
-    ) {
-        let ([product], &[Some(weights)]) = (self.products.as_slice(), packed) else { return };
-        let Some(patch) = &product.patch else { return };
-        let at = |m: &Matrix| bases[m.buf.index()].wrapping_add(self.place(m, batch)).cast_const();
-        let first = batch * self.m + i;
+    unsafe fn gated_program(&self, program: &Program, task: &Task, packed: &[Option<Address>]) {
+        let (bases, rows) = (task.bases, task.rows.len());
+        let first = task.batch * self.m + task.rows.start;
         with_memory(&TILE_MEMORY, rows * self.n, |tile| {
-            let places = i / patch.grid.1..(i + rows) / patch.grid.1;
-            let job = Gated { patch, n: self.n, places, out: (tile, self.n), shut, run: number };
-            let gates = [&skip.inputs, &skip.columns].map(|m| m.as_ref().map(at));
-            let finish = Finish { alpha: product.alpha, add: false, end: None };
+            let Some(job) = self.job(task, packed, (tile, self.n)) else { return };
             let read = Tile { start: tile.cast_const(), stride: self.n };
             // SAFETY: the caller's contract; the tile has room for all columns, gates have a number per column.
             unsafe {
-                job.run(at(&product.a), weights.get().cast_const(), gates, finish);
-                let Some(gate) = gates[1] else {
+                job.run(false, None);
+                let Some(gate) = job.gates[1] else {
                     return fused::run(program, bases, first..first + rows, 0..self.n, Some(read));
                 };
                 let open: Vec<usize> = (0..self.n).filter(|&k| *gate.add(k) != 0.0).collect();

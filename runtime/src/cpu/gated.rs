@@ -5,6 +5,8 @@
 //!
 //! Products of tokens have few rows and wide weights, which no cache holds twice. Of rows that are left, none is copied there: micro-kernels sum over stretches of one term.
 //! Columns that are left are picked a panel at a time, which all rows of a task use before the next.
+//!
+//! Heads of attentions are stretches of neighbouring channels as wide as whole panels: they stay where they are, and those that are shut are jumped over.
 
 use super::LINE;
 use super::micro::{self, Corner, End, Finish, Left, Span, kernels};
@@ -26,6 +28,28 @@ pub struct Gated<'a> {
     pub shut: bool,
     /// A number that no other run of a kernel has: within one, weights stay.
     pub run: u64,
+}
+
+/// Gates of heads, of one example.
+#[derive(Clone, Copy)]
+pub struct Heads {
+    /// The first number.
+    pub gate: *const f32,
+    /// The distance of numbers.
+    pub apart: usize,
+    /// How many neighbouring channels a head has.
+    pub width: usize,
+}
+
+impl Heads {
+    /// Whether the head that a channel belongs to is open.
+    ///
+    /// # Safety
+    /// The gate must have a number for that head.
+    unsafe fn is_open(&self, channel: usize) -> bool {
+        // SAFETY: the caller's contract.
+        unsafe { *self.gate.add(channel / self.width * self.apart) != 0.0 }
+    }
 }
 
 /// What a thread needs.
@@ -129,6 +153,48 @@ impl Gated<'_> {
                 let needed = patch.memory(&self.places);
                 area.resize(area.len().max(needed), 0.0);
                 patch.run(image, weights, n, self.places.clone(), area.as_mut_ptr(), self.out, &finish);
+            }
+        });
+    }
+    /// The same for tokens, of whose channels and columns gates shut whole heads. Columns of heads that are shut are left as they were.
+    ///
+    /// # Safety
+    /// As for [`Gated::run`]; gates must have a number per head, heads among the columns must be as wide as whole panels.
+    pub unsafe fn run_heads(
+        &self,
+        image: *const f32,
+        weights: *const f32,
+        [read, made]: [Option<Heads>; 2],
+        finish: Finish,
+    ) {
+        MEMORY.with_borrow_mut(|Memory { stretches, .. }| {
+            let (kernels, pixel, channels) = (kernels(), self.patch.steps[1], self.patch.channels);
+            let (wide, rows) = (kernels.panel, self.places.len());
+            let each = read.map_or(channels, |heads| heads.width);
+            // SAFETY: the caller's contract.
+            let is_open = |heads: Option<Heads>, at: usize| heads.is_none_or(|heads| unsafe { heads.is_open(at) });
+            stretches.clear();
+            let starts = (0..channels).step_by(each.max(1)).filter(|&at| is_open(read, at));
+            stretches.extend(starts.map(|at| (at, at * wide)));
+            if self.shut || stretches.is_empty() {
+                // SAFETY: the caller's contract.
+                return unsafe { self.nothing(self.n, &finish) };
+            }
+            // So many rows stay in the cache while all columns are computed.
+            const ROWS: usize = 64;
+            for row in (0..rows).step_by(ROWS) {
+                for first in (0..self.n).step_by(wide).filter(|&first| is_open(made, first)) {
+                    // SAFETY: the caller's contract.
+                    unsafe {
+                        let start = image.add((self.places.start + row) * pixel);
+                        let left = Left { start, pitch: pixel, by_column: false };
+                        let start = self.out.0.add(row * self.out.1 + first);
+                        let corner = Corner { start, pitch: self.out.1, cols: wide.min(self.n - first) };
+                        let span = Span { stretches, depth: each, right: wide };
+                        let right = weights.add(first * channels);
+                        kernels.panel(ROWS.min(rows - row), span, left, right, corner, &finish.at(row, first));
+                    }
+                }
             }
         });
     }

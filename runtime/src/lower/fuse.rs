@@ -104,7 +104,8 @@ impl Lowering<'_> {
         self.add_item(item, shape.iter().product(), cols);
         Ok(())
     }
-    /// Adds an elementwise operation on operands of the result's shape. The result is stored channels last if an operand is.
+    /// Adds an elementwise operation on operands of the result's shape. The result is stored channels last if an operand is. The gates of heads are multiplied in the order in
+    /// which an attention makes them.
     pub(crate) fn map(&mut self, what: What, args: Vec<Arg>, value: Value) -> Result<()> {
         self.map_into(what, args, value, None)
     }
@@ -114,18 +115,27 @@ impl Lowering<'_> {
         let numel = shape.iter().product();
         let last = |arg: &Arg| matches!(arg, Arg::View(view) if layout::is_channels_last(view));
         let moved = args.iter().any(last);
-        let (view, natural) = if moved {
-            let perm = layout::to_last(shape.len());
+        let mut transpose = |perm: &[usize]| {
             for arg in &mut args {
                 if let Arg::View(view) = arg {
-                    *view = view.transposed(&perm);
+                    *view = view.transposed(perm);
                 }
             }
-            (self.fresh_last(&shape), true)
-        } else {
-            self.storage(value, &shape, true)
         };
-        let place = if moved { view.transposed(&layout::to_first(shape.len())) } else { view.clone() };
+        let (view, natural, place) = if moved {
+            transpose(&layout::to_last(shape.len()));
+            let view = self.fresh_last(&shape);
+            let place = view.transposed(&layout::to_first(shape.len()));
+            (view, true, place)
+        } else if self.gates_heads(&what) {
+            const HEADS_FIRST: [usize; 4] = [0, 2, 1, 3];
+            transpose(&HEADS_FIRST);
+            let place = self.fresh(shape);
+            (place.transposed(&HEADS_FIRST), false, place)
+        } else {
+            let (view, natural) = self.storage(value, &shape, true);
+            (view.clone(), natural, view)
+        };
         let outs = vec![Out { value: Some(value), view, width: Width::Full, natural }];
         let item = Item { what, args, width: Width::Full, outs, at: self.at };
         match homes {

@@ -75,8 +75,36 @@ impl Lowering<'_> {
         let units = |value: Value| {
             self.shape(value).is_ok_and(|shape| shape.len() == 3 && shape[1] == 1) && self.is_gate(value)
         };
-        let reads = self.graph.input(id, 0).is_some_and(|x| self.is_gated(x.node, units));
+        let reads = self.graph.input(id, 0).is_some_and(|x| self.is_gated(x.node, units) || self.merges_gated(x.node));
         reads || self.reaches(y, units, |op| sartor_ir::ops::is_elementwise(&op.name), FAR)
+    }
+
+    /// Whether a value has a gate per example and head, for heads `[N, T, heads, width]` or `[N, heads, T, width]`.
+    fn is_gate_of_heads(&self, value: Value) -> bool {
+        let one_axis = |shape: &[usize]| shape.len() == 4 && (shape[1] == 1 || shape[2] == 1) && shape[3] == 1;
+        self.shape(value).is_ok_and(|shape| one_axis(&shape)) && self.is_gate(value)
+    }
+
+    /// Whether that is the product of transposed heads `[N, T, heads, width]` and their gates.
+    pub(crate) fn gates_heads(&self, what: &What) -> bool {
+        let What::Node(id) = *what else { return false };
+        let mut inputs = self.graph.node_inputs(id).into_iter().flatten();
+        let heads_first = |v: Value| {
+            let op = self.graph.node(v.node).op().filter(|op| op.is("Transpose"));
+            op.is_some_and(|op| super::nodes::permutation(op, 4).is_some_and(|perm| perm == [0, 2, 1, 3]))
+        };
+        let of_heads = |v: Value| self.is_gate_of_heads(v) && self.shape(v).is_ok_and(|shape| shape[1] == 1);
+        self.updated.is_empty() && self.is_gated(id, of_heads) && inputs.any(heads_first)
+    }
+
+    /// Whether a node merges heads behind their gates.
+    fn merges_gated(&self, node: NodeId) -> bool {
+        let input = self.graph.input(node, 0).filter(|_| self.graph.node(node).is("Reshape"));
+        let behind = |v: Value| match self.graph.node(v.node).is("Transpose") {
+            true => self.graph.input(v.node, 0),
+            false => Some(v),
+        };
+        input.and_then(behind).is_some_and(|v| self.is_gated(v.node, |gate| self.is_gate_of_heads(gate)))
     }
 
     /// Whether a node is a product with such a gate.
@@ -114,11 +142,12 @@ impl Lowering<'_> {
         found
     }
 
-    /// Whether all that is made of a product of tokens reaches a product with the gate of a block: what an attention projects.
+    /// Whether all that is made of a product of tokens reaches a product with the gate of a block, or of its heads: what an attention projects.
     pub(crate) fn feeds_block(&self, y: Value) -> bool {
         const ON_THE_WAY: [&str; 6] = ["MatMul", "Softmax", "Reshape", "Transpose", "Unsqueeze", "Squeeze"];
         let block = |value: Value| {
-            self.shape(value).is_ok_and(|shape| shape.len() == 3 && shape[1..] == [1, 1]) && self.is_gate(value)
+            let one = self.shape(value).is_ok_and(|shape| shape.len() == 3 && shape[1..] == [1, 1]);
+            one && self.is_gate(value) || self.is_gate_of_heads(value)
         };
         let passes = |op: &Operator| ON_THE_WAY.contains(&op.name.as_str()) || sartor_ir::ops::is_elementwise(&op.name);
         self.updated.is_empty() && self.reaches(y, block, passes, 4 * FAR)

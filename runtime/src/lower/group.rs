@@ -162,7 +162,15 @@ impl Group {
     }
     /// Whether a view on a result of this group is exactly the register that holds it.
     fn reads_register(&self, out: &Out, view: &View, width: Width, cols: Option<usize>) -> bool {
-        if !out.natural || view.offset != 0 {
+        if !out.natural {
+            // Stored otherwise, and read just so.
+            let steps = |view: &View| {
+                Vec::from_iter(view.shape.iter().zip(&view.strides).filter(|(n, _)| **n > 1).map(|(&n, &s)| (n, s)))
+            };
+            let full = out.width == Width::Full && width == Width::Full;
+            return full && view.offset == out.view.offset && steps(view) == steps(&out.view);
+        }
+        if view.offset != 0 {
             return false;
         }
         match (out.width, width, cols) {

@@ -133,7 +133,7 @@ impl Demands {
     /// What products read, by themselves or in a chain.
     fn contract(&mut self, contract: &Contract) {
         let factors = contract.products.iter().flat_map(|p| [p.a.buf, p.b.buf]);
-        let skip = contract.skip.iter().flat_map(|skip| [&skip.example, &skip.columns, &skip.inputs]).flatten();
+        let skip = contract.skip.iter().flat_map(|skip| skip.gates());
         if let Some(program) = &contract.epilogue {
             let tile = self.program(program);
             return factors.chain(skip.map(|m| m.buf)).for_each(|buf| self.read(buf, &tile));

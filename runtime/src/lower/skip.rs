@@ -13,6 +13,9 @@
 //!
 //! What an attention makes of an example is skipped with it: products whose results are read by nobody else, example by example, directly or through a program.
 //!
+//! A head of an attention is a batch of products by itself. Where its gate is 0 none of them is computed, nor its columns of what tokens are projected to, if a head has as many as whole panels of
+//! the micro-kernels; the projection of all heads together reads over those that are shut.
+//!
 //! The results are those without gates that skip, but for the order of additions and for infinities (0 · ∞ is 0 here). What is computed depends on the
 //! data, the shapes and the plan do not: an example that is skipped costs nothing in any batch.
 
@@ -20,7 +23,8 @@ use super::finish::{arranged, by_producers};
 use super::program::{Ins, Program};
 use super::view::{BufId, Walk};
 use super::{Buffer, Home, Planned, Step, tail};
-use crate::cpu::contract::{Contract, Matrix, Skip};
+use crate::cpu::contract::{Contract, Heads, Matrix, Skip};
+use crate::cpu::micro::kernels;
 use std::collections::HashMap;
 
 /// Lets convolutions skip what gates shut.
@@ -28,6 +32,9 @@ pub fn link(steps: Vec<Planned>, buffers: &[Buffer]) -> Vec<Planned> {
     let mut links = Links::of(steps, buffers);
     let before = links.steps.len();
     for at in 0..before {
+        if let Some((reader, gate)) = links.gated_heads(at) {
+            links.skip_heads(at, reader, &gate);
+        }
         let Some(conv) = links.conv(at) else { continue };
         let (mut example, mut columns) = (None, None);
         match (&conv.tail, &conv.epilogue) {
@@ -61,6 +68,26 @@ fn by_example(contract: &Contract, matrix: &Matrix, (rows, cols): (usize, usize)
     let axes = contract.batch.iter().copied().zip(matrix.batch.iter().copied()).skip(1);
     let last: usize = axes.chain([(rows, matrix.row), (cols, matrix.col)]).map(|(n, s)| n.saturating_sub(1) * s).sum();
     (examples > 1 && matrix.offset + last < apart).then_some(apart)
+}
+
+/// Whether two matrices are the same one in every batch.
+fn is_same(a: &Matrix, b: &Matrix, batch: &[usize]) -> bool {
+    let steps =
+        |m: &Matrix| Vec::from_iter(m.batch.iter().zip(batch).map(|(&step, &dim)| if dim > 1 { step } else { 0 }));
+    let place = |m: &Matrix| (m.buf, m.offset, m.row, m.col);
+    place(a) == place(b) && a.batch.len() == b.batch.len() && steps(a) == steps(b)
+}
+
+/// Of tokens with all heads side by side, those of one head.
+fn of_heads(tokens: &Matrix, width: usize) -> Matrix {
+    let mut batch = tokens.batch.clone();
+    batch.push(width);
+    Matrix { batch, ..tokens.clone() }
+}
+
+/// A gate per example and head, for tokens with all heads side by side.
+fn heads(gate: &Matrix, width: usize) -> Heads {
+    Heads { gate: Matrix { batch: vec![gate.batch[0]], row: 0, col: gate.batch[1], ..gate.clone() }, width }
 }
 
 struct Links {
@@ -203,6 +230,119 @@ impl Links {
             stays(walk, apart).then_some(writer)
         });
         writers.collect()
+    }
+    /// A product per example and head that a gate multiplies, if only a product of tokens reads the results, all heads of a token side by side: that one, and the gate.
+    fn gated_heads(&self, at: usize) -> Option<(usize, Matrix)> {
+        let Step::Contract(values) = &self.steps[at].step else { return None };
+        let gate = match (&values.tail, &values.epilogue) {
+            (Some(tail), _) => tail.factor.clone(),
+            (None, Some(program)) => tail::first_factor(values, program),
+            (None, None) => None,
+        }?;
+        let (out, &[examples, heads]) = (result(values)?, values.batch.as_slice()) else { return None };
+        let reader = (*self.reader.get(&out.buf)?)?;
+        let merged = self.conv(reader)?;
+        let patch = merged.products[0].patch.filter(|patch| patch.is_tokens())?;
+        let a = &merged.products[0].a;
+        let read = Matrix { row: patch.steps[1], col: patch.steps[2], ..a.clone() };
+        let wanted = of_heads(&read, values.n);
+        let all = heads * values.n == patch.channels && values.m == merged.m && merged.batch == [examples];
+        let plain = values.products.iter().all(|product| product.patch.is_none()) && gate.batch[1] > 0;
+        let alone = self.is_operand_only(out.buf, reader) && self.steps[at].writes == [out.buf];
+        (all && plain && alone && is_same(&out, &wanted, &values.batch)).then_some((reader, gate))
+    }
+    fn skip_heads(&mut self, at: usize, reader: usize, gate: &Matrix) {
+        let Step::Contract(values) = &self.steps[at].step else { return };
+        let width = values.n;
+        self.change(reader, gate, |skip| skip.heads_read = Some(heads(gate, width)));
+        let mut next = vec![at];
+        while let Some(at) = next.pop() {
+            self.change(at, gate, |skip| skip.head = Some(gate.clone()));
+            for (writer, projected) in self.made_for_heads(at) {
+                match projected {
+                    Some(width) => self.change(writer, gate, |skip| skip.heads_made = Some(heads(gate, width))),
+                    None => next.push(writer),
+                }
+            }
+        }
+    }
+    /// The products whose results only this one reads, for the same example and head: those that have as many batches; and those of tokens, of whose columns a head has so many.
+    fn made_for_heads(&self, at: usize) -> Vec<(usize, Option<usize>)> {
+        let Step::Contract(reader) = &self.steps[at].step else { return Vec::new() };
+        let factors = reader
+            .products
+            .iter()
+            .filter(|product| product.patch.is_none())
+            .flat_map(|product| [(&product.a, (reader.m, product.k)), (&product.b, (product.k, reader.n))]);
+        let mut found = Vec::new();
+        for (matrix, lengths) in factors.filter(|(matrix, _)| self.is_operand_only(matrix.buf, at)) {
+            found.extend(self.makes_heads(matrix, lengths, &reader.batch));
+            found.extend(self.moves_heads(matrix, lengths, &reader.batch));
+        }
+        found
+    }
+    /// Where a program makes that matrix of what tokens were projected to, head by head: these projections.
+    fn moves_heads(&self, matrix: &Matrix, lengths: (usize, usize), batch: &[usize]) -> Vec<(usize, Option<usize>)> {
+        let (Some(&at), &[examples, heads]) = (self.writer.get(&matrix.buf), batch) else { return Vec::new() };
+        let Step::Program(program) = &self.steps[at].step else { return Vec::new() };
+        let Some((_, out)) = tail::only_store(program).filter(|(_, out)| out.buf == matrix.buf) else {
+            return Vec::new();
+        };
+        let (apart, parts) = (matrix.batch[1], examples * heads);
+        let last = (lengths.0 - 1) * matrix.row + (lengths.1 - 1) * matrix.col;
+        let one_by_one = last < apart && (examples == 1 || matrix.batch[0] == heads * apart) && matrix.offset == 0;
+        if !one_by_one || !program.rows.is_multiple_of(parts) || self.steps[at].writes != [matrix.buf] {
+            return Vec::new();
+        }
+        let rows = program.rows / parts;
+        // Whether a row begins and ends within what belongs to its example and head.
+        let stays = |walk: &Walk, part_of: &dyn Fn(usize) -> usize| {
+            let width = program.cols.saturating_sub(1) * walk.col;
+            (0..program.rows).all(|row| {
+                let start = walk.row(row);
+                part_of(start) == row / rows && part_of(start + width) == row / rows
+            })
+        };
+        if !stays(out, &|place| place / apart) {
+            return Vec::new();
+        }
+        let loaded = program.code.iter().filter_map(|ins| match ins {
+            Ins::Load(_, walk) => Some(walk),
+            _ => None,
+        });
+        let projections = loaded.filter_map(|walk| {
+            let alone = self.reader.get(&walk.buf) == Some(&Some(at)) && self.arena[walk.buf.index()];
+            let writer = *self.writer.get(&walk.buf).filter(|_| alone)?;
+            let made =
+                self.conv(writer).filter(|made| made.products[0].patch.is_some_and(|patch| patch.is_tokens()))?;
+            let whole = self.steps[writer].writes == [walk.buf] && made.batch == [examples];
+            let tokens = result(made).filter(|tokens| whole && tokens.offset == 0 && tokens.row == made.n)?;
+            let width = made.n / heads;
+            let dense = made.n == heads * width && (examples == 1 || tokens.batch[0] == made.m * made.n);
+            let part_of = |place: usize| place / (made.m * made.n) * heads + place % made.n / width.max(1);
+            let panels = width > 0 && width.is_multiple_of(kernels().panel);
+            (dense && panels && stays(walk, &part_of)).then_some((writer, Some(width)))
+        });
+        projections.collect()
+    }
+    /// The step that makes what is read of a matrix per example and head, and how many columns a head has if it makes all of them side by side.
+    fn makes_heads(&self, matrix: &Matrix, lengths: (usize, usize), batch: &[usize]) -> Option<(usize, Option<usize>)> {
+        let writer = *self.writer.get(&matrix.buf)?;
+        let Step::Contract(made) = &self.steps[writer].step else { return None };
+        let out = result(made).filter(|_| self.steps[writer].writes == [matrix.buf])?;
+        let plain = made.products.iter().all(|product| product.patch.is_none());
+        if plain && made.batch == batch && is_same(&out, matrix, batch) && (made.m, made.n) == lengths {
+            return Some((writer, None));
+        }
+        let tokens = self.conv(writer)?.products[0].patch.is_some_and(|patch| patch.is_tokens());
+        // A head's columns, or transposed.
+        let (read, width) = match matrix.col {
+            1 => (matrix.clone(), lengths.1),
+            _ => (Matrix { row: matrix.col, col: matrix.row, ..matrix.clone() }, lengths.0),
+        };
+        let all = batch == [made.batch[0], made.n / width.max(1)] && made.n.is_multiple_of(width.max(1));
+        let panels = width.is_multiple_of(kernels().panel);
+        (tokens && all && panels && is_same(&read, &of_heads(&out, width), batch)).then_some((writer, Some(width)))
     }
     fn skip_channels(&mut self, at: usize, gate: &Matrix) {
         let Some(out) = self.conv(at).and_then(result).map(|out| out.buf) else { return };
