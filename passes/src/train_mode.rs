@@ -10,7 +10,7 @@
 //! *Needs* training steps (`loss`), before `autodiff`. *Leaves* every BatchNormalization of a step whose statistics are parameters in training
 //! mode; the statistics become `State`. The inference graph stays in inference mode and reads the running statistics, as
 //! `model.train()` and `model.eval()` do it in PyTorch. A model whose exporter folded the normalisations into
-//! convolutions has none left: then nothing changes. Running statistics that gates are read by (`normalise = "channel"` of [`gate`](crate::gate)) are gathered on too. What a teacher ([`loss`](crate::loss)) computes stays in inference mode. Idempotent.
+//! convolutions has none left: then nothing changes. Running statistics that gates are read by (`normalise = "channel"` of [`gate`]) are gathered on too. What a teacher ([`loss`](crate::loss)) computes stays in inference mode. Idempotent.
 
 use crate::training::{TEACHER, bind, for_each_step};
 use crate::{Changed, Pass, gate};

@@ -68,6 +68,8 @@ struct Found {
     of: (u64, [usize; 4]),
     inputs: Vec<u32>,
     columns: Vec<u32>,
+    /// Memory for the next of both.
+    new: Vec<u32>,
     /// Bias and scales of the columns that are left.
     ends: [Vec<f32>; 2],
     /// The weights that are left, if they were picked.
@@ -86,12 +88,17 @@ impl Found {
         if self.of == of {
             return;
         }
-        (self.of, self.picked) = (of, false);
-        // SAFETY: the caller's contract.
-        unsafe {
-            open(gates[0], job.patch.channels, &mut self.inputs);
-            open(gates[1], job.n, &mut self.columns);
+        // The same weights may be left of the next example.
+        let mut last = self.of.0 == job.run && self.picked;
+        self.of = of;
+        let open_now = [(gates[0], job.patch.channels), (gates[1], job.n)];
+        for ((gate, count), kept) in open_now.into_iter().zip([&mut self.inputs, &mut self.columns]) {
+            // SAFETY: the caller's contract.
+            unsafe { open(gate, count, &mut self.new) };
+            last &= self.new == *kept;
+            std::mem::swap(&mut self.new, kept);
         }
+        self.picked = last;
         let Some(end) = end.filter(|_| self.columns.len() < job.n) else { return };
         for (from, to) in [end.bias, end.scale].into_iter().zip(&mut self.ends) {
             to.clear();

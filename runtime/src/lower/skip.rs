@@ -70,6 +70,23 @@ fn by_example(contract: &Contract, matrix: &Matrix, (rows, cols): (usize, usize)
     (examples > 1 && matrix.offset + last < apart).then_some(apart)
 }
 
+/// Whether every row of a program stays, where this walk leads, within what belongs to its part of the rows.
+fn stays(program: &Program, walk: &Walk, parts: usize, part_of: impl Fn(usize) -> usize) -> bool {
+    let (rows, width) = (program.rows / parts, program.cols.saturating_sub(1) * walk.col);
+    (0..program.rows).all(|row| {
+        let start = walk.row(row);
+        part_of(start) == row / rows && part_of(start + width) == row / rows
+    })
+}
+
+/// What a program reads, but for the tile.
+fn loaded(program: &Program) -> impl Iterator<Item = &Walk> {
+    program.code.iter().filter_map(|ins| match ins {
+        Ins::Load(_, walk) => Some(walk),
+        _ => None,
+    })
+}
+
 /// Whether two matrices are the same one in every batch.
 fn is_same(a: &Matrix, b: &Matrix, batch: &[usize]) -> bool {
     let steps =
@@ -131,6 +148,11 @@ impl Links {
         let alone = self.is_operand_only(buf, at);
         let whole = result(made)?.buf == buf && made.batch == reader.batch && self.fits(made, reader);
         (alone && whole && self.steps[writer].writes == [buf]).then_some(writer)
+    }
+    /// What makes a buffer that only this step reads.
+    fn only_for(&self, buf: BufId, at: usize) -> Option<usize> {
+        let alone = self.reader.get(&buf) == Some(&Some(at)) && self.arena[buf.index()];
+        self.writer.get(&buf).copied().filter(|_| alone)
     }
     /// Whether nobody reads a buffer but this contract, and that only as a factor of its products.
     fn is_operand_only(&self, buf: BufId, at: usize) -> bool {
@@ -208,37 +230,23 @@ impl Links {
     }
     /// The products that a program reads which makes a buffer of what they make of an example, for the same example.
     fn through(&self, program: &Program, at: usize, (buf, apart): (BufId, usize), examples: usize) -> Vec<usize> {
-        let stays = |walk: &Walk, apart: usize| {
-            let (rows, width) = (program.rows / examples, program.cols.saturating_sub(1) * walk.col);
-            (0..program.rows).all(|row| {
-                let start = walk.row(row);
-                start / apart == row / rows && (start + width) / apart == row / rows
-            })
-        };
         let Some((_, out)) = tail::only_store(program) else { return Vec::new() };
-        if !program.rows.is_multiple_of(examples) || out.buf != buf || !stays(out, apart) {
+        if !program.rows.is_multiple_of(examples) || out.buf != buf || !stays(program, out, examples, |at| at / apart) {
             return Vec::new();
         }
-        let loaded = program.code.iter().filter_map(|ins| match ins {
-            Ins::Load(_, walk) => Some(walk),
-            _ => None,
-        });
-        let writers = loaded.filter_map(|walk| {
-            let alone = self.reader.get(&walk.buf) == Some(&Some(at)) && self.arena[walk.buf.index()];
-            let writer = *self.writer.get(&walk.buf).filter(|_| alone)?;
+        let writers = loaded(program).filter_map(|walk| {
+            let writer = self.only_for(walk.buf, at)?;
             let apart = self.makes(writer, walk.buf, examples)?;
-            stays(walk, apart).then_some(writer)
+            stays(program, walk, examples, |at| at / apart).then_some(writer)
         });
         writers.collect()
     }
     /// A product per example and head that a gate multiplies, if only a product of tokens reads the results, all heads of a token side by side: that one, and the gate.
     fn gated_heads(&self, at: usize) -> Option<(usize, Matrix)> {
         let Step::Contract(values) = &self.steps[at].step else { return None };
-        let gate = match (&values.tail, &values.epilogue) {
-            (Some(tail), _) => tail.factor.clone(),
-            (None, Some(program)) => tail::first_factor(values, program),
-            (None, None) => None,
-        }?;
+        // Where the gate is 0, so is the result.
+        let tail = values.tail.as_ref().filter(|tail| tail.more.is_none() && tail.low <= 0.0 && tail.high >= 0.0)?;
+        let gate = tail.factor.clone()?;
         let (out, &[examples, heads]) = (result(values)?, values.batch.as_slice()) else { return None };
         let reader = (*self.reader.get(&out.buf)?)?;
         let merged = self.conv(reader)?;
@@ -248,7 +256,7 @@ impl Links {
         let wanted = of_heads(&read, values.n);
         let all = heads * values.n == patch.channels && values.m == merged.m && merged.batch == [examples];
         let plain = values.products.iter().all(|product| product.patch.is_none()) && gate.batch[1] > 0;
-        let alone = self.is_operand_only(out.buf, reader) && self.steps[at].writes == [out.buf];
+        let alone = self.is_operand_only(out.buf, reader) && self.steps[at].writes == [out.buf] && !self.moves(reader);
         (all && plain && alone && is_same(&out, &wanted, &values.batch)).then_some((reader, gate))
     }
     fn skip_heads(&mut self, at: usize, reader: usize, gate: &Matrix) {
@@ -279,6 +287,7 @@ impl Links {
             found.extend(self.makes_heads(matrix, lengths, &reader.batch));
             found.extend(self.moves_heads(matrix, lengths, &reader.batch));
         }
+        found.retain(|&(writer, _)| !self.moves(writer));
         found
     }
     /// Where a program makes that matrix of what tokens were projected to, head by head: these projections.
@@ -294,34 +303,20 @@ impl Links {
         if !one_by_one || !program.rows.is_multiple_of(parts) || self.steps[at].writes != [matrix.buf] {
             return Vec::new();
         }
-        let rows = program.rows / parts;
-        // Whether a row begins and ends within what belongs to its example and head.
-        let stays = |walk: &Walk, part_of: &dyn Fn(usize) -> usize| {
-            let width = program.cols.saturating_sub(1) * walk.col;
-            (0..program.rows).all(|row| {
-                let start = walk.row(row);
-                part_of(start) == row / rows && part_of(start + width) == row / rows
-            })
-        };
-        if !stays(out, &|place| place / apart) {
+        if !stays(program, out, parts, |place| place / apart) {
             return Vec::new();
         }
-        let loaded = program.code.iter().filter_map(|ins| match ins {
-            Ins::Load(_, walk) => Some(walk),
-            _ => None,
-        });
-        let projections = loaded.filter_map(|walk| {
-            let alone = self.reader.get(&walk.buf) == Some(&Some(at)) && self.arena[walk.buf.index()];
-            let writer = *self.writer.get(&walk.buf).filter(|_| alone)?;
+        let projections = loaded(program).filter_map(|walk| {
+            let writer = self.only_for(walk.buf, at)?;
             let made =
                 self.conv(writer).filter(|made| made.products[0].patch.is_some_and(|patch| patch.is_tokens()))?;
             let whole = self.steps[writer].writes == [walk.buf] && made.batch == [examples];
             let tokens = result(made).filter(|tokens| whole && tokens.offset == 0 && tokens.row == made.n)?;
             let width = made.n / heads;
             let dense = made.n == heads * width && (examples == 1 || tokens.batch[0] == made.m * made.n);
-            let part_of = |place: usize| place / (made.m * made.n) * heads + place % made.n / width.max(1);
             let panels = width > 0 && width.is_multiple_of(kernels().panel);
-            (dense && panels && stays(walk, &part_of)).then_some((writer, Some(width)))
+            let of_one = |place: usize| place / (made.m * made.n) * heads + place % made.n / width;
+            (dense && panels && stays(program, walk, parts, of_one)).then_some((writer, Some(width)))
         });
         projections.collect()
     }
@@ -344,10 +339,23 @@ impl Links {
         let panels = width.is_multiple_of(kernels().panel);
         (tokens && all && panels && is_same(&read, &of_heads(&out, width), batch)).then_some((writer, Some(width)))
     }
+    /// Whether a contract reads or writes only channels that are open, side by side.
+    fn moves(&self, at: usize) -> bool {
+        let Step::Contract(contract) = &self.steps[at].step else { return false };
+        contract.skip.as_ref().is_some_and(|skip| skip.columns.is_some() || skip.inputs.is_some())
+    }
+    /// Whether a contract jumps over heads.
+    fn has_heads(&self, at: usize) -> bool {
+        let Step::Contract(contract) = &self.steps[at].step else { return false };
+        contract.skip.as_ref().is_some_and(|skip| skip.heads_made.is_some() || skip.heads_read.is_some())
+    }
     fn skip_channels(&mut self, at: usize, gate: &Matrix) {
         let Some(out) = self.conv(at).and_then(result).map(|out| out.buf) else { return };
         let Some(&Some(reader)) = self.reader.get(&out) else { return };
         if self.before(reader) != Some(at) || self.conv(reader).is_none_or(Links::is_depthwise) {
+            return;
+        }
+        if self.has_heads(at) || self.has_heads(reader) {
             return;
         }
         if self.conv(at).is_some_and(Links::is_depthwise) {
