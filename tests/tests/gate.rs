@@ -423,6 +423,33 @@ fn the_runtime_skips_units_of_tokens() {
     }
 }
 
+/// Heads of one and of several panels of the micro-kernels, and of less: then the projections to queries, keys and values compute all of them.
+#[test]
+fn the_runtime_skips_heads_of_any_width() {
+    for (seed, heads, width, level, least) in [
+        (1, 4, 32, Level::Avx512, 4),
+        (2, 2, 64, Level::Avx512, 4),
+        (3, 3, 16, Level::Avx512, 1),
+        (4, 3, 16, Level::Avx2, 4),
+        (5, 5, 8, Level::Portable, 4),
+        (6, 3, 12, Level::Portable, 1),
+    ] {
+        simd::limit(level);
+        for options in ["layers = false\n", ""] {
+            let mut net = Net::new(seed);
+            let x = net.input(&[11, (heads * width) as i64]);
+            let y = net.attention(x, heads, width);
+            let mut model = net.finish(y);
+            run_passes(&mut model, &format!("{GATE}{options}")).unwrap();
+            disturb(&mut model, seed);
+            let shut = share_of_shut_gates(&model, &small(&model, 5));
+            assert!((0.1..0.9).contains(&shut), "{shut}");
+            skips(&model, least, &format!("{heads} heads of {width}, {level:?}, {options}"));
+        }
+    }
+    simd::limit(Level::Avx512);
+}
+
 /// Odd numbers of channels, more than a panel of them, and a depthwise convolution between.
 #[test]
 fn the_runtime_skips_channels_of_depthwise_convolutions() {
