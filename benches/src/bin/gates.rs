@@ -352,38 +352,36 @@ fn freeze(folder: &Path, run: &Run, gated: &str) -> Result<()> {
         record.blocks.iter().filter_map(|b| b.usage.as_ref()).flat_map(|u| u.open.clone()).collect();
     shares.sort_by(f64::total_cmp);
     shares.dedup();
-    let cut = |below: f64| -> Result<f64> {
+    let cut = |below: f64| -> Result<(Model, f64)> {
         let mut model = model.clone();
         pipelines::prepare(&mut model, &Registry::builtin())?;
         Driver::new().run_pass(&Harden { kind: Kind::Static, below, ..Harden::default() }, &mut model)?;
-        Ok(cost::Costs::of(&model.graph, model.opset())?.total as f64 / record.flops as f64)
+        let cost = cost::Costs::of(&model.graph, model.opset())?.total as f64 / record.flops as f64;
+        Ok((model, cost))
     };
     // The cost falls as more gates are cut off: bisection over the shares that occur.
     let (mut low, mut high) = (0, shares.len().saturating_sub(1));
     while low < high {
         let middle = (low + high) / 2;
-        if cut(shares[middle])? > wanted { low = middle + 1 } else { high = middle }
+        if cut(shares[middle])?.1 > wanted { low = middle + 1 } else { high = middle }
     }
-    let mut best: Option<(f64, f64)> = None;
+    let mut best: Option<(f64, f64, Model)> = None;
     for at in [low.saturating_sub(1), low] {
         let below = shares.get(at).copied().unwrap_or(0.0);
-        let cost = cut(below)?;
-        if best.is_none_or(|(_, known)| (cost - wanted).abs() < (known - wanted).abs()) {
-            best = Some((below, cost));
+        let (model, cost) = cut(below)?;
+        if best.as_ref().is_none_or(|(_, known, _)| (cost - wanted).abs() < (known - wanted).abs()) {
+            best = Some((below, cost, model));
         }
     }
-    let Some((below, cost)) = best else { return Err(Error::msg("no gate was used")) };
-    let mut model = model;
-    let values: Vec<f64> =
-        record.blocks.iter().filter_map(|b| b.usage.as_ref()).flat_map(|u| u.value.clone()).collect();
+    let Some((below, cost, small)) = best else { return Err(Error::msg("no gate was used")) };
+    let mut values = record.blocks.iter().filter_map(|b| b.usage.as_ref()).flat_map(|u| &u.value);
     println!("{}: open for at most {below:.3} is shut; costs {cost:.4}, with gates {wanted:.4}", run.name);
-    if values.iter().all(|&value| value == 0.0 || value == 1.0) {
+    if values.all(|&value| value == 0.0 || value == 1.0) {
         // The same training for less: what is shut has no gradient, and what is open is multiplied by 1.
-        pipelines::prepare(&mut model, &Registry::builtin())?;
-        Driver::new().run_pass(&Harden { kind: Kind::Static, below, ..Harden::default() }, &mut model)?;
-        return keep(folder, run, &model, cost);
+        return keep(folder, run, &small, cost);
     }
     // Gates stay where they are, as constants: folded into weights they would change how fast those learn.
+    let mut model = model;
     for block in &record.blocks {
         let usage = block.usage.clone().unwrap_or_default();
         let constant = |(open, value): (&f64, &f64)| if *open > below { *value as f32 } else { 0.0 };

@@ -14,6 +14,9 @@ use super::patch::Patch;
 use std::cell::RefCell;
 use std::ops::Range;
 
+/// So many tokens stay in the cache while all columns are computed.
+const CACHED: usize = 64;
+
 /// Some rows of places of one example.
 pub struct Gated<'a> {
     /// The convolution as it is without gates.
@@ -175,8 +178,7 @@ impl Gated<'_> {
         finish: Finish,
     ) {
         MEMORY.with_borrow_mut(|Memory { stretches, .. }| {
-            let (kernels, pixel, channels) = (kernels(), self.patch.steps[1], self.patch.channels);
-            let (wide, rows) = (kernels.panel, self.places.len());
+            let (wide, channels) = (kernels().panel, self.patch.channels);
             let each = read.map_or(channels, |heads| heads.width);
             // SAFETY: the caller's contract.
             let is_open = |heads: Option<Heads>, at: usize| heads.is_none_or(|heads| unsafe { heads.is_open(at) });
@@ -187,22 +189,10 @@ impl Gated<'_> {
                 // SAFETY: the caller's contract.
                 return unsafe { self.nothing(self.n, &finish) };
             }
-            // So many rows stay in the cache while all columns are computed.
-            const ROWS: usize = 64;
-            for row in (0..rows).step_by(ROWS) {
-                for first in (0..self.n).step_by(wide).filter(|&first| is_open(made, first)) {
-                    // SAFETY: the caller's contract.
-                    unsafe {
-                        let start = image.add((self.places.start + row) * pixel);
-                        let left = Left { start, pitch: pixel, by_column: false };
-                        let start = self.out.0.add(row * self.out.1 + first);
-                        let corner = Corner { start, pitch: self.out.1, cols: wide.min(self.n - first) };
-                        let span = Span { stretches, depth: each, right: wide };
-                        let right = weights.add(first * channels);
-                        kernels.panel(ROWS.min(rows - row), span, left, right, corner, &finish.at(row, first));
-                    }
-                }
-            }
+            let span = Span { stretches, depth: each, right: wide };
+            let right = |first: usize| is_open(made, first).then(|| weights.wrapping_add(first * channels));
+            // SAFETY: the caller's contract.
+            unsafe { self.panels(image, (self.n, CACHED), span, &finish, right) };
         });
     }
     /// The same for tokens.
@@ -214,8 +204,7 @@ impl Gated<'_> {
         (panel, stretches): (&mut Vec<f32>, &mut Vec<(usize, usize)>),
         finish: Finish,
     ) {
-        let (kernels, pixel, channels) = (kernels(), self.patch.steps[1], self.patch.channels);
-        let (wide, n, rows) = (kernels.panel, open.columns.len(), self.places.len());
+        let (wide, channels, n) = (kernels().panel, self.patch.channels, open.columns.len());
         let apart = channels * wide;
         let all = [(0, 0)];
         // Rows of a panel that was picked follow each other.
@@ -229,24 +218,39 @@ impl Gated<'_> {
             }
         };
         panel.resize(panel.len().max((apart + LINE) * usize::from(!open.full.1)), 0.0);
-        // So many rows stay in the cache while all columns are computed; those of a panel that was picked, all of them.
-        let step = if open.full.1 { 64 } else { rows.max(1) };
+        // Of a panel that was picked, all rows are computed before the next.
+        let step = if open.full.1 { CACHED } else { self.places.len().max(1) };
+        let right = |first: usize| {
+            if open.full.1 {
+                return Some(weights.wrapping_add(first * channels));
+            }
+            let columns = &open.columns[first..(first + wide).min(n)];
+            // SAFETY: the caller's contract; the panel has room for all rows and a vector more.
+            unsafe { pick_panel(columns, open.inputs, (apart, wide), weights, panel.as_mut_ptr()) };
+            Some(panel.as_ptr())
+        };
+        // SAFETY: the caller's contract.
+        unsafe { self.panels(image, (n, step), Span { stretches, depth, right: wide }, &finish, right) };
+    }
+    /// Tokens, so many rows at a time, by the panels of `n` columns; `right` says where the panel that begins with a column lies, if it is wanted.
+    unsafe fn panels(
+        &self,
+        image: *const f32,
+        (n, step): (usize, usize),
+        span: Span,
+        finish: &Finish,
+        mut right: impl FnMut(usize) -> Option<*const f32>,
+    ) {
+        let (kernels, pixel, rows) = (kernels(), self.patch.steps[1], self.places.len());
         for row in (0..rows).step_by(step) {
-            for first in (0..n).step_by(wide) {
-                let columns = &open.columns[first..(first + wide).min(n)];
-                // SAFETY: the caller's contract; the panel has room for all rows and a vector more.
+            for first in (0..n).step_by(kernels.panel) {
+                let Some(right) = right(first) else { continue };
+                // SAFETY: the caller's contract.
                 unsafe {
-                    let right = if open.full.1 {
-                        weights.add(first * channels)
-                    } else {
-                        pick_panel(columns, open.inputs, (apart, wide), weights, panel.as_mut_ptr());
-                        panel.as_ptr()
-                    };
                     let start = image.add((self.places.start + row) * pixel);
                     let left = Left { start, pitch: pixel, by_column: false };
                     let start = self.out.0.add(row * self.out.1 + first);
-                    let corner = Corner { start, pitch: self.out.1, cols: columns.len() };
-                    let span = Span { stretches, depth, right: wide };
+                    let corner = Corner { start, pitch: self.out.1, cols: kernels.panel.min(n - first) };
                     kernels.panel(step.min(rows - row), span, left, right, corner, &finish.at(row, first));
                 }
             }

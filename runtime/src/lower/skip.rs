@@ -25,6 +25,7 @@ use super::view::{BufId, Walk};
 use super::{Buffer, Home, Planned, Step, tail};
 use crate::cpu::contract::{Contract, Heads, Matrix, Skip};
 use crate::cpu::micro::kernels;
+use crate::cpu::patch::Patch;
 use std::collections::HashMap;
 
 /// Lets convolutions skip what gates shut.
@@ -241,6 +242,11 @@ impl Links {
         });
         writers.collect()
     }
+    /// The contract of a step that is a product of tokens, and its windows.
+    fn tokens(&self, at: usize) -> Option<(&Contract, Patch)> {
+        let contract = self.conv(at)?;
+        Some((contract, contract.products[0].patch.filter(|patch| patch.is_tokens())?))
+    }
     /// A product per example and head that a gate multiplies, if only a product of tokens reads the results, all heads of a token side by side: that one, and the gate.
     fn gated_heads(&self, at: usize) -> Option<(usize, Matrix)> {
         let Step::Contract(values) = &self.steps[at].step else { return None };
@@ -249,8 +255,7 @@ impl Links {
         let gate = tail.factor.clone()?;
         let (out, &[examples, heads]) = (result(values)?, values.batch.as_slice()) else { return None };
         let reader = (*self.reader.get(&out.buf)?)?;
-        let merged = self.conv(reader)?;
-        let patch = merged.products[0].patch.filter(|patch| patch.is_tokens())?;
+        let (merged, patch) = self.tokens(reader)?;
         let a = &merged.products[0].a;
         let read = Matrix { row: patch.steps[1], col: patch.steps[2], ..a.clone() };
         let wanted = of_heads(&read, values.n);
@@ -308,8 +313,7 @@ impl Links {
         }
         let projections = loaded(program).filter_map(|walk| {
             let writer = self.only_for(walk.buf, at)?;
-            let made =
-                self.conv(writer).filter(|made| made.products[0].patch.is_some_and(|patch| patch.is_tokens()))?;
+            let (made, _) = self.tokens(writer)?;
             let whole = self.steps[writer].writes == [walk.buf] && made.batch == [examples];
             let tokens = result(made).filter(|tokens| whole && tokens.offset == 0 && tokens.row == made.n)?;
             let width = made.n / heads;
@@ -329,7 +333,7 @@ impl Links {
         if plain && made.batch == batch && is_same(&out, matrix, batch) && (made.m, made.n) == lengths {
             return Some((writer, None));
         }
-        let tokens = self.conv(writer)?.products[0].patch.is_some_and(|patch| patch.is_tokens());
+        self.tokens(writer)?;
         // A head's columns, or transposed.
         let (read, width) = match matrix.col {
             1 => (matrix.clone(), lengths.1),
@@ -337,7 +341,7 @@ impl Links {
         };
         let all = batch == [made.batch[0], made.n / width.max(1)] && made.n.is_multiple_of(width.max(1));
         let panels = width.is_multiple_of(kernels().panel);
-        (tokens && all && panels && is_same(&read, &of_heads(&out, width), batch)).then_some((writer, Some(width)))
+        (all && panels && is_same(&read, &of_heads(&out, width), batch)).then_some((writer, Some(width)))
     }
     /// Whether a contract reads or writes only channels that are open, side by side.
     fn moves(&self, at: usize) -> bool {
