@@ -38,7 +38,11 @@ fn run(model: &Model, inputs: &Named) -> Named {
 fn disturb(model: &mut Model, seed: u64) {
     let mut draw = Draw::new(seed, "gates");
     for (name, param) in model.params.iter_mut().filter(|(name, _)| name.starts_with("gate.")) {
-        let (low, high) = if name.ends_with("bias") { (-0.7, 1.3) } else { (-0.6, 0.6) };
+        let (low, high) = match name.rsplit('.').next() {
+            Some("bias") => (-0.7, 1.3),
+            Some("var") => (0.3, 1.5),
+            _ => (-0.6, 0.6),
+        };
         param.tensor = draw.tensor(param.tensor.shape(), low, high).cast(DType::F32).unwrap();
     }
 }
@@ -59,7 +63,7 @@ fn a_gated_model_is_the_model_at_first() {
     for (i, &(name, blocks)) in BLOCKS.iter().enumerate() {
         let model = prepared(&asset(name), "").unwrap();
         let mut gated = model.clone();
-        let options = ["", "rank = 4\n", "binary = true\n"][i % 3];
+        let options = ["", "rank = 4\n", "binary = true\n", "binary = true\nboost = true\n"][i % 4];
         run_passes(&mut gated, &format!("{GATE}{options}")).unwrap();
         assert_eq!(Record::load(&gated).unwrap().unwrap().blocks.len(), blocks, "{name}");
         let inputs = small(&model, 2);
@@ -165,7 +169,7 @@ fn what_is_skipped_is_what_was_multiplied_by_zero() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path();
     for (i, &(name, _)) in BLOCKS.iter().enumerate() {
-        let options = ["", "rank = 4\n", "binary = true\n"][i % 3];
+        let options = ["", "rank = 4\n", "binary = true\n", "binary = true\nboost = true\n"][i % 4];
         let mut gated = prepared(&asset(name), &format!("{GATE}{options}")).unwrap();
         disturb(&mut gated, i as u64);
         let shut = share_of_shut_gates(&gated, &small(&gated, 3));
@@ -329,7 +333,8 @@ fn remaining_cost(gated: &Model, model: &Model, usage: &[Usage]) -> f64 {
 /// With normalisation folded in, convolutions skip what gates shut, for every example of a batch by itself.
 #[test]
 fn the_runtime_skips_what_gates_shut() {
-    for (i, gate) in ["", "channels = false\n", "layers = false\n"].iter().enumerate() {
+    for (i, gate) in ["", "channels = false\n", "layers = false\n", "binary = true\nboost = true\n"].iter().enumerate()
+    {
         let mut model = prepared(&asset("resnet20-ts17.onnx"), &format!("{GATE}{gate}")).unwrap();
         disturb(&mut model, 20 + i as u64);
         pipelines::prepare_inference(&mut model, &Registry::builtin()).unwrap();
@@ -340,7 +345,8 @@ fn the_runtime_skips_what_gates_shut() {
 /// Convolutions of single pixels skip too: expansion, depthwise convolution and projection of every inverted residual block.
 #[test]
 fn the_runtime_skips_what_gates_shut_in_inverted_residuals() {
-    for (i, gate) in ["", "channels = false\n", "layers = false\n"].iter().enumerate() {
+    for (i, gate) in ["", "channels = false\n", "layers = false\n", "binary = true\nboost = true\n"].iter().enumerate()
+    {
         let mut model = prepared(&asset("mobilenetv2-ts17.onnx"), &format!("{GATE}{gate}")).unwrap();
         disturb(&mut model, 30 + i as u64);
         pipelines::prepare_inference(&mut model, &Registry::builtin()).unwrap();
@@ -399,7 +405,7 @@ fn the_runtime_skips_units_of_tokens() {
     ];
     for (name, length) in files {
         let bind = format!("[[pass]]\nname = \"bind\"\ndims = {{ {length} = 21 }}\n");
-        for gate in ["layers = false\nheads = false\n", "heads = false\n", "layers = false\n", ""] {
+        for gate in ["layers = false\nheads = false\n", "heads = false\n", "layers = false\n", "boost = true\n"] {
             let mut model = prepared(&asset(name), &format!("{bind}{GATE}{gate}")).unwrap();
             disturb(&mut model, 50);
             pipelines::prepare_inference(&mut model, &Registry::builtin()).unwrap();
@@ -435,7 +441,7 @@ fn the_runtime_skips_heads_of_any_width() {
         (6, 3, 12, Level::Portable, 1),
     ] {
         simd::limit(level);
-        for options in ["layers = false\n", ""] {
+        for options in ["layers = false\n", "boost = true\n"] {
             let mut net = Net::new(seed);
             let x = net.input(&[11, (heads * width) as i64]);
             let y = net.attention(x, heads, width);
@@ -677,6 +683,8 @@ fn costs_are_those_counted_by_hand() {
 
     // By a code of one number: 3 features, 7 gates.
     near(cost_with("rank = 1\n", inverted(), &[1.0; 7]), (body + 3 * 16 + (3 * 16 + 2 * 3 + 2 * 7)) as f64);
+    // With factors: another product of 3 features and 7 gates, and four operations per gate.
+    near(cost_with("boost = true\n", inverted(), &[1.0; 7]), (body + rest + 2 * 3 * 7 + 4 * 7) as f64);
 
     // Bottleneck: two groups, the 3 × 3 convolution between them costs the product of their shares.
     let bottleneck = || {
@@ -728,6 +736,7 @@ fn gradients_through_gates_are_those_of_finite_differences() {
     gradients_through_gates(block, &[3, 2, 3, 3], "", 2);
     gradients_through_gates(block, &[3, 2, 3, 3], "rank = 1\n", 3);
     gradients_through_gates(block, &[3, 2, 3, 3], "normalise = \"channel\"\nrank = 1\n", 3);
+    gradients_through_gates(block, &[3, 2, 3, 3], "boost = true\n", 3);
     let heads = |net: &mut Net| {
         let x = net.input(&[3, 4]);
         net.attention(x, 2, 2)
@@ -841,6 +850,63 @@ fn gates_of_a_file_are_trained_on() {
     trained_on("rank = 2\n");
     trained_on("binary = true\n");
     trained_on("nested = true\n");
+    trained_on("binary = true\nboost = true\n");
+}
+
+/// Gates of a file get factors: 1 at first, then twice the sigmoid of what a network of their own reads, in every graph. What they cost grows by that network.
+#[test]
+fn gates_of_a_file_are_boosted() {
+    for options in ["", "binary = true\nrank = 2\n"] {
+        let mut plain = one_block();
+        run_passes(&mut plain, &format!("{GATE}normalise = \"none\"\n{options}")).unwrap();
+        disturb(&mut plain, 13);
+        let passes = format!("[[pass]]\nname = \"loss\"\n{GATE}boost = true\n[[pass]]\nname = \"autodiff\"\n");
+        let mut model = plain.clone();
+        run_passes(&mut model, &passes).unwrap();
+        let inputs = small(&plain, 3);
+        assert_eq!(run(&model, &inputs), run(&plain, &inputs), "{options}");
+        let again = Record::load(&model).unwrap().unwrap();
+        let boost = again.blocks[0].boost.clone().unwrap();
+        let mut still = plain.clone();
+        still.params.values_mut().for_each(|param| param.role = Role::Frozen);
+        for _ in 0..2 {
+            run_passes(&mut still, "[[pass]]\nname = \"gate\"\nboost = true\n").unwrap();
+            let trained = still.params.iter().filter(|(_, param)| param.role == Role::Trainable);
+            assert_eq!(trained.map(|(name, _)| name).collect::<Vec<_>>(), [&boost.weight], "{options}");
+            assert_eq!(Record::load(&still).unwrap().unwrap(), again);
+        }
+        assert_eq!(model.params[&boost.weight].role, Role::Trainable);
+        let shape = model.params[&boost.weight].tensor.shape().to_vec();
+        let drawn = Draw::new(14, "factors").tensor(&shape, -2.0, 2.0);
+        model.params[&boost.weight].tensor = drawn.cast(DType::F32).unwrap();
+        let asked = |model: &Model| {
+            let mut model = model.clone();
+            model.programs.clear();
+            run_passes(&mut model, "[[pass]]\nname = \"gate-outputs\"\n").unwrap();
+            run(&model, &inputs)
+        };
+        let (before, after) = (asked(&plain), asked(&model));
+        let numbers = |tensor: &Tensor| tensor.to_f64s().unwrap();
+        let more = (again.gate_flops - Record::load(&plain).unwrap().unwrap().gate_flops) as f64 / again.flops as f64;
+        for (a, b) in numbers(&before["flops"]).iter().zip(numbers(&after["flops"])) {
+            assert!((a + more - b).abs() < 1e-6, "{options}: {b} instead of {a} and {more}");
+        }
+        let x = numbers(inputs.values().next().unwrap());
+        let z = |example: usize, channel: usize| x[(example * 9 + channel) * 16..][..16].iter().sum::<f64>() / 16.0;
+        let v = numbers(&model.params[&boost.weight].tensor);
+        let (old, new) = (numbers(&before["gates"]), numbers(&after["gates"]));
+        let gates = shape[1];
+        for (i, (old, new)) in old.iter().zip(&new).enumerate() {
+            let score: f64 = (0..9).map(|c| z(i / gates, c) * v[c * gates + i % gates]).sum();
+            let wanted = old * 2.0 / (1.0 + (-score).exp());
+            assert!((new - wanted).abs() < 1e-5, "{options}: gate {i} is {new} instead of {wanted}");
+        }
+        assert!(old != new && new.contains(&0.0) && new.iter().any(|&g| g > 1.0));
+        // Steps read the same factors, and train them.
+        let step = Model { graph: model.programs["step"].graph.clone(), programs: Default::default(), ..model.clone() };
+        assert!(step.graph.find_param(&boost.weight).is_some());
+        assert!(step.graph.outputs.iter().any(|output| output.name == format!("grad:{}", boost.weight)));
+    }
 }
 
 fn trained_on(options: &str) {
@@ -919,8 +985,8 @@ fn statistics_of_channels_are_gathered() {
     let first = [0.1f32, 0.0, 0.1, 0.0].into_iter().chain([0.0, 0.1, 0.0, 0.1]).collect::<Vec<_>>();
     model.params.get_mut(&record.blocks[0].weight).unwrap().tensor = Tensor::from_vec([2, 4], first);
     model.params.get_mut(&record.blocks[0].bias).unwrap().tensor = Tensor::from_vec([4], vec![0.5f32; 4]);
-    // Means of the channels: 2 and 0 for one example, 4 and -2 for the other.
-    let x = Tensor::from_vec([2, 2, 1, 2], vec![1f32, 3.0, -1.0, 1.0, 4.0, 4.0, -2.0, -2.0]);
+    // Means of the channels: 2 and 0 for one example, 4 and -6, which is far from any other, for the other.
+    let x = Tensor::from_vec([2, 2, 1, 2], vec![1f32, 3.0, -1.0, 1.0, 4.0, 4.0, -6.0, -6.0]);
     let inputs = |graph: &Graph| -> Named {
         let tensor = |name: &str| if name == "progress" { Tensor::scalar(0f32) } else { x.clone() };
         graph.inputs().map(|v| graph.value_name(v).to_string()).map(|name| (name.clone(), tensor(&name))).collect()
@@ -933,14 +999,14 @@ fn statistics_of_channels_are_gathered() {
     };
     let step = program("step");
     let wanted: [(_, [f64; 2]); 2] =
-        [(&mean, [0.95 + 0.05 * 3.0, -0.95 - 0.05]), (&var, [3.8 + 0.05 * 5.0, 0.2375 + 0.05])];
+        [(&mean, [0.95 + 0.05 * 3.0, -0.95 - 0.15]), (&var, [3.8 + 0.05 * 5.0, 0.2375 + 0.05 * 13.0])];
     for (name, wanted) in wanted {
         let found = step[&format!("next:{name}")].to_f64s().unwrap();
         assert!(found.iter().zip(wanted).all(|(a, b)| (a - b).abs() < 1e-5), "{name}: {found:?} instead of {wanted:?}");
     }
     let gates = program("eval")["gates"].to_f64s().unwrap();
-    let feature = |x: f64, mean: f64, var: f64| (x - mean) / var.sqrt() * 3.0 / 2f64.sqrt();
-    for (example, means) in [[2.0, 0.0], [4.0, -2.0]].iter().enumerate() {
+    let feature = |x: f64, mean: f64, var: f64| ((x - mean) / var.sqrt()).clamp(-4.0, 4.0) * 3.0 / 2f64.sqrt();
+    for (example, means) in [[2.0, 0.0], [4.0, -6.0]].iter().enumerate() {
         let features = [feature(means[0], 1.0, 4.0), feature(means[1], -1.0, 0.25)];
         for gate in 0..4 {
             let wanted = (0.5 + 0.1 * features[gate % 2]).clamp(0.0, 1.0);

@@ -4,7 +4,7 @@
 //! them the backbone goes on alone for as long, which is what the gated ones are compared with.
 //!
 //! With `--then` every gated network goes on, for as many epochs again (or `--then-epochs`): `more`, as before; `tuned`, with gate networks that are not trained any more, so that
-//! the others learn what these decide; and `frozen`, with every gate frozen to one state for all inputs (what was open for at most a certain share of the images of the
+//! the others learn what these decide; `boosted`, the same with factors for open gates; and `frozen`, with every gate frozen to one state for all inputs (what was open for at most a certain share of the images of the
 //! last evaluation is shut, the share chosen so that what is left costs what the gated network costs in the mean). The difference between the better of the first two and
 //! the last is what it is worth to look at the input. With `--distil` all three learn from what the backbone says (temperature 4, labels with a share of 0.1). With `--narrower` the network is trained with fewer channels
 //! everywhere, as long as backbone and gates together.
@@ -19,7 +19,7 @@ use sartor_bench::{beside, cache, number, table};
 use sartor_ir::rng::Stream;
 use sartor_ir::{DType, Error, Model, Result, Tensor, Type, ensure, infer, onnx};
 use sartor_passes::bind::Bind;
-use sartor_passes::gate::{Record, cost};
+use sartor_passes::gate::{Gate, Record, cost};
 use sartor_passes::harden::{Harden, Kind};
 use sartor_passes::{Driver, Registry, pipelines};
 use serde_json::Value;
@@ -53,7 +53,7 @@ struct Args {
     /// Whether the run for each target begins where the one for the target before ended, instead of at the backbone
     #[arg(long)]
     chained: bool,
-    /// How gated networks go on: more, tuned, frozen
+    /// How gated networks go on: more, tuned, boosted, frozen
     #[arg(long, value_delimiter = ',')]
     then: Vec<String>,
     /// For how many epochs; if left out, as many as with gates
@@ -98,6 +98,8 @@ struct Run {
 enum Made {
     /// That of a gated run, its gates frozen.
     Frozen(String),
+    /// That of a gated run, with factors for its gates.
+    Boosted(String),
     /// The file's, with this share of its channels and random weights.
     Width(f64, PathBuf),
     /// The file's, for images of 96 × 96.
@@ -165,6 +167,8 @@ fn data() -> String {
 /// All parameters, and all but those of gates.
 const ALL: &str = "\"*\"";
 const NO_GATES: &str = "\"conv*\", \"bn*\", \"layer*\", \"fc*\"";
+/// The same, and the factors of gates.
+const FACTORS: &str = "\"conv*\", \"bn*\", \"layer*\", \"fc*\", \"gate.*boost*\"";
 /// MobileNetV2's convolutions of single pixels.
 const POINTWISE: &str = "\"*/conv.0/conv.0.0/Conv\", \"*/conv.2/Conv\", \"*/features.18.0/Conv\"";
 
@@ -294,8 +298,9 @@ impl Args {
             let (model, tables, trainable, made) = match how.as_str() {
                 "more" => (model, format!("[gate]\ntarget = {target:?}\nanneal = 0.0\n{kept}{taught}"), ALL, None),
                 "tuned" => (model, taught, NO_GATES, None),
+                "boosted" => (format!("{next}.onnx"), taught, FACTORS, Some(Made::Boosted(name.clone()))),
                 "frozen" => (format!("{next}.onnx"), taught, NO_GATES, Some(Made::Frozen(name.clone()))),
-                other => return Err(Error::msg(format!("--then {other}: expected more, tuned or frozen"))),
+                other => return Err(Error::msg(format!("--then {other}: expected more, tuned, boosted or frozen"))),
             };
             let like = self.going_on(&model, &tables, trainable, seed);
             let epochs = self.then_epochs.unwrap_or(like.epochs);
@@ -393,6 +398,14 @@ fn freeze(folder: &Path, run: &Run, gated: &str) -> Result<()> {
     keep(folder, run, &model, cost)
 }
 
+/// Gives the gates of a network factors.
+fn boost(folder: &Path, run: &Run, gated: &str) -> Result<()> {
+    let mut model = onnx::load(&folder.join(gated).join("merged.onnx"))?;
+    pipelines::prepare(&mut model, &Registry::builtin())?;
+    Driver::new().run_pass(&Gate { boost: true, ..Gate::default() }, &mut model)?;
+    onnx::save(&model, &folder.join(format!("{}.onnx", run.name)), &onnx::SaveOptions::default())
+}
+
 /// Writes a network that was made, and what it costs as a share of the one that it was made of.
 fn keep(folder: &Path, run: &Run, model: &Model, cost: f64) -> Result<()> {
     std::fs::write(folder.join(format!("{}.cost", run.name)), cost.to_string())
@@ -460,6 +473,7 @@ fn make(folder: &Path, run: &Run, threads: usize) -> Result<()> {
     }
     match &run.made {
         Some(Made::Frozen(gated)) => freeze(folder, run, gated)?,
+        Some(Made::Boosted(gated)) => boost(folder, run, gated)?,
         Some(Made::Width(width, model)) => narrow(folder, run, *width, model)?,
         Some(Made::Small(path)) => shrink(folder, path)?,
         None => {}

@@ -62,7 +62,7 @@ pub struct Site {
 /// that lists near misses.
 pub fn find_sites(graph: &Graph, model: &Model, targets: &[String]) -> Result<Vec<Site>> {
     let gates = crate::gate::Record::load(model)?.map_or_else(Vec::new, |record| record.blocks);
-    let is_gate = |param: &str| gates.iter().any(|b| b.weight == param || b.code.as_deref() == Some(param));
+    let is_gate = |param: &str| gates.iter().flat_map(|block| block.weights()).any(|name| name == param);
     let mut candidates = Vec::new();
     for id in graph.topo_ops() {
         if let Some(site) = site_at(graph, model, id)?.filter(|site| !is_gate(&site.param)) {

@@ -1,5 +1,6 @@
 //! Adds the gate networks, their multiplications and, for training, what they cost.
 
+use super::boost::{self, boosted};
 use super::cost::{Costs, Term};
 use super::importance;
 use super::measure::{self, FLOPS, Measure};
@@ -61,26 +62,58 @@ struct Site<'a> {
 
 /// The parameters of a gate network in a graph.
 #[derive(Clone, Copy)]
-struct Network {
-    code: Option<Value>,
-    weight: Value,
-    bias: Value,
+pub(super) struct Network {
+    pub(super) code: Option<Value>,
+    pub(super) weight: Value,
+    pub(super) bias: Option<Value>,
 }
 
 impl Network {
-    /// The gates before they are clamped, `[N, gates]`.
-    fn scores(&self, emit: &mut Emit, features: Value) -> Result<Value> {
-        let read = match self.code {
-            Some(code) => emit.op("MatMul", &[features, code], Attributes::new())?,
-            None => features,
+    /// What it makes of features, `[N, gates]`: gates before they are clamped.
+    pub(super) fn scores(&self, emit: &mut Emit, features: Value) -> Result<Value> {
+        let mut product = |a: Value, b: Value| emit.op("MatMul", &[a, b], Attributes::new());
+        let read = self.code.map_or(Ok(features), |code| product(features, code))?;
+        match self.bias {
+            Some(bias) => emit.op("Gemm", &[read, self.weight, bias], Attributes::new()),
+            None => product(read, self.weight),
+        }
+    }
+}
+
+/// A gate network where it stands in a graph.
+struct Standing {
+    features: Value,
+    network: Network,
+    /// The gates before they are clamped.
+    scores: Value,
+    binary: bool,
+}
+
+impl Standing {
+    /// The one that ends in this clamp.
+    fn behind(graph: &Graph, record: &BlockRecord, clamped: Value) -> Result<Standing> {
+        let unknown =
+            || Error::msg(format!("block \"{}\" has gates, but not as the pass `gate` writes them", record.name));
+        let mut scores = graph.input(clamped.node, 0).ok_or_else(unknown)?;
+        let binary = graph.node(clamped.node).is("Ceil");
+        if binary {
+            scores = graph.input(scores.node, 0).ok_or_else(unknown)?;
+        }
+        let [Some(mut features), Some(weight), bias @ Some(_)] = graph.node_inputs(scores.node)[..] else {
+            return Err(unknown());
         };
-        emit.op("Gemm", &[read, self.weight, self.bias], Attributes::new())
+        let mut code = None;
+        if record.code.is_some() {
+            let [Some(pooled), Some(param)] = graph.node_inputs(features.node)[..] else { return Err(unknown()) };
+            (features, code) = (pooled, Some(param));
+        }
+        Ok(Standing { features, network: Network { code, weight, bias }, scores, binary })
     }
 }
 
 /// What the numbers of a code do to gates at first, `[rank, gates]`: the first moves all of them alike, the others by Walsh's functions, each as far as a single
 /// gate would move if it were alone: every row has length 1.
-fn directions(rank: usize, gates: usize) -> Tensor {
+pub(super) fn directions(rank: usize, gates: usize) -> Tensor {
     let size = 1.0 / (gates as f32).sqrt();
     let sign = |row: usize, gate: usize| if (row & gate).count_ones().is_multiple_of(2) { size } else { -size };
     let values = (0..rank).flat_map(|row| (0..gates).map(move |gate| sign(row, gate)));
@@ -90,6 +123,13 @@ fn directions(rank: usize, gates: usize) -> Tensor {
 /// Gate networks with more weights make a code of this length first, if nothing else is said: as large as what they decide about they would be, where layers are wide.
 const LARGE: usize = 1 << 16;
 const RANK: usize = 8;
+
+/// The length of the code between so many features and gates, if it was said or by itself; 0 where there is none.
+pub(super) fn rank_between(features: usize, gates: usize, said: Option<usize>) -> usize {
+    let all = features * gates;
+    let rank = said.unwrap_or(if all > LARGE { RANK } else { 0 });
+    if rank * (features + gates) < all { rank } else { 0 }
+}
 
 impl Gate {
     /// What is done to so many features: a few (the means of an image's colours) say little beside each other.
@@ -115,7 +155,7 @@ impl Gate {
                 usize::from(self.layers && block.residual) + block.groups.iter().map(|g| g.channels).sum::<usize>();
             let how = self.normalises(inputs);
             let normalised = if how == Normalise::None { 0 } else { NORMALISATION * inputs as u64 };
-            let rank = self.rank_of(inputs, gates);
+            let rank = if self.nested { 1 } else { rank_between(inputs, gates, self.rank) };
             let products = if rank > 0 { rank * (inputs + gates) } else { inputs * gates };
             record.gate_flops += costs.elements(block.input) + 2 * products as u64 + normalised;
             let mut code = None;
@@ -146,20 +186,15 @@ impl Gate {
                 ]),
                 _ => None,
             };
-            let names = BlockRecord { code, nested: self.nested, weight, bias, statistics, ..BlockRecord::default() };
+            let length = (how != Normalise::None && self.length != 1.0).then_some(self.length);
+            let nested = self.nested;
+            let names = BlockRecord { code, nested, weight, bias, statistics, length, ..BlockRecord::default() };
             record.blocks.push(self.describe(&model.graph, block, names));
         }
-        Ok(record)
-    }
-
-    /// The length of the code between so many features and gates; 0 where there is none.
-    fn rank_of(&self, features: usize, gates: usize) -> usize {
-        if self.nested {
-            return 1;
+        if self.boost {
+            boost::add_parameters(model, &mut record)?;
         }
-        let all = features * gates;
-        let rank = self.rank.unwrap_or(if all > LARGE { RANK } else { 0 });
-        if rank * (features + gates) < all { rank } else { 0 }
+        Ok(record)
     }
 
     /// `params`: the names of its parameters.
@@ -225,14 +260,23 @@ impl Plan<'_> {
     }
 
     /// Prepares a graph that has gates already for its purpose.
-    pub(super) fn go_on(&self, graph: &mut Graph, opset: i64, purpose: Use) -> Result<()> {
+    pub(super) fn go_on(
+        &self,
+        graph: &mut Graph,
+        params: &IndexMap<String, Parameter>,
+        opset: i64,
+        purpose: Use,
+    ) -> Result<()> {
         infer::infer_graph(graph, opset)?;
+        let clamped = measure::clamped_gates(graph, self.record);
+        let mut emit = Emit::new(graph, opset);
         let mut open = Vec::new();
-        if purpose == Use::Step {
-            let clamped = measure::clamped_gates(graph, self.record);
-            let mut emit = Emit::new(graph, opset);
-            for (record, clip) in self.record.blocks.iter().zip(clamped) {
-                emit.prefix = format!("/gate/{}/", record.name);
+        for (record, clip) in self.record.blocks.iter().zip(clamped) {
+            emit.prefix = format!("/gate/{}/", record.name);
+            if let Some(clip) = clip {
+                boost_standing(&mut emit, params, record, clip)?;
+            }
+            if purpose == Use::Step {
                 open.push(clip.map(|clip| self.reopened(&mut emit, record, clip)).transpose()?);
             }
         }
@@ -241,25 +285,11 @@ impl Plan<'_> {
 
     /// Puts the gate of training steps where a clamp stands; returns whether each is open.
     fn reopened(&self, emit: &mut Emit, record: &BlockRecord, clip: Value) -> Result<Vec<Value>> {
-        let unknown =
-            || Error::msg(format!("block \"{}\" has gates, but not as the pass `gate` writes them", record.name));
-        let mut scores = emit.graph.input(clip.node, 0).ok_or_else(unknown)?;
-        let binary = emit.graph.node(clip.node).is("Ceil");
-        if binary {
-            scores = emit.graph.input(scores.node, 0).ok_or_else(unknown)?;
-        }
-        let [Some(mut features), Some(weight), Some(bias)] = emit.graph.node_inputs(scores.node)[..] else {
-            return Err(unknown());
-        };
-        let mut code = None;
-        if record.code.is_some() {
-            let [Some(pooled), Some(param)] = emit.graph.node_inputs(features.node)[..] else { return Err(unknown()) };
-            (features, code) = (pooled, Some(param));
-        }
+        let Standing { features, network, scores, binary } = Standing::behind(emit.graph, record, clip)?;
         let product = scores.node;
-        let network = self.settled(emit, Network { code, weight, bias })?;
+        let network = self.settled(emit, network)?;
         emit.graph.set_input(product, 1, Some(network.weight));
-        emit.graph.set_input(product, 2, Some(network.bias));
+        emit.graph.set_input(product, 2, network.bias);
         if let (Some(code), Some(read)) = (network.code, emit.graph.input(product, 0)) {
             emit.graph.set_input(read.node, 1, Some(code));
         }
@@ -291,7 +321,7 @@ impl Plan<'_> {
     ) -> Result<Gates> {
         let mut param = |name: &str| param_in(emit.graph, params, name);
         let code = record.code.as_ref().map(|name| param(name)).transpose()?;
-        let mut network = Network { code, weight: param(&record.weight)?, bias: param(&record.bias)? };
+        let mut network = Network { code, weight: param(&record.weight)?, bias: Some(param(&record.bias)?) };
         if purpose == Use::Step {
             network = self.settled(emit, network)?;
         }
@@ -320,6 +350,7 @@ impl Plan<'_> {
             Use::Inference | Use::Evaluation => None,
             Use::Step => Some(self.is_open(emit, record, pooled, network)?),
         };
+        let soft = boosted(emit, params, record, soft, pooled)?;
         Ok(Gates { soft: measure::split(emit, soft, &record.sizes())?, hard })
     }
 
@@ -372,7 +403,7 @@ impl Plan<'_> {
             emit.select(over, still, value)
         };
         let code = network.code.map(&mut held).transpose()?;
-        Ok(Network { code, weight: held(network.weight)?, bias: held(network.bias)? })
+        Ok(Network { code, weight: held(network.weight)?, bias: network.bias.map(held).transpose()? })
     }
 
     /// The target at this point of the run: 1, then falling, then what the options say.
@@ -431,8 +462,25 @@ fn slowed(emit: &mut Emit, gate: Value, by: usize) -> Result<Value> {
     emit.add(share, still)
 }
 
+/// Multiplies gates that stand in a graph by their factors, if they have some that are not there yet.
+fn boost_standing(
+    emit: &mut Emit,
+    params: &IndexMap<String, Parameter>,
+    record: &BlockRecord,
+    clamped: Value,
+) -> Result<()> {
+    let Some(boost) = &record.boost else { return Ok(()) };
+    if emit.graph.find_param(&boost.weight).is_some() {
+        return Ok(());
+    }
+    let features = Standing::behind(emit.graph, record, clamped)?.features;
+    let product = boosted(emit, params, record, clamped, features)?;
+    emit.graph.replace_uses_if(clamped, product, |reader, _| reader != product.node);
+    Ok(())
+}
+
 /// A parameter of the model, in a graph.
-fn param_in(graph: &mut Graph, params: &IndexMap<String, Parameter>, name: &str) -> Result<Value> {
+pub(super) fn param_in(graph: &mut Graph, params: &IndexMap<String, Parameter>, name: &str) -> Result<Value> {
     match params.get(name) {
         Some(param) => Ok(graph.param(name, Type::of(&param.tensor))),
         None => bail!("the model has no parameter \"{name}\""),

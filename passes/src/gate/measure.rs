@@ -63,7 +63,7 @@ pub(super) struct Measure<'a> {
 impl Measure<'_> {
     /// Adds both outputs to a graph that has gates, with known types; none to one that has no gates.
     pub(super) fn add_outputs(&self, graph: &mut Graph, opset: i64) -> Result<()> {
-        let found = clamped_gates(graph, self.record);
+        let found = gates(graph, self.record);
         let present: Vec<Value> = found.iter().flatten().copied().collect();
         let Some(&first) = present.first() else { return Ok(()) };
         let mut emit = Emit::new(graph, opset);
@@ -134,17 +134,27 @@ impl Measure<'_> {
 
 /// The gates `[N, gates]` of every block after the clamp, and after what makes them 0 or 1, if that follows; `None` where the graph has none.
 pub(super) fn clamped_gates(graph: &Graph, record: &Record) -> Vec<Option<Value>> {
-    let only = |value: Value, name: &str| {
-        let (node, _) = graph.uses(value).into_iter().find(|(node, _)| graph.node(*node).is(name))?;
-        Some(Value { node, slot: 0 })
-    };
-    let params: Vec<Value> = graph.node_ids().map(|node| Value { node, slot: 0 }).collect();
-    let param = |name: &str| params.iter().copied().find(|v| graph.param_name(*v) == Some(name));
     let found = |block: &BlockRecord| {
-        let clamped = only(only(param(&block.weight)?, "Gemm")?, "Clip")?;
-        Some(only(clamped, "Ceil").unwrap_or(clamped))
+        let clamped = only(graph, only(graph, graph.find_param(&block.weight)?, "Gemm")?, "Clip")?;
+        Some(only(graph, clamped, "Ceil").unwrap_or(clamped))
     };
     record.blocks.iter().map(found).collect()
+}
+
+/// The gates of every block as they multiply: the clamped ones, times their factors, if there are some.
+fn gates(graph: &Graph, record: &Record) -> Vec<Option<Value>> {
+    let blocks = record.blocks.iter().zip(clamped_gates(graph, record));
+    let times_factors = |(block, clamped): (&BlockRecord, Option<Value>)| match block.boost {
+        Some(_) => only(graph, clamped?, "Mul"),
+        None => clamped,
+    };
+    blocks.map(times_factors).collect()
+}
+
+/// What the first reader of this kind makes of a value.
+fn only(graph: &Graph, value: Value, name: &str) -> Option<Value> {
+    let (node, _) = graph.uses(value).into_iter().find(|(node, _)| graph.node(*node).is(name))?;
+    Some(Value { node, slot: 0 })
 }
 
 /// 1 where a gate is open, else 0: the layer's, and those of every group.

@@ -25,6 +25,8 @@
 //!
 //! Blocks and groups of channels are found in the graph ([`blocks`]). With text, the mean is over the tokens that `attention_mask` keeps.
 //!
+//! With `boost` an open gate is multiplied by a factor from 0 to 2 that a network of its own makes of the same `z` ([`boost`]): how much of a channel an input takes.
+//!
 //! In training steps the gates are [`ai.sartor::Gate`](sartor_ir::ops::gate), whose gradient leaks, and the loss grows by
 //! `λ · max(0, F − target)²`, where F is the mean cost of the batch's examples as a share of the model's ([`cost`]), counted hard (a gate
 //! is open or shut) with a straight-through gradient, which trains the gate networks and not the features that they read; that of a layer is divided by the number
@@ -42,12 +44,14 @@
 //! The program `eval` gets the outputs `flops`, the cost of each example, and `gates`, all its gates, as [`GateOutputs`] adds them.
 //!
 //! A model that has gates already keeps them and what they read as they are: then only its training programs are made, and its gates are trained on (with `anneal = 0`, at the
-//! target from the first step). Statistics are gathered on, as they are by [`train_mode`](crate::train_mode) where gates are not trained.
+//! target from the first step). Statistics are gathered on, as they are by [`train_mode`](crate::train_mode) where gates are not trained. With `boost` its gates get factors, if they have none;
+//! without a program `step` the factors alone are `Trainable` then, and whatever trains next decides about the rest.
 //!
 //! Precondition: the internal opset, types inferred, no adapters (they may come after). For training: `loss` has run, `autodiff` has not. It does not decide how long
 //! is trained.
 
 pub mod blocks;
+mod boost;
 pub mod cost;
 pub(crate) mod heads;
 mod importance;
@@ -58,7 +62,7 @@ pub(crate) mod statistics;
 
 pub use blocks::{Block, Found, Group, Refusal, find};
 pub use measure::{FLOPS, GATES, GateOutputs};
-pub use record::{BlockRecord, GroupRecord, KEY, Record, Usage};
+pub use record::{BlockRecord, Boost, GroupRecord, KEY, Record, Usage};
 
 use crate::pattern::{Patterns, candidate_names};
 use crate::{Changed, Pass, training};
@@ -99,6 +103,8 @@ pub struct Gate {
     pub leak: f64,
     /// Whether a gate is 0 or 1, and not what its network says, cut to that range.
     pub binary: bool,
+    /// Whether open gates are multiplied by factors from 0 to 2 that a second network reads from the same input, and that are 1 at first. Gates of a file get them too.
+    pub boost: bool,
     /// How what gates read is normalised.
     pub normalise: Normalise,
     /// The length of normalised features: gates learn from inputs as much faster than from all of them alike as its square says.
@@ -133,6 +139,7 @@ impl Default for Gate {
             lambda: 100.0,
             leak: 0.1,
             binary: false,
+            boost: false,
             normalise: Normalise::Example,
             length: 1.0,
             rank: None,
@@ -156,7 +163,7 @@ impl Pass for Gate {
         self.check()?;
         training::require_opset(model, "gate")?;
         if let Some(record) = Record::load(model)? {
-            return self.go_on(model, &record);
+            return self.go_on(model, record);
         }
         ensure!(
             crate::cola::Record::load(model)?.is_none(),
@@ -255,7 +262,7 @@ impl Gate {
     }
 
     /// Training goes on with the gates that the model has.
-    fn go_on(&self, model: &mut Model, record: &Record) -> Result<Changed> {
+    fn go_on(&self, model: &mut Model, mut record: Record) -> Result<Changed> {
         let all = self.layers && self.channels && self.heads && self.plain;
         let chooses = !all || !self.blocks.is_empty() || !self.exclude.is_empty();
         ensure!(
@@ -264,21 +271,26 @@ impl Gate {
         );
         let opset = model.opset();
         infer::infer_graph(&mut model.graph, opset)?;
+        let boosted = self.boost && boost::add_parameters(model, &mut record)?;
         let terms = cost::Costs::of(&model.graph, opset)?.terms_of(&model.graph, &record.blocks);
-        let plan = insert::Plan { options: self, record, blocks: &[], terms: &terms };
+        let plan = insert::Plan { options: self, record: &record, blocks: &[], terms: &terms };
+        if boosted {
+            plan.go_on(&mut model.graph, &model.params, opset, insert::Use::Inference)?;
+        }
         for (name, program) in &mut model.programs {
-            plan.go_on(&mut program.graph, opset, insert::Use::of(name))
+            plan.go_on(&mut program.graph, &model.params, opset, insert::Use::of(name))
                 .map_err(|e| e.at(format!("program \"{name}\"")))?;
         }
-        gather(model, record)?;
-        let trained = |block: &'_ BlockRecord| -> Vec<String> {
-            let weight = (!block.nested).then(|| block.weight.clone());
-            block.code.iter().cloned().chain(weight).chain([block.bias.clone()]).collect()
-        };
-        for name in record.blocks.iter().flat_map(trained) {
-            let Some(param) = model.params.get_mut(&name) else { bail!("the model has no parameter \"{name}\"") };
-            param.role = Role::Trainable;
+        gather(model, &record)?;
+        // Without a step only what is new waits for its training.
+        let steps = model.programs.keys().any(|name| training::is_step(name));
+        for block in record.blocks.iter().filter(|_| steps) {
+            for name in block.weights().filter(|&name| !block.nested || *name != block.weight).chain([&block.bias]) {
+                let Some(param) = model.params.get_mut(name) else { bail!("the model has no parameter \"{name}\"") };
+                param.role = Role::Trainable;
+            }
         }
+        record.store(model)?;
         Ok(Changed::Yes)
     }
 

@@ -45,6 +45,12 @@ pub struct BlockRecord {
     /// The parameters with the running mean and variance of what its gate network reads, if that is brought to mean 0 and deviation 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub statistics: Option<[String; 2]>,
+    /// The length of what its gate network reads, if that is normalised, but not to 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub length: Option<f64>,
+    /// The parameters of the factors of its gates, if they have any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boost: Option<Boost>,
     /// The nodes of the body.
     pub nodes: Vec<String>,
     /// The multiplication of the body by its gate, if it has one.
@@ -54,6 +60,16 @@ pub struct BlockRecord {
     /// How the gates were used when the model was last evaluated, if it was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,
+}
+
+/// What makes the factors of a block's gates.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Boost {
+    /// The parameter `[channels, rank]` that makes a code of what the gate network reads, if it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<String>,
+    /// The parameter `[channels, gates]`, or `[rank, gates]` behind a code.
+    pub weight: String,
 }
 
 /// How the gates of a block were used, over all inputs of an evaluation: the layer's gate first, if there is one, then those of every group's
@@ -98,6 +114,11 @@ fn is_one(width: &usize) -> bool {
 }
 
 impl BlockRecord {
+    /// The weights that gates and their factors are made with; biases are not among them.
+    pub fn weights(&self) -> impl Iterator<Item = &String> {
+        let boost = self.boost.iter().flat_map(|boost| boost.code.iter().chain([&boost.weight]));
+        self.code.iter().chain([&self.weight]).chain(boost)
+    }
     /// How many channels have gates.
     pub fn channels(&self) -> usize {
         self.groups.iter().map(|group| group.channels).sum()

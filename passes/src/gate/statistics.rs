@@ -2,7 +2,7 @@
 //! which every training step gathers on.
 //!
 //! ```text
-//! f = (z - mean) / sqrt(var + 1e-5) · length / sqrt(channels)
+//! f = clamp((z - mean) / sqrt(var + 1e-5), -4, 4) · length / sqrt(channels)
 //! next mean = 0.95 · mean + 0.05 · mean of z over the batch
 //! next var  = 0.95 · var  + 0.05 · mean of (z - mean)² over the batch
 //! ```
@@ -11,10 +11,13 @@
 use super::Record;
 use crate::training;
 use sartor_ir::ops::Emit;
-use sartor_ir::{Graph, Model, Program, Result, Role, Value, infer};
+use sartor_ir::{Attributes, Graph, Model, Program, Result, Role, Value, infer};
 
 /// The share of running statistics that a step leaves as it is.
 const KEPT: f64 = 0.95;
+
+/// No feature is further from its mean, in deviations: a channel that was nearly always 0 has hardly any.
+const MOST: f64 = 4.0;
 
 /// Features less the running mean, divided by the running deviation, and brought to the length that they have on average: `[N, C]`.
 pub(super) fn standardised(
@@ -28,6 +31,8 @@ pub(super) fn standardised(
     let var = emit.add_scalar(var, 1e-5)?;
     let deviation = emit.unary("Sqrt", var)?;
     let standard = emit.div(centred, deviation)?;
+    let (low, high) = (emit.scalar(-MOST, standard)?, emit.scalar(MOST, standard)?);
+    let standard = emit.op("Clip", &[standard, low, high], Attributes::new())?;
     emit.mul_scalar(standard, length / (count as f64).sqrt())
 }
 

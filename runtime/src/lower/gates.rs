@@ -13,19 +13,25 @@ use sartor_ir::{NodeId, Operator, Result, Value};
 const FAR: usize = 12;
 
 impl Lowering<'_> {
-    /// Whether a value was cut at 0 and only put into other shapes since.
+    /// Whether a value was cut at 0 and since then only put into other shapes, or multiplied by factors of examples.
     fn is_gate(&self, mut value: Value) -> bool {
         for _ in 0..FAR {
             if self.constant(value).is_some() {
                 return false;
             }
             let Some(op) = self.graph.node(value.node).op() else { return false };
+            let mut input = self.graph.input(value.node, 0);
             match op.name.as_str() {
                 "Clip" => return self.graph.input(value.node, 1).and_then(|low| self.number(low)) == Some(0.0),
+                // By its factor.
+                "Mul" if self.shape(value).is_ok_and(|shape| shape.len() == 2) => {
+                    let clamped = |v: &Value| ["Clip", "Ceil"].iter().any(|name| self.graph.node(v.node).is(name));
+                    input = self.graph.node_inputs(value.node).into_iter().flatten().find(clamped);
+                }
                 "Ceil" | "Reshape" | "Unsqueeze" | "Squeeze" | "Split" | "Slice" | "Identity" | "Flatten" => {}
                 _ => return false,
             }
-            let Some(input) = self.graph.input(value.node, 0) else { return false };
+            let Some(input) = input else { return false };
             value = input;
         }
         false
