@@ -25,7 +25,7 @@
 //!
 //! Blocks and groups of channels are found in the graph ([`blocks`]). With text, the mean is over the tokens that `attention_mask` keeps.
 //!
-//! With `boost` an open gate is multiplied by a factor from 0 to 2 that a network of its own makes of the same `z` ([`boost`]): how much of a channel an input takes.
+//! With `boost` an open gate is multiplied by a factor from 0 to 2 that a network of its own makes of the same `z` (`boost.rs`): how much of a channel an input takes.
 //!
 //! In training steps the gates are [`ai.sartor::Gate`](sartor_ir::ops::gate), whose gradient leaks, and the loss grows by
 //! `λ · max(0, F − target)²`, where F is the mean cost of the batch's examples as a share of the model's ([`cost`]), counted hard (a gate

@@ -13,7 +13,7 @@
 //!
 //! What an attention makes of an example is skipped with it: products whose results are read by nobody else, example by example, directly or through a program.
 //!
-//! Heads of attentions: [`heads`].
+//! Heads of attentions: `skip/heads.rs`.
 //!
 //! The results are those without gates that skip, but for the order of additions and for infinities (0 · ∞ is 0 here). What is computed depends on the
 //! data, the shapes and the plan do not: an example that is skipped costs nothing in any batch.
