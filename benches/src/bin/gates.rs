@@ -5,8 +5,8 @@
 //!
 //! With `--then` every gated network goes on, for as many epochs again (or `--then-epochs`): `more`, as before; `tuned`, with gate networks that are not trained any more, so that
 //! the others learn what these decide; `boosted`, the same with factors for open gates; and `frozen`, with every gate frozen to one state for all inputs (what was open for at most a certain share of the images of the
-//! last evaluation is shut, the share chosen so that what is left costs what the gated network costs in the mean). The difference between the better of the first two and
-//! the last is what it is worth to look at the input. With `--distil` all three learn from what the backbone says (temperature 4, labels with a share of 0.1). With `--narrower` the network is trained with fewer channels
+//! last evaluation is shut, the share chosen so that what is left costs what the gated network costs in the mean). The difference between the best of the others and
+//! the last is what it is worth to look at the input. With `--distil` all of them learn from what the backbone says (temperature 4, labels with a share of 0.1). With `--narrower` the network is trained with fewer channels
 //! everywhere, as long as backbone and gates together.
 //!
 //! `--net mobilenetv2` takes ImageNet's weights instead, for images of 96 × 96, and trains a classifier and adapters of rank 8 on all 1 × 1 convolutions (`backbone`); then gates with a code of one
@@ -167,8 +167,6 @@ fn data() -> String {
 /// All parameters, and all but those of gates.
 const ALL: &str = "\"*\"";
 const NO_GATES: &str = "\"conv*\", \"bn*\", \"layer*\", \"fc*\"";
-/// The same, and the factors of gates.
-const FACTORS: &str = "\"conv*\", \"bn*\", \"layer*\", \"fc*\", \"gate.*boost*\"";
 /// MobileNetV2's convolutions of single pixels.
 const POINTWISE: &str = "\"*/conv.0/conv.0.0/Conv\", \"*/conv.2/Conv\", \"*/features.18.0/Conv\"";
 
@@ -286,6 +284,7 @@ impl Args {
             Some(last) => (format!("{last}/merged.onnx"), format!("[gate]\ntarget = {target:?}\n{kept}")),
         };
         let mut runs = vec![run(&name, self.going_on(&model, &tables, ALL, seed).recipe(&name), None)];
+        let factors = format!("{NO_GATES}, \"gate.*boost*\"");
         for how in &self.then {
             let epochs = self.then_epochs.map(|epochs| format!("-{epochs}")).unwrap_or_default();
             let rate = self.then_rate.map(|rate| format!("-rate{rate}")).unwrap_or_default();
@@ -298,7 +297,7 @@ impl Args {
             let (model, tables, trainable, made) = match how.as_str() {
                 "more" => (model, format!("[gate]\ntarget = {target:?}\nanneal = 0.0\n{kept}{taught}"), ALL, None),
                 "tuned" => (model, taught, NO_GATES, None),
-                "boosted" => (format!("{next}.onnx"), taught, FACTORS, Some(Made::Boosted(name.clone()))),
+                "boosted" => (format!("{next}.onnx"), taught, factors.as_str(), Some(Made::Boosted(name.clone()))),
                 "frozen" => (format!("{next}.onnx"), taught, NO_GATES, Some(Made::Frozen(name.clone()))),
                 other => return Err(Error::msg(format!("--then {other}: expected more, tuned, boosted or frozen"))),
             };

@@ -7,11 +7,11 @@
 //! `[features, gates]`, or, where that would be a large product, `[features, rank]` times `[rank, gates]`, as in gate networks. The division (by the length of normalised features) lets a step of the
 //! optimizer move factors as far by V as it would by a bias: undivided, with a length of 3, the loss of ResNet-32 rose by a third and stayed there.
 
-use super::insert::{Network, directions, param_in, rank_between};
+use super::insert::{Network, add_weights, param_in, rank_between};
 use super::{BlockRecord, Boost, Record};
 use indexmap::IndexMap;
 use sartor_ir::ops::Emit;
-use sartor_ir::{Model, Parameter, Result, Role, Tensor, Value, bail};
+use sartor_ir::{Model, Parameter, Result, Value, bail};
 
 /// Operations per gate beside the product: division, sigmoid, two multiplications.
 const FACTOR: u64 = 4;
@@ -20,23 +20,16 @@ const FACTOR: u64 = 4;
 pub(super) fn add_parameters(model: &mut Model, record: &mut Record) -> Result<bool> {
     let mut flops = 0;
     for block in record.blocks.iter_mut().filter(|block| block.boost.is_none()) {
-        let first = block.code.as_ref().unwrap_or(&block.weight);
-        let (Some(first), Some(bias)) = (model.params.get(first), model.params.get(&block.bias)) else {
+        let (Some(first), Some(bias)) = (model.params.get(block.first()), model.params.get(&block.bias)) else {
             bail!("the gate network of block \"{}\" is not there", block.name)
         };
         let (features, gates, dtype) = (first.tensor.shape()[0], bias.tensor.len(), bias.tensor.dtype());
-        let rank = rank_between(features, gates, None);
         let name = format!("gate.{}.boost", block.name);
-        let zeros = |columns: usize| Tensor::zeros(dtype, vec![features, columns]);
-        let (mut code, mut products) = (None, features * gates);
-        let mut weight = zeros(gates)?;
-        if rank > 0 {
-            code = Some(model.add_param(&format!("{name}.code"), zeros(rank)?, Role::Trainable));
-            weight = directions(rank, gates).cast(dtype)?;
-            products = rank * (features + gates);
-        }
-        block.boost = Some(Boost { code, weight: model.add_param(&name, weight, Role::Trainable) });
-        flops += 2 * products as u64 + FACTOR * gates as u64;
+        let rank = rank_between(features, gates, None);
+        let (code, weight, products) =
+            add_weights(model, [format!("{name}.code"), name], (features, gates), rank, dtype)?;
+        block.boost = Some(Boost { code, weight });
+        flops += 2 * products + FACTOR * gates as u64;
     }
     record.gate_flops += flops;
     Ok(flops > 0)

@@ -53,8 +53,7 @@ struct Gates {
 
 /// What gates are inserted into.
 #[derive(Clone, Copy)]
-struct Site<'a> {
-    params: &'a IndexMap<String, Parameter>,
+struct Site {
     /// The input `attention_mask`.
     mask: Option<Value>,
     purpose: Use,
@@ -113,7 +112,7 @@ impl Standing {
 
 /// What the numbers of a code do to gates at first, `[rank, gates]`: the first moves all of them alike, the others by Walsh's functions, each as far as a single
 /// gate would move if it were alone: every row has length 1.
-pub(super) fn directions(rank: usize, gates: usize) -> Tensor {
+fn directions(rank: usize, gates: usize) -> Tensor {
     let size = 1.0 / (gates as f32).sqrt();
     let sign = |row: usize, gate: usize| if (row & gate).count_ones().is_multiple_of(2) { size } else { -size };
     let values = (0..rank).flat_map(|row| (0..gates).map(move |gate| sign(row, gate)));
@@ -129,6 +128,25 @@ pub(super) fn rank_between(features: usize, gates: usize, said: Option<usize>) -
     let all = features * gates;
     let rank = said.unwrap_or(if all > LARGE { RANK } else { 0 });
     if rank * (features + gates) < all { rank } else { 0 }
+}
+
+/// Adds the weights between so many features and gates, by way of a code if its length is not 0: its name, that of the last weights, and how many there are in all. They say nothing
+/// at first.
+pub(super) fn add_weights(
+    model: &mut Model,
+    [code, weight]: [String; 2],
+    (features, gates): (usize, usize),
+    rank: usize,
+    dtype: DType,
+) -> Result<(Option<String>, String, u64)> {
+    let mut add = |name: String, tensor: Tensor| model.add_param(&name, tensor, Role::Trainable);
+    let zeros = |columns: usize| Tensor::zeros(dtype, vec![features, columns]);
+    if rank == 0 {
+        return Ok((None, add(weight, zeros(gates)?), (features * gates) as u64));
+    }
+    let code = add(code, zeros(rank)?);
+    let weight = add(weight, directions(rank, gates).cast(dtype)?);
+    Ok((Some(code), weight, (rank * (features + gates)) as u64))
 }
 
 impl Gate {
@@ -156,29 +174,22 @@ impl Gate {
             let how = self.normalises(inputs);
             let normalised = if how == Normalise::None { 0 } else { NORMALISATION * inputs as u64 };
             let rank = if self.nested { 1 } else { rank_between(inputs, gates, self.rank) };
-            let products = if rank > 0 { rank * (inputs + gates) } else { inputs * gates };
-            record.gate_flops += costs.elements(block.input) + 2 * products as u64 + normalised;
-            let mut code = None;
-            let weight = match rank {
-                0 => Tensor::zeros(dtype, vec![inputs, gates])?,
-                _ => {
-                    let zeros = Tensor::zeros(dtype, vec![inputs, rank])?;
-                    code = Some(model.add_param(&format!("gate.{}.code", block.name), zeros, Role::Trainable));
-                    directions(rank, gates).cast(dtype)?
-                }
-            };
+            let name = format!("gate.{}", block.name);
+            let names = [format!("{name}.code"), format!("{name}.weight")];
+            let (code, weight, products) = add_weights(model, names, (inputs, gates), rank, dtype)?;
+            if self.nested {
+                model.params[&weight].role = Role::Frozen;
+            }
+            record.gate_flops += costs.elements(block.input) + 2 * products + normalised;
             let mut heights = vec![1f32; gates];
             if self.binary {
                 let channels = importance::heights(model, block)?;
                 heights.splice(gates - channels.len().., channels);
             }
             let bias = Tensor::from_vec([gates], heights).cast(dtype)?;
-            let role = if self.nested { Role::Frozen } else { Role::Trainable };
-            let weight = model.add_param(&format!("gate.{}.weight", block.name), weight, role);
-            let bias = model.add_param(&format!("gate.{}.bias", block.name), bias, Role::Trainable);
-            let mut statistic = |what: &str, tensor: Tensor| {
-                model.add_param(&format!("gate.{}.{what}", block.name), tensor, Role::State)
-            };
+            let bias = model.add_param(&format!("{name}.bias"), bias, Role::Trainable);
+            let mut statistic =
+                |what: &str, tensor: Tensor| model.add_param(&format!("{name}.{what}"), tensor, Role::State);
             let statistics = match how {
                 Normalise::Channel => Some([
                     statistic("mean", Tensor::zeros(dtype, vec![inputs])?),
@@ -231,20 +242,16 @@ pub(super) struct Plan<'a> {
     pub(super) record: &'a Record,
     pub(super) blocks: &'a [Block],
     pub(super) terms: &'a [Vec<Term>],
+    pub(super) params: &'a IndexMap<String, Parameter>,
+    pub(super) opset: i64,
 }
 
 impl Plan<'_> {
     /// Inserts all gates into a graph. `blocks` are those of the inference graph; here they are found again by the names of their nodes.
-    pub(super) fn apply(
-        &self,
-        graph: &mut Graph,
-        params: &IndexMap<String, Parameter>,
-        opset: i64,
-        purpose: Use,
-    ) -> Result<()> {
+    pub(super) fn apply(&self, graph: &mut Graph, purpose: Use) -> Result<()> {
         let by_name = nodes_by_name(graph);
-        let site = Site { params, mask: attention_mask(graph), purpose };
-        let mut emit = Emit::new(graph, opset);
+        let site = Site { mask: attention_mask(graph), purpose };
+        let mut emit = Emit::new(graph, self.opset);
         let mut open: Vec<Option<Vec<Value>>> = Vec::new();
         for (block, record) in self.blocks.iter().zip(&self.record.blocks) {
             let Some(here) = relocated(emit.graph, block, record, &by_name)? else {
@@ -256,31 +263,37 @@ impl Plan<'_> {
             self.multiply(&mut emit, &here, record, &gates.soft)?;
             open.push(gates.hard);
         }
-        self.finish(graph, opset, &open, purpose)
+        self.finish(graph, &open, purpose)
     }
 
     /// Prepares a graph that has gates already for its purpose.
-    pub(super) fn go_on(
-        &self,
-        graph: &mut Graph,
-        params: &IndexMap<String, Parameter>,
-        opset: i64,
-        purpose: Use,
-    ) -> Result<()> {
-        infer::infer_graph(graph, opset)?;
+    pub(super) fn go_on(&self, graph: &mut Graph, purpose: Use) -> Result<()> {
+        infer::infer_graph(graph, self.opset)?;
         let clamped = measure::clamped_gates(graph, self.record);
-        let mut emit = Emit::new(graph, opset);
+        let mut emit = Emit::new(graph, self.opset);
         let mut open = Vec::new();
         for (record, clip) in self.record.blocks.iter().zip(clamped) {
             emit.prefix = format!("/gate/{}/", record.name);
             if let Some(clip) = clip {
-                boost_standing(&mut emit, params, record, clip)?;
+                self.boost_standing(&mut emit, record, clip)?;
             }
             if purpose == Use::Step {
                 open.push(clip.map(|clip| self.reopened(&mut emit, record, clip)).transpose()?);
             }
         }
-        self.finish(graph, opset, &open, purpose)
+        self.finish(graph, &open, purpose)
+    }
+
+    /// Multiplies gates that stand in a graph by their factors, if they have some that are not there yet.
+    fn boost_standing(&self, emit: &mut Emit, record: &BlockRecord, clamped: Value) -> Result<()> {
+        let Some(boost) = &record.boost else { return Ok(()) };
+        if emit.graph.find_param(&boost.weight).is_some() {
+            return Ok(());
+        }
+        let features = Standing::behind(emit.graph, record, clamped)?.features;
+        let product = boosted(emit, self.params, record, clamped, features)?;
+        emit.graph.replace_uses_if(clamped, product, |reader, _| reader != product.node);
+        Ok(())
     }
 
     /// Puts the gate of training steps where a clamp stands; returns whether each is open.
@@ -299,16 +312,16 @@ impl Plan<'_> {
     }
 
     /// What a graph has besides its gates: the penalty, or what the gates do.
-    fn finish(&self, graph: &mut Graph, opset: i64, open: &[Option<Vec<Value>>], purpose: Use) -> Result<()> {
+    fn finish(&self, graph: &mut Graph, open: &[Option<Vec<Value>>], purpose: Use) -> Result<()> {
         let measure = Measure { record: self.record, terms: self.terms };
         if purpose == Use::Step && open.iter().any(Option::is_some) {
-            let mut emit = Emit::new(graph, opset);
+            let mut emit = Emit::new(graph, self.opset);
             emit.prefix = "/gate/".to_string();
             let cost = measure.cost(&mut emit, open)?;
             self.penalise(&mut emit, cost)?;
         }
-        infer::infer_graph(graph, opset)?;
-        if purpose == Use::Evaluation { measure.add_outputs(graph, opset) } else { Ok(()) }
+        infer::infer_graph(graph, self.opset)?;
+        if purpose == Use::Evaluation { measure.add_outputs(graph, self.opset) } else { Ok(()) }
     }
 
     /// The gates of a block: one for the layer if there is one, then those of each group.
@@ -317,8 +330,9 @@ impl Plan<'_> {
         emit: &mut Emit,
         block: &Block,
         record: &BlockRecord,
-        Site { params, mask, purpose }: Site,
+        Site { mask, purpose }: Site,
     ) -> Result<Gates> {
+        let params = self.params;
         let mut param = |name: &str| param_in(emit.graph, params, name);
         let code = record.code.as_ref().map(|name| param(name)).transpose()?;
         let mut network = Network { code, weight: param(&record.weight)?, bias: Some(param(&record.bias)?) };
@@ -326,9 +340,7 @@ impl Plan<'_> {
             network = self.settled(emit, network)?;
         }
         let mut pooled = pool(emit, block, mask)?;
-        // What is multiplied with the features has a row for each.
-        let first = record.code.as_ref().unwrap_or(&record.weight);
-        let features = params.get(first).and_then(|param| param.tensor.shape().first().copied()).unwrap_or(0);
+        let features = params.get(record.first()).and_then(|param| param.tensor.shape().first().copied()).unwrap_or(0);
         match (&record.statistics, self.options.normalises(features)) {
             (Some([mean, var]), _) => {
                 let (at_mean, at_var) = (param_in(emit.graph, params, mean)?, param_in(emit.graph, params, var)?);
@@ -460,23 +472,6 @@ fn slowed(emit: &mut Emit, gate: Value, by: usize) -> Result<Value> {
     let rest = emit.mul_scalar(gate, 1.0 - 1.0 / by as f64)?;
     let still = emit.sartor("Detach", &[rest], Attributes::new())?;
     emit.add(share, still)
-}
-
-/// Multiplies gates that stand in a graph by their factors, if they have some that are not there yet.
-fn boost_standing(
-    emit: &mut Emit,
-    params: &IndexMap<String, Parameter>,
-    record: &BlockRecord,
-    clamped: Value,
-) -> Result<()> {
-    let Some(boost) = &record.boost else { return Ok(()) };
-    if emit.graph.find_param(&boost.weight).is_some() {
-        return Ok(());
-    }
-    let features = Standing::behind(emit.graph, record, clamped)?.features;
-    let product = boosted(emit, params, record, clamped, features)?;
-    emit.graph.replace_uses_if(clamped, product, |reader, _| reader != product.node);
-    Ok(())
 }
 
 /// A parameter of the model, in a graph.

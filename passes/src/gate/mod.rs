@@ -179,14 +179,20 @@ impl Pass for Gate {
         let costs = cost::Costs::of(&model.graph, opset)?;
         let record = self.add_parameters(model, &blocks, &costs)?;
         let terms = costs.terms_of(&model.graph, &record.blocks);
-        let plan = insert::Plan { options: self, record: &record, blocks: &blocks, terms: &terms };
+        let plan = insert::Plan {
+            options: self,
+            record: &record,
+            blocks: &blocks,
+            terms: &terms,
+            params: &model.params,
+            opset,
+        };
         let mut graph = std::mem::take(&mut model.graph);
-        let inserted = plan.apply(&mut graph, &model.params, opset, insert::Use::Inference);
+        let inserted = plan.apply(&mut graph, insert::Use::Inference);
         model.graph = graph;
         inserted?;
         for (name, program) in &mut model.programs {
-            plan.apply(&mut program.graph, &model.params, opset, insert::Use::of(name))
-                .map_err(|e| e.at(format!("program \"{name}\"")))?;
+            plan.apply(&mut program.graph, insert::Use::of(name)).map_err(|e| e.at(format!("program \"{name}\"")))?;
         }
         gather(model, &record)?;
         record.store(model)?;
@@ -273,13 +279,13 @@ impl Gate {
         infer::infer_graph(&mut model.graph, opset)?;
         let boosted = self.boost && boost::add_parameters(model, &mut record)?;
         let terms = cost::Costs::of(&model.graph, opset)?.terms_of(&model.graph, &record.blocks);
-        let plan = insert::Plan { options: self, record: &record, blocks: &[], terms: &terms };
+        let plan =
+            insert::Plan { options: self, record: &record, blocks: &[], terms: &terms, params: &model.params, opset };
         if boosted {
-            plan.go_on(&mut model.graph, &model.params, opset, insert::Use::Inference)?;
+            plan.go_on(&mut model.graph, insert::Use::Inference)?;
         }
         for (name, program) in &mut model.programs {
-            plan.go_on(&mut program.graph, &model.params, opset, insert::Use::of(name))
-                .map_err(|e| e.at(format!("program \"{name}\"")))?;
+            plan.go_on(&mut program.graph, insert::Use::of(name)).map_err(|e| e.at(format!("program \"{name}\"")))?;
         }
         gather(model, &record)?;
         // Without a step only what is new waits for its training.

@@ -114,6 +114,10 @@ fn is_one(width: &usize) -> bool {
 }
 
 impl BlockRecord {
+    /// The weights of the gate network that are multiplied with what it reads: they have a row for each feature.
+    pub(super) fn first(&self) -> &String {
+        self.code.as_ref().unwrap_or(&self.weight)
+    }
     /// The weights that gates and their factors are made with; biases are not among them.
     pub fn weights(&self) -> impl Iterator<Item = &String> {
         let boost = self.boost.iter().flat_map(|boost| boost.code.iter().chain([&boost.weight]));
