@@ -5,6 +5,7 @@
 //! | `masked` | a multiplication by 0, as `gate` left it: for accelerators on which branches are slow |
 //! | `skip` | nothing is computed: a block in an `If`, for the examples of the batch that need it; channels by `Gather` on the weights |
 //! | `static` | nothing is left: what was shut for nearly every input so far is cut off for all, the other gates are numbers in the weights |
+//! | `trim` | what was shut for nearly every input so far is cut off for all; gates that read their input stay gates |
 //!
 //! `skip`, before → after, for a block with a layer gate s and channel gates c:
 //! ```text
@@ -33,12 +34,24 @@
 //! next weights (channels) or the last ones (blocks); where there are none that nobody else reads, one multiplication by a constant
 //! stays. Channels that something outside their group has come to read are multiplied by 0 instead of cut off.
 //!
-//! Precondition: gates, the internal opset; for `static`, a record of how the gates were used. Postcondition: the same inputs and outputs,
-//! no training programs, no metadata of `gate`; dynamic batches stay dynamic.
+//! `trim`, before → after, of the same block, if the first input found s at 0.5 and the second at 0.2, and again all channels but k at 1:
+//! ```text
+//! s, c = Split(clamp(z · W + b, 0, 1)); h = Relu(Conv(x, W1, b1)) · c; y = Add(x, Conv(h, W2) · s)
+//!
+//! s = clamp(z · W[:, s] + b[s], 0, 1); h = Relu(Conv(x, W1[k], b1[k])); y = Add(x, Conv(h, W2[:, k]) · s)
+//! ```
+//! (executed by `tests/cases/harden/trim.txt`) It is the same model for inputs that use its gates as those of the last evaluation did, smaller and faster to train: the metadata, the roles
+//! of parameters and how gates were used stay, and `[gate]` or `[train-mode]` go on with it, as do `skip`, `masked` and `static`. What it cost is still counted as a share of the
+//! operations of the model that gates were attached to. A layer or a whole group loses its gates where they were always 1; a single channel of a group that has others keeps its gate. Where no gate is
+//! left, it is an ordinary model.
+//!
+//! Precondition: gates, the internal opset; for `static` and `trim`, a record of how the gates were used, and for `trim` no adapters. Postcondition: the same inputs and outputs,
+//! no training programs, no metadata of `gate` (but with `trim`); dynamic batches stay dynamic.
 
 mod branch;
 mod channels;
 mod constant;
+mod trim;
 mod weights;
 
 use crate::gate::{BlockRecord, Record, blocks, heads};
@@ -59,7 +72,7 @@ use std::collections::{HashMap, HashSet};
 pub struct Harden {
     /// What becomes of a shut gate.
     pub kind: Kind,
-    /// `static`: a gate that was open for at most this share of the inputs is shut for good. 0 cuts off only what was never needed, 0.5 what most
+    /// `static`, `trim`: a gate that was open for at most this share of the inputs is shut for good. 0 cuts off only what was never needed, 0.5 what most
     /// inputs did not need.
     pub below: f64,
     /// `skip`: whether channels around depthwise convolutions are left out too, instead of masked. That saves operations, but in ONNX Runtime gathered weights and channels
@@ -76,8 +89,10 @@ pub enum Kind {
     Skip,
     /// It is multiplied by 0.
     Masked,
-    /// It is cut off for all inputs.
+    /// It is cut off for all inputs, and what is open is open for all.
     Static,
+    /// It is cut off if nearly all inputs shut it; else it stays a gate.
+    Trim,
 }
 
 impl Pass for Harden {
@@ -87,7 +102,11 @@ impl Pass for Harden {
     fn run(&self, model: &mut Model) -> Result<Changed> {
         ensure!((0.0..=1.0).contains(&self.below), "below is {}, expected a share from 0 to 1", self.below);
         training::require_opset(model, "harden")?;
-        let Some(record) = Record::load(model)? else { bail!("the model has no gates: the pass `gate` attaches them") };
+        let Some(mut record) = Record::load(model)? else {
+            bail!("the model has no gates: the pass `gate` attaches them")
+        };
+        let adapted = self.kind == Kind::Trim && crate::cola::Record::load(model)?.is_some();
+        ensure!(!adapted, "the model has adapters: merge them before gates are trimmed");
         let opset = model.opset();
         let mut graph = std::mem::take(&mut model.graph);
         infer::infer_graph(&mut graph, opset)?;
@@ -107,13 +126,17 @@ impl Pass for Harden {
                 constant::freeze(&mut graph, model, &record, self.below)?;
                 model.params.values_mut().filter(|p| p.role.is_variable()).for_each(|p| p.role = Role::Frozen);
             }
+            Kind::Trim => trim::trim(&mut graph, model, &mut record, self.below)?,
         }
         if self.kind != Kind::Masked {
             graph.remove_dead();
             infer::infer_graph(&mut graph, opset)?;
         }
         model.graph = graph;
-        Record::remove(model);
+        match self.kind {
+            Kind::Trim if !record.blocks.is_empty() => record.store(model)?,
+            _ => Record::remove(model),
+        }
         model.remove_unused_params();
         Ok(Changed::Yes)
     }

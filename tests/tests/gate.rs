@@ -15,6 +15,7 @@ const GATE: &str = "[[pass]]\nname = \"gate\"\n";
 const SKIP: &str = "[[pass]]\nname = \"harden\"\n";
 const MASKED: &str = "[[pass]]\nname = \"harden\"\nkind = \"masked\"\n";
 const STATIC: &str = "[[pass]]\nname = \"harden\"\nkind = \"static\"\n";
+const TRIM: &str = "[[pass]]\nname = \"harden\"\nkind = \"trim\"\n";
 
 fn small(model: &Model, batch: usize) -> Named {
     small_of(model, batch, 1000)
@@ -222,6 +223,120 @@ fn gates_that_are_cut_off_are_those_that_most_inputs_shut() {
         use_gates(&mut gated, 30 + i as u64, 0.5, 0.6);
         cut_off(&gated, &format!("{STATIC}below = 0.5\n"), dir.path(), name);
     }
+}
+
+/// What never opens is cut off and what is always 1 has no gate any more; the others read their input as before, for this runtime, for ONNX Runtime and for
+/// `harden`, and cost what they cost.
+#[test]
+fn gates_that_do_not_read_their_input_are_trimmed() {
+    let dir = tempfile::tempdir().unwrap();
+    for (i, &(name, _)) in BLOCKS.iter().enumerate() {
+        let options =
+            ["", "binary = true\nboost = true\n", "binary = true\nnormalise = \"channel\"\n", "rank = 4\n"][i % 4];
+        let mut gated = prepared(&asset(name), &format!("{GATE}{options}")).unwrap();
+        disturb(&mut gated, 50 + i as u64);
+        still_some(&mut gated, 60 + i as u64);
+        let mut trimmed = gated.clone();
+        run_passes(&mut trimmed, TRIM).unwrap();
+        let gates =
+            |model: &Model| Record::load(model).unwrap().unwrap().blocks.iter().flat_map(|b| b.sizes()).sum::<i64>();
+        assert!(gates(&trimmed) < gates(&gated), "{name}");
+        let path = dir.path().join("trimmed.onnx");
+        for (kind, pipeline) in [("trimmed", ""), ("skip", SKIP), ("masked", MASKED)] {
+            let mut model = trimmed.clone();
+            if !pipeline.is_empty() {
+                run_passes(&mut model, pipeline).unwrap();
+            }
+            onnx::save(&model, &path, &onnx::SaveOptions::default()).unwrap();
+            succeeds(peer("check_onnx.py").arg(&path));
+            for batch in [1, 3] {
+                let (inputs, what) = (small(&gated, batch), format!("{name}, {kind}, batch {batch}"));
+                compare_with_onnx_runtime(&gated, &path, &inputs, &what);
+                let (before, after) = (run(&gated, &inputs), run(&model, &inputs));
+                for (output, tensor) in &before {
+                    let apart = distance(&after[output], tensor);
+                    assert!(apart < 1e-4, "{what}: output {output} differs by {apart:e}");
+                }
+            }
+        }
+        let [before, after] = [&gated, &trimmed].map(|model| operations(model, &small(&gated, 3)));
+        let costs = cost::Costs::of(&gated.graph, gated.opset()).unwrap();
+        let record = Record::load(&gated).unwrap().unwrap();
+        let [there, left] = [&gated, &trimmed].map(|model| walk::nodes_by_name(&model.graph));
+        // The additions that ended blocks are gone with them, and what nothing else read (the mask of an attention, say).
+        let ends = record.blocks.iter().filter(|block| !left.contains_key(&block.add));
+        let ends = costs.sum(&ends.map(|block| there[&block.add]).collect::<Vec<_>>()) as f64 / record.flops as f64;
+        let near = |(a, b): (&f64, &f64)| (-2e-6..1e-5).contains(&(a - b - ends));
+        assert!(before.iter().zip(&after).all(near), "{name}: {before:?} and {after:?}, ends {ends}");
+        let left = cost::Costs::of(&trimmed.graph, trimmed.opset()).unwrap().total as f64;
+        assert!(left < 0.97 * costs.total as f64, "{name}: {left} of {} operations are left", costs.total);
+        // What is left can be trimmed, frozen and cut as what was there.
+        let mut again = trimmed.clone();
+        run_passes(&mut again, TRIM).unwrap();
+        assert_eq!(Record::load(&again).unwrap(), Record::load(&trimmed).unwrap(), "{name}");
+        let [one, other] = [&gated, &trimmed].map(|model| {
+            let mut model = model.clone();
+            run_passes(&mut model, &format!("{STATIC}below = 0.5\n")).unwrap();
+            run(&model, &small(&gated, 3))
+        });
+        for (output, tensor) in &one {
+            let apart = distance(&other[output], tensor);
+            assert!(apart < 1e-4, "{name}, cut: output {output} differs by {apart:e}");
+        }
+    }
+}
+
+/// Shuts some gates for every input and opens others, and notes the use of all gates: as if the others were open for half of the inputs, at 0.75.
+fn still_some(gated: &mut Model, seed: u64) {
+    let mut draw = Draw::new(seed, "still");
+    let mut record = Record::load(gated).unwrap().unwrap();
+    for block in &mut record.blocks {
+        let gates = gated.params[&block.bias].tensor.len();
+        let kinds = draw.tensor(&[gates], 0.0, 1.0).to_f64s().unwrap();
+        let dead: Vec<bool> = kinds.iter().map(|&x| x < 0.3).collect();
+        // A factor keeps a gate from being 1.
+        let one: Vec<bool> = kinds.iter().map(|&x| x > 0.6 && block.boost.is_none()).collect();
+        let mut set = |name: &String, number: &dyn Fn(usize, f32) -> f32| {
+            let tensor = &gated.params[name].tensor;
+            let numbers = tensor.to_f64s().unwrap().into_iter().enumerate();
+            let numbers: Vec<f32> = numbers.map(|(i, x)| number(i % gates, x as f32)).collect();
+            gated.params[name].tensor = Tensor::from_vec(tensor.shape().to_vec(), numbers);
+        };
+        set(&block.weight, &|gate, x| if dead[gate] || one[gate] { 0.0 } else { x });
+        set(&block.bias, &|gate, x| {
+            if dead[gate] {
+                -1.0
+            } else if one[gate] {
+                2.0
+            } else {
+                x
+            }
+        });
+        let number = |values: [f64; 3]| {
+            (0..gates)
+                .map(|gate| {
+                    if dead[gate] {
+                        values[0]
+                    } else if one[gate] {
+                        values[1]
+                    } else {
+                        values[2]
+                    }
+                })
+                .collect()
+        };
+        block.usage = Some(Usage { open: number([0.0, 1.0, 0.5]), value: number([0.0, 1.0, 0.75]) });
+    }
+    record.store(gated).unwrap();
+}
+
+/// What each example costs as a share of the model that gates were attached to, without gate networks.
+fn operations(model: &Model, inputs: &Named) -> Vec<f64> {
+    let record = Record::load(model).unwrap().unwrap();
+    let mut asked = model.clone();
+    run_passes(&mut asked, "[[pass]]\nname = \"gate-outputs\"\n").unwrap();
+    let shares = run(&asked, inputs)["flops"].to_f64s().unwrap();
+    shares.into_iter().map(|share| share - record.gate_flops as f64 / record.flops as f64).collect()
 }
 
 /// Images with the channels last, as TensorFlow's converter leaves them: convolutions between transpositions, everything else outside of them.
@@ -909,7 +1024,8 @@ fn gates_of_a_file_are_boosted() {
     }
 }
 
-fn trained_on(options: &str) {
+/// Two residual blocks, and the mean of each of nine channels.
+fn two_blocks() -> Model {
     let mut net = Net::new(14);
     let x = net.input(&[9, 4, 4]);
     let mut y = x;
@@ -921,7 +1037,51 @@ fn trained_on(options: &str) {
     }
     let y = net.op("GlobalAveragePool", &[y]);
     let y = net.op("Flatten", &[y]);
-    let model = net.finish(y);
+    net.finish(y)
+}
+
+/// Training goes on with gates that are left: the loss of a step and the gradients of what was not cut are those of the model that was trimmed, and roles stay.
+#[test]
+fn trimmed_gates_are_trained_on() {
+    for options in ["", "binary = true\nnormalise = \"channel\"\n"] {
+        let mut gated = two_blocks();
+        run_passes(&mut gated, &format!("{GATE}{options}")).unwrap();
+        disturb(&mut gated, 4);
+        still_some(&mut gated, 8);
+        gated
+            .params
+            .values_mut()
+            .filter(|param| param.role == Role::Frozen)
+            .for_each(|param| param.role = Role::Trainable);
+        let mut trimmed = gated.clone();
+        run_passes(&mut trimmed, TRIM).unwrap();
+        let roles = |model: &Model| model.params.iter().map(|(n, p)| (n.clone(), p.role)).collect::<Vec<_>>();
+        let (before, after) = (roles(&gated), roles(&trimmed));
+        assert!(after.iter().all(|param| before.contains(param)), "{after:?} of {before:?}");
+        let mut inputs = small(&gated, 3);
+        inputs.insert("label".into(), Tensor::from_vec([3], vec![2i64, 0, 1]));
+        inputs.insert("progress".into(), Tensor::scalar(0.4f32));
+        let passes = format!("[[pass]]\nname = \"loss\"\n{GATE}anneal = 0.0\n[[pass]]\nname = \"autodiff\"\n");
+        let [one, other] = [&gated, &trimmed].map(|model| {
+            let mut model = model.clone();
+            run_passes(&mut model, &passes).unwrap();
+            let graph = model.programs["step"].graph.clone();
+            run(&Model { graph, programs: Default::default(), ..model }, &inputs)
+        });
+        let weights = other.keys().filter(|name| name.starts_with("grad:") && !name.contains("gate."));
+        let compared: Vec<&str> = weights.map(String::as_str).chain(["task_loss"]).collect();
+        assert!(compared.len() >= 4, "{compared:?}");
+        // What was cut off had no gradient.
+        let size = |tensor: &Tensor| tensor.to_f64s().unwrap().iter().map(|x| x * x).sum::<f64>();
+        for output in compared {
+            let (before, after) = (size(&one[output]), size(&other[output]));
+            assert!((before - after).abs() < 1e-5 * before && before > 0.0, "{options}: {output} {before}, {after}");
+        }
+    }
+}
+
+fn trained_on(options: &str) {
+    let model = two_blocks();
     let passes = |gate: &str| {
         format!("[[pass]]\nname = \"loss\"\n{GATE}target = 0.4\nspread = 0.5\n{gate}[[pass]]\nname = \"autodiff\"\n")
     };

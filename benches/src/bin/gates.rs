@@ -4,7 +4,7 @@
 //! them the backbone goes on alone for as long, which is what the gated ones are compared with.
 //!
 //! With `--then` every gated network goes on, for as many epochs again (or `--then-epochs`): `more`, as before; `tuned`, with gate networks that are not trained any more, so that
-//! the others learn what these decide; `boosted`, the same with factors for open gates; and `frozen`, with every gate frozen to one state for all inputs (what was open for at most a certain share of the images of the
+//! the others learn what these decide; `boosted`, the same with factors for open gates; `trimmed`, the same without what at most a tenth of the images of the last evaluation needed; and `frozen`, with every gate frozen to one state for all inputs (what was open for at most a certain share of the images of the
 //! last evaluation is shut, the share chosen so that what is left costs what the gated network costs in the mean). The difference between the best of the others and
 //! the last is what it is worth to look at the input. With `--distil` all of them learn from what the backbone says (temperature 4, labels with a share of 0.1). With `--narrower` the network is trained with fewer channels
 //! everywhere, as long as backbone and gates together.
@@ -21,7 +21,7 @@ use sartor_ir::{DType, Error, Model, Result, Tensor, Type, ensure, infer, onnx};
 use sartor_passes::bind::Bind;
 use sartor_passes::gate::{Gate, Record, cost};
 use sartor_passes::harden::{Harden, Kind};
-use sartor_passes::{Driver, Registry, pipelines};
+use sartor_passes::{Driver, Pass, Registry, pipelines};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -53,7 +53,7 @@ struct Args {
     /// Whether the run for each target begins where the one for the target before ended, instead of at the backbone
     #[arg(long)]
     chained: bool,
-    /// How gated networks go on: more, tuned, boosted, frozen
+    /// How gated networks go on: more, tuned, boosted, trimmed, frozen
     #[arg(long, value_delimiter = ',')]
     then: Vec<String>,
     /// For how many epochs; if left out, as many as with gates
@@ -100,6 +100,8 @@ enum Made {
     Frozen(String),
     /// That of a gated run, with factors for its gates.
     Boosted(String),
+    /// That of a gated run, without what hardly any image needed.
+    Trimmed(String),
     /// The file's, with this share of its channels and random weights.
     Width(f64, PathBuf),
     /// The file's, for images of 96 × 96.
@@ -164,6 +166,8 @@ fn data() -> String {
     format!("[data]\n{}{}", file("train"), file("test"))
 }
 
+/// What at most this share of the images needs is cut off from trimmed networks.
+const RARE: f64 = 0.1;
 /// All parameters, and all but those of gates.
 const ALL: &str = "\"*\"";
 const NO_GATES: &str = "\"conv*\", \"bn*\", \"layer*\", \"fc*\"";
@@ -298,8 +302,12 @@ impl Args {
                 "more" => (model, format!("[gate]\ntarget = {target:?}\nanneal = 0.0\n{kept}{taught}"), ALL, None),
                 "tuned" => (model, taught, NO_GATES, None),
                 "boosted" => (format!("{next}.onnx"), taught, factors.as_str(), Some(Made::Boosted(name.clone()))),
+                "trimmed" => (format!("{next}.onnx"), taught, NO_GATES, Some(Made::Trimmed(name.clone()))),
                 "frozen" => (format!("{next}.onnx"), taught, NO_GATES, Some(Made::Frozen(name.clone()))),
-                other => return Err(Error::msg(format!("--then {other}: expected more, tuned, boosted or frozen"))),
+                other => {
+                    let expected = "more, tuned, boosted, trimmed or frozen";
+                    return Err(Error::msg(format!("--then {other}: expected {expected}")));
+                }
             };
             let like = self.going_on(&model, &tables, trainable, seed);
             let epochs = self.then_epochs.unwrap_or(like.epochs);
@@ -352,6 +360,29 @@ fn freeze(folder: &Path, run: &Run, gated: &str) -> Result<()> {
     let summary: Value = serde_json::from_str(&summary.map_err(|e| Error::msg(e.to_string()))?)
         .map_err(|e| Error::msg(e.to_string()))?;
     let wanted = number(&summary, "test.flops")?;
+    let (below, cost, small) = cut_to(&model, &record, wanted)?;
+    let mut values = record.blocks.iter().filter_map(|b| b.usage.as_ref()).flat_map(|u| &u.value);
+    println!("{}: open for at most {below:.3} is shut; costs {cost:.4}, with gates {wanted:.4}", run.name);
+    if values.all(|&value| value == 0.0 || value == 1.0) {
+        // The same training for less: what is shut has no gradient, and what is open is multiplied by 1.
+        return keep(folder, run, &small, cost);
+    }
+    // Gates stay where they are, as constants: folded into weights they would change how fast those learn.
+    let mut model = model;
+    for block in &record.blocks {
+        let usage = block.usage.clone().unwrap_or_default();
+        let constant = |(open, value): (&f64, &f64)| if *open > below { *value as f32 } else { 0.0 };
+        let constants: Vec<f32> = usage.open.iter().zip(&usage.value).map(constant).collect();
+        let shape = model.params[&block.weight].tensor.shape().to_vec();
+        model.params[&block.weight].tensor = Tensor::zeros(DType::F32, shape)?;
+        model.params[&block.bias].tensor = Tensor::from_vec([constants.len()], constants);
+    }
+    keep(folder, run, &model, cost)
+}
+
+/// Cuts off of a gated network what at most a share of the images needed, so that the rest costs what is wanted, or as near to it as one share for all gates comes:
+/// that share, the cost, the network.
+fn cut_to(model: &Model, record: &Record, wanted: f64) -> Result<(f64, f64, Model)> {
     let mut shares: Vec<f64> =
         record.blocks.iter().filter_map(|b| b.usage.as_ref()).flat_map(|u| u.open.clone()).collect();
     shares.sort_by(f64::total_cmp);
@@ -377,31 +408,14 @@ fn freeze(folder: &Path, run: &Run, gated: &str) -> Result<()> {
             best = Some((below, cost, model));
         }
     }
-    let Some((below, cost, small)) = best else { return Err(Error::msg("no gate was used")) };
-    let mut values = record.blocks.iter().filter_map(|b| b.usage.as_ref()).flat_map(|u| &u.value);
-    println!("{}: open for at most {below:.3} is shut; costs {cost:.4}, with gates {wanted:.4}", run.name);
-    if values.all(|&value| value == 0.0 || value == 1.0) {
-        // The same training for less: what is shut has no gradient, and what is open is multiplied by 1.
-        return keep(folder, run, &small, cost);
-    }
-    // Gates stay where they are, as constants: folded into weights they would change how fast those learn.
-    let mut model = model;
-    for block in &record.blocks {
-        let usage = block.usage.clone().unwrap_or_default();
-        let constant = |(open, value): (&f64, &f64)| if *open > below { *value as f32 } else { 0.0 };
-        let constants: Vec<f32> = usage.open.iter().zip(&usage.value).map(constant).collect();
-        let shape = model.params[&block.weight].tensor.shape().to_vec();
-        model.params[&block.weight].tensor = Tensor::zeros(DType::F32, shape)?;
-        model.params[&block.bias].tensor = Tensor::from_vec([constants.len()], constants);
-    }
-    keep(folder, run, &model, cost)
+    best.ok_or_else(|| Error::msg("no gate was used"))
 }
 
-/// Gives the gates of a network factors.
-fn boost(folder: &Path, run: &Run, gated: &str) -> Result<()> {
+/// Writes a gated network after a pass.
+fn change(folder: &Path, run: &Run, gated: &str, pass: &dyn Pass) -> Result<()> {
     let mut model = onnx::load(&folder.join(gated).join("merged.onnx"))?;
     pipelines::prepare(&mut model, &Registry::builtin())?;
-    Driver::new().run_pass(&Gate { boost: true, ..Gate::default() }, &mut model)?;
+    Driver::new().run_pass(pass, &mut model)?;
     onnx::save(&model, &folder.join(format!("{}.onnx", run.name)), &onnx::SaveOptions::default())
 }
 
@@ -472,7 +486,10 @@ fn make(folder: &Path, run: &Run, threads: usize) -> Result<()> {
     }
     match &run.made {
         Some(Made::Frozen(gated)) => freeze(folder, run, gated)?,
-        Some(Made::Boosted(gated)) => boost(folder, run, gated)?,
+        Some(Made::Boosted(gated)) => change(folder, run, gated, &Gate { boost: true, ..Gate::default() })?,
+        Some(Made::Trimmed(gated)) => {
+            change(folder, run, gated, &Harden { kind: Kind::Trim, below: RARE, ..Harden::default() })?;
+        }
         Some(Made::Width(width, model)) => narrow(folder, run, *width, model)?,
         Some(Made::Small(path)) => shrink(folder, path)?,
         None => {}

@@ -13,9 +13,6 @@ use indexmap::IndexMap;
 use sartor_ir::ops::Emit;
 use sartor_ir::{Model, Parameter, Result, Value, bail};
 
-/// Operations per gate beside the product: division, sigmoid, two multiplications.
-const FACTOR: u64 = 4;
-
 /// Adds the parameters of all blocks that do not have them. Returns whether there were any.
 pub(super) fn add_parameters(model: &mut Model, record: &mut Record) -> Result<bool> {
     let mut flops = 0;
@@ -26,10 +23,10 @@ pub(super) fn add_parameters(model: &mut Model, record: &mut Record) -> Result<b
         let (features, gates, dtype) = (first.tensor.shape()[0], bias.tensor.len(), bias.tensor.dtype());
         let name = format!("gate.{}.boost", block.name);
         let rank = rank_between(features, gates, None);
-        let (code, weight, products) =
-            add_weights(model, [format!("{name}.code"), name], (features, gates), rank, dtype)?;
+        let (code, weight) = add_weights(model, [format!("{name}.code"), name], (features, gates), rank, dtype)?;
+        let before = block.network_flops(&model.params, 0, false);
         block.boost = Some(Boost { code, weight });
-        flops += 2 * products + FACTOR * gates as u64;
+        flops += block.network_flops(&model.params, 0, false) - before;
     }
     record.gate_flops += flops;
     Ok(flops > 0)

@@ -16,8 +16,6 @@ use sartor_ir::{
 };
 use std::collections::HashMap;
 
-/// Operations per number that is normalised.
-const NORMALISATION: u64 = 8;
 /// Fewer features are not normalised.
 const FEW: usize = 8;
 
@@ -130,23 +128,22 @@ pub(super) fn rank_between(features: usize, gates: usize, said: Option<usize>) -
     if rank * (features + gates) < all { rank } else { 0 }
 }
 
-/// Adds the weights between so many features and gates, by way of a code if its length is not 0: its name, that of the last weights, and how many there are in all. They say nothing
-/// at first.
+/// Adds the weights between so many features and gates, by way of a code if its length is not 0: its name, and that of the last weights. They say nothing at first.
 pub(super) fn add_weights(
     model: &mut Model,
     [code, weight]: [String; 2],
     (features, gates): (usize, usize),
     rank: usize,
     dtype: DType,
-) -> Result<(Option<String>, String, u64)> {
+) -> Result<(Option<String>, String)> {
     let mut add = |name: String, tensor: Tensor| model.add_param(&name, tensor, Role::Trainable);
     let zeros = |columns: usize| Tensor::zeros(dtype, vec![features, columns]);
     if rank == 0 {
-        return Ok((None, add(weight, zeros(gates)?), (features * gates) as u64));
+        return Ok((None, add(weight, zeros(gates)?)));
     }
     let code = add(code, zeros(rank)?);
     let weight = add(weight, directions(rank, gates).cast(dtype)?);
-    Ok((Some(code), weight, (rank * (features + gates)) as u64))
+    Ok((Some(code), weight))
 }
 
 impl Gate {
@@ -160,7 +157,7 @@ impl Gate {
 
     /// Adds the parameters of all gate networks.
     pub(super) fn add_parameters(&self, model: &mut Model, blocks: &[Block], costs: &Costs) -> Result<Record> {
-        let mut record = Record { flops: costs.total, gate_flops: 0, blocks: Vec::new() };
+        let mut record = Record { flops: costs.total, cut: 0, gate_flops: 0, blocks: Vec::new() };
         for block in blocks {
             let Some(ty) = model.graph.ty(block.input).cloned() else {
                 bail!("block \"{}\" has no typed input", block.name)
@@ -172,15 +169,13 @@ impl Gate {
             let gates =
                 usize::from(self.layers && block.residual) + block.groups.iter().map(|g| g.channels).sum::<usize>();
             let how = self.normalises(inputs);
-            let normalised = if how == Normalise::None { 0 } else { NORMALISATION * inputs as u64 };
             let rank = if self.nested { 1 } else { rank_between(inputs, gates, self.rank) };
             let name = format!("gate.{}", block.name);
             let names = [format!("{name}.code"), format!("{name}.weight")];
-            let (code, weight, products) = add_weights(model, names, (inputs, gates), rank, dtype)?;
+            let (code, weight) = add_weights(model, names, (inputs, gates), rank, dtype)?;
             if self.nested {
                 model.params[&weight].role = Role::Frozen;
             }
-            record.gate_flops += costs.elements(block.input) + 2 * products + normalised;
             let mut heights = vec![1f32; gates];
             if self.binary {
                 let channels = importance::heights(model, block)?;
@@ -200,7 +195,10 @@ impl Gate {
             let length = (how != Normalise::None && self.length != 1.0).then_some(self.length);
             let nested = self.nested;
             let names = BlockRecord { code, nested, weight, bias, statistics, length, ..BlockRecord::default() };
-            record.blocks.push(self.describe(&model.graph, block, names));
+            let described = self.describe(&model.graph, block, names);
+            let elements = costs.elements(block.input);
+            record.gate_flops += described.network_flops(&model.params, elements, how != Normalise::None);
+            record.blocks.push(described);
         }
         if self.boost {
             boost::add_parameters(model, &mut record)?;

@@ -87,7 +87,7 @@ impl Measure<'_> {
     /// What each example costs, as a share of the model's cost: `[N]`.
     pub(super) fn cost(&self, emit: &mut Emit, open: &[Option<Vec<Value>>]) -> Result<Value> {
         let gated: u64 = self.terms.iter().flatten().map(|term| term.flops).sum();
-        let mut fixed = self.record.flops.saturating_sub(gated) + self.record.gate_flops;
+        let mut fixed = self.record.flops.saturating_sub(gated + self.record.cut) + self.record.gate_flops;
         let mut sum: Option<Value> = None;
         for ((block, terms), open) in self.record.blocks.iter().zip(self.terms).zip(open) {
             match open {

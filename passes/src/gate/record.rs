@@ -2,7 +2,8 @@
 //! removed some.
 
 use crate::metadata;
-use sartor_ir::{Model, Result, ensure};
+use indexmap::IndexMap;
+use sartor_ir::{Model, Parameter, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 /// The key of the metadata.
@@ -11,8 +12,11 @@ pub const KEY: &str = "sartor.gate";
 /// All gates of a model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Record {
-    /// Floating-point operations of the model without gates, for one example.
+    /// Floating-point operations of the model without gates, for one example, when they were attached.
     pub flops: u64,
+    /// Those of them that have been cut off since (`harden(kind="trim")`).
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub cut: u64,
     /// Those of the gate networks.
     pub gate_flops: u64,
     /// The gated blocks, in the graph's order.
@@ -113,15 +117,32 @@ fn is_one(width: &usize) -> bool {
     *width == 1
 }
 
+fn is_none(count: &u64) -> bool {
+    *count == 0
+}
+
+/// Operations per feature that is normalised.
+const NORMALISATION: u64 = 8;
+/// Operations per factor of a gate beside the product: division, sigmoid, two multiplications.
+const FACTOR: u64 = 4;
+
 impl BlockRecord {
     /// The weights of the gate network that are multiplied with what it reads: they have a row for each feature.
-    pub(super) fn first(&self) -> &String {
+    pub(crate) fn first(&self) -> &String {
         self.code.as_ref().unwrap_or(&self.weight)
     }
     /// The weights that gates and their factors are made with; biases are not among them.
     pub fn weights(&self) -> impl Iterator<Item = &String> {
         let boost = self.boost.iter().flat_map(|boost| boost.code.iter().chain([&boost.weight]));
         self.code.iter().chain([&self.weight]).chain(boost)
+    }
+    /// The operations of its gate network, which reads the means over so many elements, normalised or not.
+    pub(crate) fn network_flops(&self, params: &IndexMap<String, Parameter>, elements: u64, normalised: bool) -> u64 {
+        let size = |name: &String| params.get(name).map_or(0, |param| param.tensor.len() as u64);
+        let features = params.get(self.first()).and_then(|param| param.tensor.shape().first().copied()).unwrap_or(0);
+        let products: u64 = self.weights().map(|name| 2 * size(name)).sum();
+        let factors = if self.boost.is_some() { FACTOR * size(&self.bias) } else { 0 };
+        elements + products + factors + if normalised { NORMALISATION * features as u64 } else { 0 }
     }
     /// How many channels have gates.
     pub fn channels(&self) -> usize {

@@ -8,21 +8,9 @@ use std::collections::{HashMap, HashSet};
 
 /// Freezes all gates of a graph at what they were when they were used, and cuts off what is shut for at least `1 - below` of the inputs.
 pub(super) fn freeze(graph: &mut Graph, model: &mut Model, record: &Record, below: f64) -> Result<()> {
-    let by_name = nodes_by_name(graph);
-    let mut blocks = Vec::new();
-    for block in &record.blocks {
-        let here = Here::of(graph, &by_name, block, below);
-        blocks.push(here.map_err(|e| e.at(format!("block \"{}\"", block.name)))?);
-    }
-    for block in blocks.iter().filter(|block| block.is_shut()) {
-        let Some(shortcut) = graph.input(block.add, 1 - block.slot) else { bail!("an addition has one input") };
-        graph.substitute(Value { node: block.add, slot: 0 }, shortcut);
-    }
-    graph.remove_dead();
-    // Blocks in the bodies of others may be gone with them.
-    blocks.retain(|block| !block.is_shut() && graph.contains(block.add));
+    let blocks = without_shut(graph, record, below)?;
     let mut weights = Weights { graph, model };
-    for block in &blocks {
+    for block in blocks.iter().flatten() {
         for group in &block.groups {
             group.freeze(&mut weights)?;
         }
@@ -33,28 +21,44 @@ pub(super) fn freeze(graph: &mut Graph, model: &mut Model, record: &Record, belo
     Ok(())
 }
 
+/// Takes out the blocks that are shut for all but a share of `below` of the inputs. Returns the others, in the order of the record, `None` where there is none left.
+pub(super) fn without_shut(graph: &mut Graph, record: &Record, below: f64) -> Result<Vec<Option<Here>>> {
+    let by_name = nodes_by_name(graph);
+    let here = |block: &BlockRecord| {
+        Here::of(graph, &by_name, block, below).map_err(|e| e.at(format!("block \"{}\"", block.name)))
+    };
+    let blocks = record.blocks.iter().map(here).collect::<Result<Vec<_>>>()?;
+    for block in blocks.iter().filter(|block| block.is_shut()) {
+        let Some(shortcut) = graph.input(block.add, 1 - block.slot) else { bail!("an addition has one input") };
+        graph.substitute(Value { node: block.add, slot: 0 }, shortcut);
+    }
+    graph.remove_dead();
+    // Blocks in the bodies of others may be gone with them.
+    Ok(blocks.into_iter().map(|block| (!block.is_shut() && graph.contains(block.add)).then_some(block)).collect())
+}
+
 /// A block's nodes and what its gates are from now on.
-struct Here {
+pub(super) struct Here {
     add: NodeId,
     slot: usize,
     /// The multiplication of the body, and by what; `None` if it is shut.
-    layer: Option<(NodeId, Option<f64>)>,
-    groups: Vec<Group>,
+    pub(super) layer: Option<(NodeId, Option<f64>)>,
+    pub(super) groups: Vec<Group>,
 }
 
 /// A group's nodes and what its gates are from now on.
-struct Group {
+pub(super) struct Group {
     producers: Vec<NodeId>,
     members: Vec<NodeId>,
     consumer: NodeId,
-    mul: NodeId,
+    pub(super) mul: NodeId,
     /// What merges heads, if the channels are heads.
     merge: Option<NodeId>,
     axis: usize,
     /// The factor of every channel; 0 for those that are shut.
     factors: Vec<f64>,
     /// The channels that stay.
-    kept: Vec<usize>,
+    pub(super) kept: Vec<usize>,
 }
 
 impl Here {
@@ -125,17 +129,24 @@ impl Group {
     }
 
     fn freeze(&self, weights: &mut Weights) -> Result<()> {
-        let Some(cuts) = self.cuts(weights).filter(|_| self.kept.len() < self.factors.len()) else {
+        if !self.cut_off(weights)? {
             return self.multiply(weights, &self.factors);
-        };
+        }
+        let factors: Vec<f64> = self.kept.iter().map(|&k| self.factors[k]).collect();
+        self.multiply(weights, &factors)
+    }
+
+    /// Cuts off the channels that do not stay, but for their gates; returns whether there were any that could be.
+    pub(super) fn cut_off(&self, weights: &mut Weights) -> Result<bool> {
+        let some = self.kept.len() < self.factors.len();
+        let Some(cuts) = self.cuts(weights).filter(|_| some) else { return Ok(false) };
         for cut in cuts {
             let entries = self.entries(weights, &cut).unwrap_or(1);
             let kept: Vec<usize> = self.kept.iter().flat_map(|k| k * entries..(k + 1) * entries).collect();
             weights.take((cut.node, cut.slot), cut.axis, &kept)?;
         }
         self.narrow_types(weights.graph);
-        let factors: Vec<f64> = self.kept.iter().map(|&k| self.factors[k]).collect();
-        self.multiply(weights, &factors)
+        Ok(true)
     }
 
     /// Multiplies the channels by their factors: in the consumer's weights, or else, as before, by themselves.

@@ -25,14 +25,7 @@ impl Weights<'_> {
     /// Keeps these entries of a constant along an axis.
     pub(super) fn take(&mut self, (id, slot): (NodeId, usize), axis: usize, kept: &[usize]) -> Result<()> {
         let Some(tensor) = self.read(id, slot) else { return Ok(()) };
-        let inner: usize = tensor.shape()[axis + 1..].iter().product();
-        let values = tensor.to_f64s()?;
-        let rows = values.chunks((tensor.shape()[axis] * inner).max(1));
-        let entry = |row: &[f64], k: usize| row[k * inner..(k + 1) * inner].to_vec();
-        let taken: Vec<f64> = rows.flat_map(|row| kept.iter().flat_map(move |&k| entry(row, k))).collect();
-        let mut shape = tensor.shape().to_vec();
-        shape[axis] = kept.len();
-        self.write(id, slot, Tensor::from_vec(shape, taken).cast(tensor.dtype())?);
+        self.write(id, slot, taken(&tensor, axis, kept)?);
         Ok(())
     }
     /// Multiplies the entries of a constant along an axis by these factors.
@@ -57,25 +50,44 @@ impl Weights<'_> {
         let own = old.filter(|&value| self.graph.use_count(value) == 1);
         if let (Some(value), Some(name)) = (own, own.and_then(|value| self.graph.param_name(value))) {
             let (name, ty) = (name.to_string(), Type::of(&tensor));
-            self.model.params.insert(name, Parameter { tensor, role: Role::Frozen });
+            let role = self.role(Some(value));
+            self.model.params.insert(name, Parameter { tensor, role });
             self.graph.set_ty(value, Some(ty));
             return;
         }
-        let hint = match old {
-            Some(value) => self.graph.value_name(source_param(self.graph, value).unwrap_or(value)).to_string(),
+        let source = old.map(|value| source_param(self.graph, value).unwrap_or(value));
+        let hint = match source {
+            Some(value) => self.graph.value_name(value).to_string(),
             None => format!("{}.constant", self.graph.node(id).name),
         };
-        let new = self.add(&hint, tensor);
+        let new = self.add(&hint, tensor, self.role(source));
         self.graph.set_input(id, slot, Some(new));
     }
+    /// Whether it was trained.
+    fn role(&self, value: Option<Value>) -> Role {
+        let name = value.and_then(|value| self.graph.param_name(value));
+        name.and_then(|name| self.model.params.get(name)).map_or(Role::Frozen, |param| param.role)
+    }
     /// A new constant: a parameter, or, if it is a single number or no weight, a constant of the graph.
-    fn add(&mut self, hint: &str, tensor: Tensor) -> Value {
+    fn add(&mut self, hint: &str, tensor: Tensor, role: Role) -> Value {
         if tensor.rank() == 0 || !tensor.dtype().is_float() {
             return self.graph.add_const(hint, tensor);
         }
         let name = fresh_param_name(self.model, self.graph, hint);
         let ty = Type::of(&tensor);
-        self.model.params.insert(name.clone(), Parameter { tensor, role: Role::Frozen });
+        self.model.params.insert(name.clone(), Parameter { tensor, role });
         self.graph.param(&name, ty)
     }
+}
+
+/// These entries of a tensor along an axis.
+pub(super) fn taken(tensor: &Tensor, axis: usize, kept: &[usize]) -> Result<Tensor> {
+    let inner: usize = tensor.shape()[axis + 1..].iter().product();
+    let values = tensor.to_f64s()?;
+    let rows = values.chunks((tensor.shape()[axis] * inner).max(1));
+    let entry = |row: &[f64], k: usize| row[k * inner..(k + 1) * inner].to_vec();
+    let taken: Vec<f64> = rows.flat_map(|row| kept.iter().flat_map(move |&k| entry(row, k))).collect();
+    let mut shape = tensor.shape().to_vec();
+    shape[axis] = kept.len();
+    Tensor::from_vec(shape, taken).cast(tensor.dtype())
 }
