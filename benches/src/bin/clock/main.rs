@@ -3,6 +3,11 @@
 //! A model gets gates that are the same for every input: all open, some layers or channels shut, drawn from a seed. Each variant is run in this runtime (one
 //! thread, batches of 1 and 32) and, hardened to `skip`, in ONNX Runtime, all of a model by turns, beside the model without gates. Operations are counted by the cost
 //! model, gate networks included. Nothing is trained: this is about time, not about accuracy. Writes `benches/results/gates.md`.
+//!
+//! `clock --recipe RECIPE.toml BACKBONE.onnx GATED.onnx` times a network with trained gates instead, on the test data of the recipe (`trained.rs`), and writes
+//! `benches/results/gates-NAME.md`, where NAME is that of the gated file.
+
+mod trained;
 
 use clap::Parser;
 use sartor_bench::{Series, cache, output_json, peer_script, record, short, table};
@@ -18,20 +23,35 @@ use std::time::Instant;
 /// Times gated models whose gates are shut by hand
 #[derive(Parser)]
 struct Args {
-    /// The models, with an image or the tokens of a text as input
+    /// The models, with an image or the tokens of a text as input; with --recipe the one without gates and the one with trained gates
     models: Vec<PathBuf>,
+    /// The recipe on whose test data a network with trained gates is timed
+    #[arg(long, value_name = "R.toml")]
+    recipe: Option<PathBuf>,
+    /// With --recipe: gates that are open for at most this share of the examples are trimmed in one variant
+    #[arg(long, default_value_t = 0.01)]
+    rare: f64,
+    /// With --recipe: how many examples are taken; 0: all
+    #[arg(long, default_value_t = 0)]
+    examples: usize,
     /// What the table is called besides `gates`
     #[arg(long)]
     name: Option<String>,
     /// Options of `gate`, as key=value
     #[arg(long, value_delimiter = ',')]
     keys: Vec<String>,
-    /// Runs of each variant
-    #[arg(long, default_value_t = 30)]
-    rounds: usize,
+    /// Runs of each variant; if left out 30, with --recipe 3 times the test data
+    #[arg(long)]
+    rounds: Option<usize>,
     /// Runs of each variant with a batch of 32
     #[arg(long, default_value_t = 5)]
     batches: usize,
+}
+
+impl Args {
+    fn rounds(&self) -> usize {
+        self.rounds.unwrap_or(30)
+    }
 }
 
 /// Which gates are open.
@@ -52,6 +72,15 @@ const VARIANTS: &[Variant] = &[
 
 fn main() -> Result<()> {
     let mut args = Args::parse();
+    if let Some(recipe) = &args.recipe {
+        let [backbone, gated] = &args.models[..] else {
+            bail!("--recipe wants two models: the one without gates, and the one with trained gates")
+        };
+        let stem = gated.file_stem().unwrap_or_default().to_string_lossy();
+        let name = args.name.as_deref().unwrap_or(&stem);
+        let (rounds, &Args { rare, examples, .. }) = (args.rounds.unwrap_or(3), &args);
+        return trained::Trained { recipe, backbone, gated, rare, rounds, examples, name }.measure();
+    }
     if args.models.is_empty() {
         args.models =
             ["mobilenetv2-ts17.onnx", "resnet50-ts17.onnx"].map(|name| cache().join("assets").join(name)).into();
@@ -79,7 +108,7 @@ fn main() -> Result<()> {
         "{}{} runs of each variant in which all variants of a model take turns, {} with a batch of 32; f32, one thread, medians; ONNX Runtime {version} with \
          `harden`, batch 1. \"Of the operations\": times as fast, as a share of how many times fewer operations there are. `clock` measures.\n\n{}",
         if args.keys.is_empty() { String::new() } else { format!("`gate({})`. ", args.keys.join(", ")) },
-        args.rounds,
+        args.rounds(),
         args.batches,
         table(&head, &rows)
     );
@@ -98,11 +127,9 @@ fn measure(args: &Args, path: &Path, folder: &Path, version: &mut String) -> Res
     let mut files = vec![folder.join("plain.onnx")];
     onnx::save(&plain, &files[0], &onnx::SaveOptions::default())?;
     for (i, variant) in VARIANTS.iter().enumerate() {
-        let mut model = plain.clone();
-        run(&registry, &mut model, &format!("[[pass]]\nname = \"gate\"\n{}\n", args.keys.join("\n")))?;
+        let mut model = passed(&plain, &format!("[[pass]]\nname = \"gate\"\n{}\n", args.keys.join("\n")))?;
         shut(&mut model, variant)?;
-        let mut hard = model.clone();
-        run(&registry, &mut hard, "[[pass]]\nname = \"harden\"\n")?;
+        let hard = passed(&model, "[[pass]]\nname = \"harden\"\n")?;
         files.push(folder.join(format!("{i}.onnx")));
         onnx::save(&hard, &files[i + 1], &onnx::SaveOptions::default())?;
         models.push(model);
@@ -111,9 +138,9 @@ fn measure(args: &Args, path: &Path, folder: &Path, version: &mut String) -> Res
     for model in &mut models {
         pipelines::prepare_inference(model, &registry)?;
     }
-    let one = time(&models, 1, args.rounds)?;
+    let one = time(&models, 1, args.rounds())?;
     let many = time(&models, 32, args.batches)?;
-    let theirs = onnx_runtime(&models[0], &files, args.rounds, version)?;
+    let theirs = onnx_runtime(&models[0], &files, args.rounds(), version)?;
     let name = path.file_stem().unwrap_or_default().to_string_lossy().to_string();
     let row = |i: usize| {
         let fewer = 1.0 / costs[i];
@@ -128,8 +155,15 @@ fn measure(args: &Args, path: &Path, folder: &Path, version: &mut String) -> Res
     Ok((0..models.len()).map(row).collect())
 }
 
-fn run(registry: &Registry, model: &mut Model, pipeline: &str) -> Result<()> {
-    Driver::new().run(&registry.build_all(options::parse_pipeline(pipeline)?)?, model).map(drop)
+/// A copy of a model after some passes.
+fn passed(model: &Model, pipeline: &str) -> Result<Model> {
+    let mut model = model.clone();
+    Driver::new().run(&Registry::builtin().build_all(options::parse_pipeline(pipeline)?)?, &mut model)?;
+    Ok(model)
+}
+
+fn one_thread() -> SessionOptions {
+    SessionOptions { threads: 1 }
 }
 
 /// Sets the gates: weights 0, biases 1 where a gate is open. Of every group a share of the channels, of all blocks a share of the layers.
@@ -159,13 +193,9 @@ fn cost(model: &Model) -> Result<f64> {
     if Record::load(model)?.is_none() {
         return Ok(1.0);
     }
-    let mut model = model.clone();
-    run(&Registry::builtin(), &mut model, "[[pass]]\nname = \"gate-outputs\"\n")?;
-    let found = Session::new(&model, SessionOptions { threads: 1 })?.run(
-        &mut Params::of(&model),
-        &inputs(&model, 1)?,
-        Key::default(),
-    )?;
+    let model = passed(model, "[[pass]]\nname = \"gate-outputs\"\n")?;
+    let found =
+        Session::new(&model, one_thread())?.run(&mut Params::of(&model), &inputs(&model, 1)?, Key::default())?;
     let Some(share) = found.get("flops") else { bail!("the model does not say what it costs") };
     Ok(share.to_f64s()?[0])
 }
@@ -193,7 +223,7 @@ fn inputs(model: &Model, batch: usize) -> Result<HashMap<String, Tensor>> {
 fn time(models: &[Model], batch: usize, rounds: usize) -> Result<Vec<f64>> {
     let mut ready = Vec::new();
     for model in models {
-        let session = Session::new(model, SessionOptions { threads: 1 })?;
+        let session = Session::new(model, one_thread())?;
         ready.push((session, Params::of(model), inputs(model, batch)?, Series::default()));
     }
     for round in 0..rounds + 2 {
