@@ -109,11 +109,11 @@ impl Finish {
     fn is_plain(&self) -> bool {
         self.alpha == 1.0 && !self.add && self.end.is_none()
     }
-    /// What is done to sums, if that is a bias and bounds.
+    /// What is done to sums, if that is a bias, bounds and a scale.
     #[inline(always)]
     fn bounded(&self) -> Option<&End> {
         let plain = |end: &&End| end.more.0.is_null() && end.gate.is_none() && end.mask.0.is_null();
-        let simple = |end: &&End| plain(end) && end.factor == 1.0 && end.scale.is_null();
+        let simple = |end: &&End| plain(end) && end.factor == 1.0;
         self.end.as_ref().filter(simple).filter(|_| self.alpha == 1.0 && !self.add)
     }
 }
@@ -419,13 +419,14 @@ unsafe fn end_inner<const FMA: bool>(rows: usize, cols: usize, (start, pitch): (
     }
 }
 
-/// Bias and bounds of a vector of columns.
+/// Bias, bounds and scale of a vector of columns.
 #[inline(always)]
-unsafe fn bounds<V: Vector>(end: &End, cols: usize) -> (V, V, V) {
+unsafe fn bounds<V: Vector>(end: &End, cols: usize) -> (V, V, V, Option<V>) {
     // SAFETY: the caller vouches for the columns and the instruction set.
     unsafe {
         let bias = if end.bias.is_null() { V::splat(0.0) } else { load(end.bias, cols) };
-        (bias, V::splat(end.low), V::splat(end.high))
+        let scale = if end.scale.is_null() { None } else { Some(load(end.scale, cols)) };
+        (bias, V::splat(end.low), V::splat(end.high), scale)
     }
 }
 
@@ -516,11 +517,15 @@ macro_rules! pixels {
                     }
                 }
                 if let Some(end) = finish.bounded() {
-                    let (bias, low, high) = bounds::<V>(end, c.cols);
+                    let (bias, low, high, scale) = bounds::<V>(end, c.cols);
+                    $(sums[$i] = sums[$i].plus(bias).at_least(low).at_most(high);)*
+                    if let Some(scale) = scale {
+                        $(sums[$i] = sums[$i].mul(scale);)*
+                    }
                     if c.cols == V::WIDTH {
-                        $(sums[$i].plus(bias).at_least(low).at_most(high).store(c.start.add($i * c.pitch));)*
+                        $(sums[$i].store(c.start.add($i * c.pitch));)*
                     } else {
-                        $(sums[$i].plus(bias).at_least(low).at_most(high).store_some(c.start.add($i * c.pitch), c.cols);)*
+                        $(sums[$i].store_some(c.start.add($i * c.pitch), c.cols);)*
                     }
                     return;
                 }
@@ -571,8 +576,11 @@ macro_rules! nine {
                     }
                 }
                 if let Some(end) = end {
-                    let (bias, low, high) = bounds::<V>(end, V::WIDTH);
+                    let (bias, low, high, scale) = bounds::<V>(end, V::WIDTH);
                     $(sums[$i] = sums[$i].plus(bias).at_least(low).at_most(high);)*
+                    if let Some(scale) = scale {
+                        $(sums[$i] = sums[$i].mul(scale);)*
+                    }
                 }
                 $(sums[$i].store(c.start.add($i * c.pitch));)*
             }
