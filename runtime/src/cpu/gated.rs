@@ -309,11 +309,14 @@ unsafe fn pick_panel(columns: &[u32], rows: &[u32], (apart, wide): (usize, usize
     }
 }
 
+/// So many rows of weights are fetched ahead of the one that is picked.
+const AHEAD: usize = 16;
+
 /// Sixteen columns at a time, those that are wanted moved together; the next row overwrites what a vector is too long.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
 unsafe fn pick_panel512(columns: &[u32], rows: &[u32], apart: usize, from: *const f32, to: *mut f32) {
-    use std::arch::x86_64::{_mm512_loadu_ps, _mm512_maskz_compress_ps, _mm512_storeu_ps};
+    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch, _mm512_loadu_ps, _mm512_maskz_compress_ps, _mm512_storeu_ps};
     // Where sixteen columns lie, which of them are wanted, and where these go.
     let mut parts = [(0, 0u16, 0); 32];
     let mut count = 0;
@@ -326,9 +329,12 @@ unsafe fn pick_panel512(columns: &[u32], rows: &[u32], apart: usize, from: *cons
         parts[count - 1].1 |= 1 << (k % 16);
     }
     for (i, &row) in rows.iter().enumerate() {
+        // Rows that are left are no pattern that the machine foresees.
+        let ahead = rows.get(i + AHEAD).map_or(row, |&row| row) as usize * 32;
         for &(place, mask, at) in &parts[..count] {
             // SAFETY: panels are whole; behind the result there is room for a vector.
             unsafe {
+                _mm_prefetch::<_MM_HINT_T0>(from.add(place + ahead).cast());
                 let numbers = _mm512_loadu_ps(from.add(place + row as usize * 32));
                 _mm512_storeu_ps(to.add(i * 32 + at), _mm512_maskz_compress_ps(mask, numbers));
             }
