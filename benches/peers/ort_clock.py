@@ -1,6 +1,6 @@
-"""Times models in ONNX Runtime, one thread, by turns: ort_clock.py ROUNDS '{"input": shape}' MODEL.onnx...
+"""Times models in ONNX Runtime, one thread, by turns of so many runs: ort_clock.py ROUNDS TURN '{"input": shape}' MODEL.onnx...
 
-Prints a line of JSON: the median milliseconds of each model. Inputs are normally distributed, from one seed, or all 1 where they are integers.
+The first two runs of a turn do not count. Prints a line of JSON: the median milliseconds of each model. Inputs are normally distributed, from one seed, or all 1 where they are integers.
 """
 
 import json
@@ -10,7 +10,7 @@ import time
 import numpy as np
 import onnxruntime as ort
 
-rounds, shapes, models = int(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3:]
+rounds, turn, shapes, models = int(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3]), sys.argv[4:]
 options = ort.SessionOptions()
 options.intra_op_num_threads = 1
 options.log_severity_level = 3
@@ -22,9 +22,11 @@ feed = {
     for name, shape in shapes.items()
 }
 times = [[] for _ in models]
-for _ in range(rounds):
+for done in range(0, rounds, turn):
     for session, own in zip(sessions, times):
-        start = time.perf_counter()
-        session.run(None, feed)
-        own.append(time.perf_counter() - start)
-print(json.dumps({"ms": [1e3 * float(np.median(own[2:])) for own in times], "version": ort.__version__}))
+        for run in range(min(turn, rounds - done) + 2):
+            start = time.perf_counter()
+            session.run(None, feed)
+            if run >= 2:
+                own.append(time.perf_counter() - start)
+print(json.dumps({"ms": [1e3 * float(np.median(own)) for own in times], "version": ort.__version__}))

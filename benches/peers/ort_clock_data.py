@@ -1,4 +1,4 @@
-"""Times models in ONNX Runtime on examples, one thread, by turns: ort_clock_data.py ROUNDS LABEL INDEX.json MODEL.onnx...
+"""Times models in ONNX Runtime on examples, one thread, by turns of so many: ort_clock_data.py ROUNDS TURN LABEL INDEX.json MODEL.onnx...
 
 INDEX.json says for every input the file of its bytes, its element type and the shapes of the examples; the one that is called LABEL is not fed. Prints a line of JSON: for each model the
 milliseconds per example of every round, and the share of examples whose largest score is where the label says.
@@ -11,7 +11,8 @@ import time
 import numpy as np
 import onnxruntime as ort
 
-rounds, label, index, models = int(sys.argv[1]), sys.argv[2], json.load(open(sys.argv[3])), sys.argv[4:]
+rounds, many, label = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+index, models = json.load(open(sys.argv[4])), sys.argv[5:]
 inputs = {}
 for name, entry in index.items():
     flat, at, tensors = np.fromfile(entry["file"], entry["dtype"]), 0, []
@@ -31,14 +32,15 @@ for turn in range(rounds + 1):
     # The first examples are for warming up.
     examples = range(count if turn else min(4, count))
     seconds = [0.0] * len(models)
-    for i in examples:
-        feed = {name: tensors[i] for name, tensors in inputs.items()}
+    for first in range(0, len(examples), many):
         for k, session in enumerate(sessions):
-            start = time.perf_counter()
-            scores = session.run(None, feed)[0]
-            seconds[k] += time.perf_counter() - start
-            if turn == 1 and labels is not None:
-                right[k] += int(scores.reshape(-1).argmax() == labels[i].reshape(-1)[0])
+            for i in examples[first : first + many]:
+                feed = {name: tensors[i] for name, tensors in inputs.items()}
+                start = time.perf_counter()
+                scores = session.run(None, feed)[0]
+                seconds[k] += time.perf_counter() - start
+                if turn == 1 and labels is not None:
+                    right[k] += int(scores.reshape(-1).argmax() == labels[i].reshape(-1)[0])
     if turn:
         for own, spent in zip(times, seconds):
             own.append(1e3 * spent / count)

@@ -1,7 +1,7 @@
 //! What shut gates are worth on the clock: `clock [MODEL.onnx…]`, by default MobileNetV2 at 224 × 224 and ResNet-50; texts have 128 tokens.
 //!
 //! A model gets gates that are the same for every input: all open, some layers or channels shut, drawn from a seed. Each variant is run in this runtime (one
-//! thread, batches of 1 and 32) and, hardened to `skip`, in ONNX Runtime, all of a model by turns, beside the model without gates. Operations are counted by the cost
+//! thread, batches of 1 and 32) and, hardened to `skip`, in ONNX Runtime, all of a model by turns of ten runs, beside the model without gates. Operations are counted by the cost
 //! model, gate networks included. Nothing is trained: this is about time, not about accuracy. Writes `benches/results/gates.md`.
 //!
 //! `clock --recipe RECIPE.toml BACKBONE.onnx GATED.onnx` times a network with trained gates instead, on the test data of the recipe (`trained.rs`), and writes
@@ -54,6 +54,9 @@ impl Args {
     }
 }
 
+/// So many runs follow each other before the next variant has its turn.
+const TURN: usize = 10;
+
 /// Which gates are open.
 struct Variant {
     name: &'static str,
@@ -105,7 +108,7 @@ fn main() -> Result<()> {
         "of the operations",
     ];
     let body = format!(
-        "{}{} runs of each variant in which all variants of a model take turns, {} with a batch of 32; f32, one thread, medians; ONNX Runtime {version} with \
+        "{}{} runs of each variant, by turns of {TURN}, {} with a batch of 32; f32, one thread, medians; ONNX Runtime {version} with \
          `harden`, batch 1. \"Of the operations\": times as fast, as a share of how many times fewer operations there are. `clock` measures.\n\n{}",
         if args.keys.is_empty() { String::new() } else { format!("`gate({})`. ", args.keys.join(", ")) },
         args.rounds(),
@@ -219,19 +222,21 @@ fn inputs(model: &Model, batch: usize) -> Result<HashMap<String, Tensor>> {
     Ok(inputs)
 }
 
-/// Median milliseconds of every model, by turns.
+/// Median milliseconds of every model, by turns of ten runs: a process that runs one model has in its caches what that model left there. The first two runs of a turn do not count.
 fn time(models: &[Model], batch: usize, rounds: usize) -> Result<Vec<f64>> {
     let mut ready = Vec::new();
     for model in models {
         let session = Session::new(model, one_thread())?;
         ready.push((session, Params::of(model), inputs(model, batch)?, Series::default()));
     }
-    for round in 0..rounds + 2 {
+    for round in (0..rounds).step_by(TURN) {
         for (session, params, inputs, times) in &mut ready {
-            let start = Instant::now();
-            session.run(params, inputs, Key::default())?;
-            if round >= 2 {
-                times.0.push(start.elapsed().as_secs_f64() * 1e3);
+            for run in 0..TURN.min(rounds - round) + 2 {
+                let start = Instant::now();
+                session.run(params, inputs, Key::default())?;
+                if run >= 2 {
+                    times.0.push(start.elapsed().as_secs_f64() * 1e3);
+                }
             }
         }
     }
@@ -244,7 +249,7 @@ fn onnx_runtime(model: &Model, files: &[PathBuf], rounds: usize, version: &mut S
         inputs(model, 1)?.into_iter().map(|(name, x)| (name, x.shape().to_vec())).collect();
     let mut script = peer_script("venv", "ort_clock.py")?;
     let shapes = serde_json::json!(shapes).to_string();
-    let found = output_json(script.arg((rounds + 2).to_string()).arg(shapes).args(files))?;
+    let found = output_json(script.arg(rounds.to_string()).arg(TURN.to_string()).arg(shapes).args(files))?;
     *version = found["version"].as_str().unwrap_or_default().to_string();
     Ok(found["ms"].as_array().into_iter().flatten().filter_map(serde_json::Value::as_f64).collect())
 }

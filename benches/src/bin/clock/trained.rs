@@ -1,4 +1,4 @@
-//! Trained gates on the clock: every example of the test data, as it comes, by every variant of a network in turn.
+//! Trained gates on the clock: every example of the test data by every variant of a network, by turns of some examples.
 //!
 //! The variants are the network without gates, the gated one, the same trimmed (what hardly any example needs is cut off, the rest stays gated) and the same frozen to one state and
 //! cut. This runtime takes the gated files as they are, ONNX Runtime hardened to `skip`. A speed-up stands beside how many times fewer operations the examples take
@@ -18,6 +18,9 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
+
+/// So many examples follow each other before the next variant has its turn: a process that runs one model has in its caches what that model left there.
+const TURN: usize = 64;
 
 /// What is measured.
 pub struct Trained<'a> {
@@ -62,7 +65,7 @@ impl Trained<'_> {
         let one = self.time(&variants, &data, count, 1)?;
         let (theirs, version) = self.onnx_runtime(&files, &data, count, folder.path())?;
         let body = format!(
-            "{} on the {count} test examples of its recipe, every example by every variant in turn, {} rounds: milliseconds per example, medians of the rounds; f32, one thread; ONNX Runtime {version} with \
+            "{} on the {count} test examples of its recipe, by turns of {TURN} examples, {} rounds: milliseconds per example, medians of the rounds; f32, one thread; ONNX Runtime {version} with \
              `harden`, batch 1. Operations: the mean of the examples. \"Of the operations\": times as fast, as a share of how many times fewer operations there are. Trimmed: `harden(kind=trim, \
              below={})`; cut: `harden(kind=static, below=0.5)`, not trained on. `clock --recipe RECIPE BACKBONE GATED` measures.\n\n{}",
             stem(self.gated),
@@ -150,16 +153,19 @@ impl Trained<'_> {
         for round in 0..=self.rounds {
             let count = if round == 0 { count.min(4 * batch) } else { count };
             let mut sums = vec![(0.0, 0usize, false); variants.len()];
-            for rows in batches(count, batch) {
-                let mut inputs = data.batch(&rows)?.tensors;
-                let labels = inputs.remove(data::LABEL);
+            let all: Vec<Vec<usize>> = batches(count, batch).collect();
+            for turn in all.chunks((TURN / batch).max(1)) {
+                let examples = turn.iter().map(|rows| Ok(data.batch(rows)?.tensors)).collect::<Result<Vec<_>>>()?;
                 for ((session, params, _), (seconds, right, labelled)) in ready.iter_mut().zip(&mut sums) {
-                    let start = Instant::now();
-                    let found = session.run(params, &inputs, Key::default())?;
-                    *seconds += start.elapsed().as_secs_f64();
-                    if let (Some(labels), Some(scores)) = (&labels, found.values().next()) {
-                        *right += hits(scores, labels)?;
-                        *labelled = true;
+                    for mut inputs in examples.clone() {
+                        let labels = inputs.remove(data::LABEL);
+                        let start = Instant::now();
+                        let found = session.run(params, &inputs, Key::default())?;
+                        *seconds += start.elapsed().as_secs_f64();
+                        if let (Some(labels), Some(scores)) = (&labels, found.values().next()) {
+                            *right += hits(scores, labels)?;
+                            *labelled = true;
+                        }
                     }
                 }
             }
@@ -198,7 +204,9 @@ impl Trained<'_> {
         let path = folder.join("index.json");
         std::fs::write(&path, json!(index).to_string()).map_err(|e| Error::io(&path, e))?;
         let mut script = peer_script("venv", "ort_clock_data.py")?;
-        let found = output_json(script.arg(self.rounds.to_string()).arg(data::LABEL).arg(&path).args(files))?;
+        let found = output_json(
+            script.arg(self.rounds.to_string()).arg(TURN.to_string()).arg(data::LABEL).arg(&path).args(files),
+        )?;
         let numbers = |of: &serde_json::Value| -> Vec<f64> {
             of.as_array().into_iter().flatten().filter_map(serde_json::Value::as_f64).collect()
         };
