@@ -72,7 +72,7 @@ fn up_to_gradients(recipe: &Recipe) -> Vec<Box<dyn Pass>> {
         boxed(&tables.gate),
         boxed(&tables.cola.as_ref().map(|cola| cola.first.clone())),
         boxed(&tables.train_mode),
-        boxed(&(tables.train_mode.is_some() && tables.train.calibrate > 0).then(Calibrate::default)),
+        boxed(&(tables.train.calibrate > 0).then(Calibrate::default)),
         boxed(&Some(Autodiff::default())),
     ];
     all.into_iter().flatten().collect()

@@ -1135,7 +1135,8 @@ fn statistics_of_channels_are_gathered() {
     let y = net.op("Add", &[x, h]);
     let mut model = net.finish(y);
     let gate = format!("{GATE}normalise = \"channel\"\nlength = 3\n");
-    run_passes(&mut model, &format!("[[pass]]\nname = \"loss\"\nkind = \"mse\"\n{gate}")).unwrap();
+    let calibrate = "[[pass]]\nname = \"calibrate\"\n";
+    run_passes(&mut model, &format!("[[pass]]\nname = \"loss\"\nkind = \"mse\"\n{gate}{calibrate}")).unwrap();
     let record = Record::load(&model).unwrap().unwrap();
     let [mean, var] = record.blocks[0].statistics.clone().unwrap();
     assert!([&mean, &var].iter().all(|name| model.params[*name].role == Role::State));
@@ -1148,7 +1149,11 @@ fn statistics_of_channels_are_gathered() {
     // Means of the channels: 2 and 0 for one example, 4 and -6, which is far from any other, for the other.
     let x = Tensor::from_vec([2, 2, 1, 2], vec![1f32, 3.0, -1.0, 1.0, 4.0, 4.0, -6.0, -6.0]);
     let inputs = |graph: &Graph| -> Named {
-        let tensor = |name: &str| if name == "progress" { Tensor::scalar(0f32) } else { x.clone() };
+        let tensor = |name: &str| match name {
+            "progress" => Tensor::scalar(0f32),
+            "share" => Tensor::scalar(0.25f32),
+            _ => x.clone(),
+        };
         graph.inputs().map(|v| graph.value_name(v).to_string()).map(|name| (name.clone(), tensor(&name))).collect()
     };
     let program = |name: &str| {
@@ -1162,6 +1167,14 @@ fn statistics_of_channels_are_gathered() {
         [(&mean, [0.95 + 0.05 * 3.0, -0.95 - 0.15]), (&var, [3.8 + 0.05 * 5.0, 0.2375 + 0.05 * 13.0])];
     for (name, wanted) in wanted {
         let found = step[&format!("next:{name}")].to_f64s().unwrap();
+        assert!(found.iter().zip(wanted).all(|(a, b)| (a - b).abs() < 1e-5), "{name}: {found:?} instead of {wanted:?}");
+    }
+    // At averages they are gathered anew, by a share of every batch.
+    let calibrated = program("calibrate");
+    let wanted = [(&mean, [1.0 + 0.25 * 2.0, -1.0 - 0.25 * 2.0]), (&var, [4.0 + 0.25, 0.25 + 0.25 * 12.75])];
+    assert_eq!(calibrated.len(), 2);
+    for (name, wanted) in wanted {
+        let found = calibrated[&format!("next:{name}")].to_f64s().unwrap();
         assert!(found.iter().zip(wanted).all(|(a, b)| (a - b).abs() < 1e-5), "{name}: {found:?} instead of {wanted:?}");
     }
     let gates = program("eval")["gates"].to_f64s().unwrap();

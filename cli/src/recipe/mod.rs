@@ -234,7 +234,9 @@ fn complete_calibration(table: &mut toml::Table) {
     };
     let base = table.get("samuel").and_then(|samuel| samuel.get("base"));
     let averages = table.contains_key("average") || schedule_free(table.get("optimizer")) || schedule_free(base);
-    if !averages || !table.contains_key("train-mode") {
+    let normalise = table.get("gate").and_then(|gate| gate.get("normalise"));
+    let gathers = table.contains_key("train-mode") || normalise.and_then(toml::Value::as_str) == Some("channel");
+    if !averages || !gathers {
         return;
     }
     let section = table.entry("train").or_insert_with(|| toml::Table::new().into());
@@ -318,6 +320,20 @@ mod tests {
         assert_eq!(schedule(own), (0.5, Decay::Cosine));
         let half = "[optimizer]\nkind = \"prodigy\"\nschedule = \"cosine\"";
         assert_eq!(schedule(half), (1.0, Decay::Cosine));
+    }
+
+    #[test]
+    fn what_is_gathered_is_gathered_anew_at_averages() {
+        let batches = |tables: &str| {
+            let text = format!("model = \"m.onnx\"\n{tables}");
+            Recipe::of(parse(&text).unwrap(), Path::new("")).unwrap().tables.train.calibrate
+        };
+        assert_eq!(batches("[train-mode]"), 0);
+        assert_eq!(batches("[train-mode]\n[average]"), 50);
+        assert_eq!(batches("[optimizer]\nkind = \"schedule-free-adamw\"\n[train-mode]"), 50);
+        assert_eq!(batches("[gate]\n[average]"), 0);
+        assert_eq!(batches("[gate]\nnormalise = \"channel\"\n[average]"), 50);
+        assert_eq!(batches("[gate]\nnormalise = \"channel\"\n[average]\n[train]\ncalibrate = 3"), 3);
     }
 
     #[test]

@@ -65,6 +65,15 @@ pub(crate) fn gather(step: &mut Program, model: &mut Model, record: &Record) -> 
     Ok(!next.is_empty())
 }
 
+/// What a step that gathers statistics makes the next ones of: the parameter, and the value of the batch. `None` if this value is no such statistic.
+pub(crate) fn gathered(graph: &Graph, next: Value) -> Option<[Value; 2]> {
+    let part = |slot: usize| {
+        let part = graph.input(next.node, slot)?;
+        graph.node(part.node).is("Mul").then(|| graph.input(part.node, 0)).flatten()
+    };
+    graph.node(next.node).is("Add").then(|| Some([part(0)?, part(1)?])).flatten()
+}
+
 /// A parameter that something in a graph reads.
 fn read(graph: &Graph, param: &str) -> Option<Value> {
     let mut values = graph.node_ids().map(|node| Value { node, slot: 0 });

@@ -43,9 +43,9 @@ pub struct TrainConfig {
     pub drop_last: bool,
     /// Whether each epoch has an order of its own; `false` keeps that of the file.
     pub shuffle: bool,
-    /// Before every evaluation and at the end, the statistics of batch normalisation are gathered anew from so many training batches
+    /// Before every evaluation and at the end, the statistics of batch normalisation, and those that gates are read by, are gathered anew from so many training batches
     /// (0: they stay as training left them). For parameters that are averages, which were never trained at: by default 50
-    /// with `[train-mode]` and `[average]` or a schedule-free optimizer.
+    /// with `[average]` or a schedule-free optimizer, and `[train-mode]` or `gate.normalise = "channel"`.
     pub calibrate: usize,
 }
 
