@@ -113,16 +113,25 @@ pub struct Skip {
     pub example: Option<Matrix>,
     /// Whether it is this sum that is multiplied by that number, and not what is made of the result.
     pub last: bool,
-    /// A number per batch and column: columns with a 0 are not computed; those that are lie side by side.
-    pub columns: Option<Matrix>,
-    /// A number per batch and channel of the image: only those without a 0 are there, side by side.
-    pub inputs: Option<Matrix>,
+    /// Columns with a 0 are not computed; those that are lie side by side.
+    pub columns: Option<Channels>,
+    /// Channels of the image: only those without a 0 are there, side by side.
+    pub inputs: Option<Channels>,
     /// A number per batch, of all of its axes: if it is 0, nobody reads the result.
     pub head: Option<Matrix>,
     /// Heads among the columns of tokens: nobody reads those with a 0; the others stay where they are.
     pub heads_made: Option<Heads>,
     /// Heads among the channels of tokens: those with a 0 are multiplied by 0.
     pub heads_read: Option<Heads>,
+}
+
+/// A number per batch and channel.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Channels {
+    /// The numbers.
+    pub gate: Matrix,
+    /// If more of them are not 0, all channels are there: to pick the weights of those few less would take longer.
+    pub most: usize,
 }
 
 /// A number per batch and head.
@@ -138,7 +147,8 @@ impl Skip {
     /// All gates.
     pub fn gates(&self) -> impl Iterator<Item = &Matrix> {
         let heads = [&self.heads_made, &self.heads_read].into_iter().flatten().map(|heads| &heads.gate);
-        [&self.example, &self.columns, &self.inputs, &self.head].into_iter().flatten().chain(heads)
+        let channels = [&self.columns, &self.inputs].into_iter().flatten().map(|channels| &channels.gate);
+        [&self.example, &self.head].into_iter().flatten().chain(channels).chain(heads)
     }
 }
 
@@ -220,7 +230,7 @@ struct Job<'a> {
     gated: Gated<'a>,
     image: *const f32,
     weights: *const f32,
-    gates: [Option<*const f32>; 2],
+    gates: [Option<gated::Channels>; 2],
     heads: [Option<gated::Heads>; 2],
     alpha: f32,
 }
@@ -441,7 +451,9 @@ impl Contract {
             gated: Gated { patch, n: self.n, places, out, shut: task.shut, run: task.number },
             image: at(&product.a),
             weights: weights.get().cast_const(),
-            gates: [&task.skip.inputs, &task.skip.columns].map(|m| m.as_ref().map(at)),
+            gates: [&task.skip.inputs, &task.skip.columns].map(|channels| {
+                channels.as_ref().map(|channels| gated::Channels { gate: at(&channels.gate), most: channels.most })
+            }),
             heads: [&task.skip.heads_read, &task.skip.heads_made].map(|heads| {
                 heads.as_ref().map(|heads| gated::Heads {
                     gate: at(&heads.gate),
@@ -473,7 +485,8 @@ impl Contract {
                 let Some(gate) = job.gates[1] else {
                     return fused::run(program, bases, first..first + rows, 0..self.n, Some(read));
                 };
-                let open: Vec<usize> = (0..self.n).filter(|&k| *gate.add(k) != 0.0).collect();
+                let mut open = Vec::new();
+                gate.open(self.n, &mut open);
                 if open.len() == self.n {
                     return fused::run(program, bases, first..first + rows, 0..self.n, Some(read));
                 }
@@ -486,7 +499,7 @@ impl Contract {
                         continue;
                     }
                     let (from, row) = (bases[walk.buf.index()].cast_const(), walk.row(first));
-                    let mut copy: Vec<f32> = open.iter().map(|&k| *from.add(row + k)).collect();
+                    let mut copy: Vec<f32> = open.iter().map(|&k| *from.add(row + k as usize)).collect();
                     // For the last vector.
                     copy.resize(copy.len() + super::LINE, 0.0);
                     moved[walk.buf.index()] = copy.as_mut_ptr().wrapping_sub(row);

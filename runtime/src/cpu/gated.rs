@@ -1,7 +1,8 @@
 //! Convolutions that leave out what gates shut: columns that are not needed, channels that are not there.
 //!
 //! The weights that remain are picked out of the packed ones, for each example anew, in the same layout; then the
-//! convolution runs as one of fewer channels. Picking reads every row of the weights that is needed once and costs as much as one or two places of the result.
+//! convolution runs as one of fewer channels. Picking reads every row of the weights that is needed once and costs as much as a dozen places of the result: where nearly
+//! all channels are open, all are computed, and those that are shut are multiplied by 0.
 //!
 //! Products of tokens have few rows and wide weights, which no cache holds twice. Of rows that are left, none is copied there: micro-kernels sum over stretches of one term.
 //! Columns that are left are picked a panel at a time, which all rows of a task use before the next.
@@ -31,6 +32,38 @@ pub struct Gated<'a> {
     pub shut: bool,
     /// A number that no other run of a kernel has: within one, weights stay.
     pub run: u64,
+}
+
+/// Gates of channels, of one example.
+#[derive(Clone, Copy)]
+pub struct Channels {
+    /// The numbers.
+    pub gate: *const f32,
+    /// If more of them are not 0, all count as open.
+    pub most: usize,
+}
+
+impl Channels {
+    /// The numbers of the channels that are open, of so many.
+    ///
+    /// # Safety
+    /// The gate must have as many numbers.
+    pub unsafe fn open(&self, count: usize, to: &mut Vec<u32>) {
+        to.clear();
+        to.extend(0..count as u32);
+        // Every number is written where the next one goes; nothing is guessed.
+        let mut found = 0;
+        for k in 0..count {
+            to[found] = k as u32;
+            // SAFETY: the caller vouches for the gate's length.
+            found += usize::from(unsafe { *self.gate.add(k) } != 0.0);
+        }
+        to.truncate(found);
+        if found > self.most {
+            to.clear();
+            to.extend(0..count as u32);
+        }
+    }
 }
 
 /// Gates of heads, of one example.
@@ -85,9 +118,10 @@ impl Found {
     ///
     /// # Safety
     /// Gates, bias and scales must have as many numbers as `job` has channels and columns.
-    unsafe fn look(&mut self, job: &Gated, gates: [Option<*const f32>; 2], end: Option<&End>) {
+    unsafe fn look(&mut self, job: &Gated, gates: [Option<Channels>; 2], end: Option<&End>) {
         let place = |from: Option<*const f32>| from.map_or(0, |from| from.addr());
-        let of = (job.run, [place(gates[0]), place(gates[1]), place(end.map(|e| e.bias)), place(end.map(|e| e.scale))]);
+        let [inputs, columns] = gates.map(|channels| place(channels.map(|channels| channels.gate)));
+        let of = (job.run, [inputs, columns, place(end.map(|e| e.bias)), place(end.map(|e| e.scale))]);
         if self.of == of {
             return;
         }
@@ -96,8 +130,14 @@ impl Found {
         self.of = of;
         let open_now = [(gates[0], job.patch.channels), (gates[1], job.n)];
         for ((gate, count), kept) in open_now.into_iter().zip([&mut self.inputs, &mut self.columns]) {
-            // SAFETY: the caller's contract.
-            unsafe { open(gate, count, &mut self.new) };
+            match gate {
+                // SAFETY: the caller's contract.
+                Some(channels) => unsafe { channels.open(count, &mut self.new) },
+                None => {
+                    self.new.clear();
+                    self.new.extend(0..count as u32);
+                }
+            }
             last &= self.new == *kept;
             std::mem::swap(&mut self.new, kept);
         }
@@ -127,7 +167,7 @@ impl Gated<'_> {
     ///
     /// # Safety
     /// As for [`Patch::run`]; gates must have as many numbers as the convolution has channels and columns.
-    pub unsafe fn run(&self, image: *const f32, weights: *const f32, gates: [Option<*const f32>; 2], finish: Finish) {
+    pub unsafe fn run(&self, image: *const f32, weights: *const f32, gates: [Option<Channels>; 2], finish: Finish) {
         MEMORY.with_borrow_mut(|memory| {
             let Memory { found, area, stretches } = memory;
             let found = &mut found[self.run as usize % 2];
@@ -340,21 +380,6 @@ unsafe fn pick_panel512(columns: &[u32], rows: &[u32], apart: usize, from: *cons
             }
         }
     }
-}
-
-/// The numbers of the entries that are not 0; all of them without a gate.
-unsafe fn open(gate: Option<*const f32>, count: usize, to: &mut Vec<u32>) {
-    to.clear();
-    to.extend(0..count as u32);
-    let Some(gate) = gate else { return };
-    // Every number is written where the next one goes; nothing is guessed.
-    let mut found = 0;
-    for k in 0..count {
-        to[found] = k as u32;
-        // SAFETY: the caller vouches for the gate's length.
-        found += usize::from(unsafe { *gate.add(k) } != 0.0);
-    }
-    to.truncate(found);
 }
 
 /// Columns of depthwise weights, tap by tap.

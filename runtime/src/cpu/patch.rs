@@ -331,6 +331,11 @@ impl Patch {
     pub fn packed_len(&self, n: usize) -> usize {
         self.groups.0 * self.group_len(n)
     }
+    /// How many multiplications an example with `n` columns takes.
+    pub fn multiplications(&self, n: usize) -> usize {
+        let each = if self.depthwise { n } else { self.channels * n };
+        if self.winograd { winograd::elements(self) * each } else { self.grid.0 * self.grid.1 * self.taps() * each }
+    }
     fn panels(&self, n: usize) -> usize {
         if self.depthwise { 1 } else { n.div_ceil(kernels().panel) }
     }

@@ -46,6 +46,12 @@ fn pitch(p: &Patch) -> usize {
     p.channels + LINE
 }
 
+/// The elements of all transformed tiles of an example's channel.
+pub fn elements(p: &Patch) -> usize {
+    let (high, wide) = tiles(p, p.grid.0);
+    high * wide * 16
+}
+
 fn tiles(p: &Patch, rows: usize) -> (usize, usize) {
     (rows.div_ceil(2), p.grid.1.div_ceil(2))
 }

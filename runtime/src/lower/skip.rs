@@ -24,9 +24,12 @@ use super::finish::{arranged, by_producers};
 use super::program::{Ins, Program};
 use super::view::{BufId, Walk};
 use super::{Buffer, Home, Planned, Step, tail};
-use crate::cpu::contract::{Contract, Matrix, Skip};
+use crate::cpu::contract::{Channels, Contract, Matrix, Skip};
 use crate::cpu::patch::Patch;
 use std::collections::HashMap;
+
+/// To pick one weight takes as long as so many multiplications.
+const PICK: usize = 13;
 
 /// Lets convolutions skip what gates shut.
 pub fn link(steps: Vec<Planned>, buffers: &[Buffer]) -> Vec<Planned> {
@@ -249,16 +252,34 @@ impl Links {
         if self.has_heads(at) || self.has_heads(reader) {
             return;
         }
+        let mut members = vec![at, reader];
         if self.conv(at).is_some_and(Links::is_depthwise) {
             let Some(first) = self.before(at).filter(|&first| !self.conv(first).is_some_and(Links::is_depthwise))
             else {
                 return;
             };
-            self.change(first, gate, |skip| skip.columns = Some(gate.clone()));
-            self.change(at, gate, |skip| skip.inputs = Some(gate.clone()));
+            members.insert(0, first);
         }
-        self.change(at, gate, |skip| skip.columns = Some(gate.clone()));
-        self.change(reader, gate, |skip| skip.inputs = Some(gate.clone()));
+        let channels = Channels { gate: gate.clone(), most: self.most(&members) };
+        for pair in members.windows(2) {
+            self.change(pair[0], gate, |skip| skip.columns = Some(channels.clone()));
+            self.change(pair[1], gate, |skip| skip.inputs = Some(channels.clone()));
+        }
+    }
+    /// How many channels may be open at most for it to be worth while to leave the others out of these convolutions, the last of which reads what the first makes: what is
+    /// saved is in proportion to those that are shut, what it takes to pick weights to those that are open.
+    fn most(&self, members: &[usize]) -> usize {
+        let (mut work, mut picked, mut channels) = (0, 0, 0);
+        for (number, contract) in members.iter().filter_map(|&at| self.conv(at)).enumerate() {
+            let Some(patch) = contract.products[0].patch else { continue };
+            work += patch.multiplications(contract.n);
+            // Of tokens, rows of weights are read where they are.
+            if !patch.is_tokens() || number + 1 < members.len() {
+                picked += PICK * patch.packed_len(contract.n);
+            }
+            channels = patch.channels;
+        }
+        (channels as f64 * work as f64 / (work + picked).max(1) as f64) as usize
     }
     /// The steps, gates before whom they concern; otherwise in the order that they have.
     fn ordered(self) -> Vec<Planned> {
