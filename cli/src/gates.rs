@@ -14,7 +14,7 @@
 //! ```
 
 use crate::chart::number;
-use crate::table::Table;
+use crate::table::{Table, short};
 use crate::{files, say};
 use sartor_ir::{Error, Model, Result};
 use sartor_passes::Driver;
@@ -77,6 +77,12 @@ pub struct ClassUse {
 }
 
 impl BlockUse {
+    /// Of a block whose gates were open for these shares of the examples.
+    fn of(block: &BlockRecord, open: &[f64]) -> BlockUse {
+        let (layer, channels) = open.split_at(usize::from(block.layer.is_some()));
+        let (layer, channels) = (layer.first().copied(), Kinds::of(channels));
+        BlockUse { name: block.name.clone(), layer, channels, open: open.to_vec() }
+    }
     /// The shares of its channels' gates.
     pub fn channel_shares(&self) -> &[f64] {
         self.open.get(usize::from(self.layer.is_some())..).unwrap_or_default()
@@ -86,11 +92,6 @@ impl BlockUse {
 impl Gates {
     /// Sorts what was counted on a split into the blocks of a record.
     pub fn of(record: &Record, split: &str, found: &GateUse) -> Result<Gates> {
-        let block = |(block, open): (&BlockRecord, &[f64])| {
-            let (layer, channels) = open.split_at(usize::from(block.layer.is_some()));
-            let (layer, channels) = (layer.first().copied(), Kinds::of(channels));
-            BlockUse { name: block.name.clone(), layer, channels, open: open.to_vec() }
-        };
         let class = |class: &gates::ClassUse| {
             let blocks = record.split(&class.open)?.into_iter().map(mean).collect();
             Ok(ClassUse { class: class.class, examples: class.examples, cost: class.cost, blocks })
@@ -99,7 +100,12 @@ impl Gates {
             split: split.to_string(),
             examples: found.examples,
             cost: found.cost,
-            blocks: record.blocks.iter().zip(record.split(&found.open)?).map(block).collect(),
+            blocks: record
+                .blocks
+                .iter()
+                .zip(record.split(&found.open)?)
+                .map(|(block, open)| BlockUse::of(block, open))
+                .collect(),
             classes: found.classes.iter().map(class).collect::<Result<_>>()?,
             histogram: found.histogram.clone(),
             cheapest: found.cheapest.clone(),
@@ -140,16 +146,51 @@ impl Gates {
                 percent(last.accuracy)
             );
         }
-        let mut table = Table::new(&["block", "is run for", "channels", "dead", "always", "dynamic", "open"]);
-        for block in &self.blocks {
-            let Kinds { dead, always, dynamic } = block.channels;
-            let channels = [dead + always + dynamic, dead, always, dynamic].map(|count| count.to_string());
-            let run = block.layer.map_or("–".to_string(), percent);
-            let open = if channels[0] == "0" { "–".to_string() } else { percent(mean(block.channel_shares())) };
-            table.row([block.name.clone(), run].into_iter().chain(channels).chain([open]));
-        }
-        table.print();
+        print_blocks(&self.blocks);
     }
+}
+
+/// How gates are used, block by block.
+fn print_blocks(blocks: &[BlockUse]) {
+    let mut table = Table::new(&["block", "is run for", "channels", "dead", "always", "dynamic", "open"]);
+    for block in blocks {
+        let Kinds { dead, always, dynamic } = block.channels;
+        let channels = [dead + always + dynamic, dead, always, dynamic].map(|count| count.to_string());
+        let run = block.layer.map_or("–".to_string(), percent);
+        let open = if channels[0] == "0" { "–".to_string() } else { percent(mean(block.channel_shares())) };
+        table.row([block.name.clone(), run].into_iter().chain(channels).chain([open]));
+    }
+    table.print();
+}
+
+/// Prints the gates that a model has, and, if it was evaluated, how they were used then.
+pub fn show(record: &Record) {
+    let blocks = if record.blocks.len() == 1 { "block has" } else { "blocks have" };
+    say!("{} {blocks} gates", record.blocks.len());
+    let cut = if record.cut > 0 {
+        format!(", of which {} have been cut off since", short(record.cut))
+    } else {
+        String::new()
+    };
+    say!(
+        "they were attached to a model of {} FLOPs for one example{cut}; gate networks take {}",
+        short(record.flops),
+        short(record.gate_flops)
+    );
+    let used: Option<Vec<BlockUse>> =
+        record.blocks.iter().map(|block| Some(BlockUse::of(block, &block.usage.as_ref()?.open))).collect();
+    if let Some(used) = used {
+        say!("in the last evaluation");
+        return print_blocks(&used);
+    }
+    say!("no evaluation has been recorded");
+    let mut table = Table::new(&["block", "<of the block", "<of channels"]);
+    for block in &record.blocks {
+        let groups: Vec<String> = block.groups.iter().map(|group| group.channels.to_string()).collect();
+        let layer = if block.layer.is_some() { "yes" } else { "no" };
+        table.row([block.name.clone(), layer.to_string(), groups.join(", ")]);
+    }
+    table.print();
 }
 
 /// Lets the program `eval` of a model with gates say how they are used, if it does not yet.

@@ -285,6 +285,19 @@ fn the_use_of_gates_is_kept() {
     assert_eq!((&told["gates"]["blocks"], &told["gates"]["classes"]), (&found["blocks"], &found["classes"]));
     let printed = folder.ok(&["eval", "--recipe", "G.toml", "--split", "train"]);
     assert!(printed.contains("gates: an example of train costs") && printed.contains("is run for"), "{printed}");
+    let shown = folder.ok(&["inspect", "out/merged.onnx", "--blocks"]);
+    assert!(shown.contains("2 blocks have gates") && shown.contains("in the last evaluation"), "{shown}");
+    let json: Value = serde_json::from_str(&folder.ok(&["inspect", "out/merged.onnx", "--blocks", "--json"])).unwrap();
+    assert_eq!(json["blocks"][0]["usage"]["open"], found["blocks"][0]["open"]);
+    // A model whose gates were trimmed tells the same of those that are left.
+    folder.ok(&["transform", "out/merged.onnx", "-p", "harden(kind=trim)", "-o", "trimmed.onnx"]);
+    let left: Value = serde_json::from_str(&folder.ok(&["inspect", "trimmed.onnx", "--blocks", "--json"])).unwrap();
+    let open = |blocks: &Value| -> Vec<Value> {
+        let shares =
+            blocks.as_array().unwrap().iter().flat_map(|block| block["usage"]["open"].as_array().unwrap().clone());
+        shares.filter(|share| share.as_f64() > Some(0.0)).collect()
+    };
+    assert_eq!(open(&left["blocks"]), open(&json["blocks"]));
     folder.ok(&["transform", "out/merged.onnx", "-p", "gate-outputs", "-o", "told.onnx"]);
     let told = onnx::load(&folder.path("told.onnx")).unwrap();
     assert_eq!(told.graph.outputs.iter().map(|o| o.name.as_str()).collect::<Vec<_>>(), ["logits", "flops", "gates"]);

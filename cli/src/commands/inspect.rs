@@ -2,9 +2,9 @@
 
 use crate::inspection::{Inspection, Module, Port, blocks, inspect};
 use crate::table::{Table, grouped, short};
-use crate::{Outcome, files, say};
+use crate::{Outcome, files, gates, say};
 use sartor_ir::{Model, onnx};
-use sartor_passes::{Pass, Registry, flow, freeze};
+use sartor_passes::{Pass, Registry, flow, freeze, gate};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -26,7 +26,7 @@ pub struct Args {
     /// A number for a symbolic dimension, to count operations with (default: 1 for each)
     #[arg(long = "dim", value_name = "NAME=N")]
     dims: Vec<String>,
-    /// Shows the residual blocks and the groups of channels that can be gated, and what was not taken
+    /// Shows the residual blocks and the groups of channels that can be gated, and what was not taken; of a gated model, its gates and how they were used
     #[arg(long)]
     blocks: bool,
     /// Shows which trainable parameters get a gradient, what keeps it from the others, and all operators without a gradient rule at once
@@ -68,8 +68,15 @@ pub fn run(args: Args, registry: &Registry) -> Outcome {
     Ok(())
 }
 
-/// Where gates can go.
+/// Where gates can go, or, in a model that has some, what they are.
 fn show_blocks(model: &Model, registry: &Registry, json: bool) -> Outcome {
+    if let Some(record) = gate::Record::load(model)? {
+        match json {
+            true => say!("{}", serde_json::to_string_pretty(&record).unwrap_or_default()),
+            false => gates::show(&record),
+        }
+        return Ok(());
+    }
     let found = blocks::find(model, registry)?;
     if json {
         say!("{}", serde_json::to_string_pretty(&found).unwrap_or_default());

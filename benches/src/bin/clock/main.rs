@@ -1,7 +1,7 @@
 //! What shut gates are worth on the clock: `clock [MODEL.onnx…]`, by default MobileNetV2 at 224 × 224 and ResNet-50; texts have 128 tokens.
 //!
 //! A model gets gates that are the same for every input: all open, some layers or channels shut, drawn from a seed. Each variant is run in this runtime (one
-//! thread, batches of 1 and 32) and, hardened to `skip`, in ONNX Runtime, all of a model by turns of ten runs, beside the model without gates. Operations are counted by the cost
+//! thread, batches of 1 and 32) and, hardened to `skip`, in ONNX Runtime, all of a model by turns of a few runs, beside the model without gates. Operations are counted by the cost
 //! model, gate networks included. Nothing is trained: this is about time, not about accuracy. Writes `benches/results/gates.md`.
 //!
 //! `clock --recipe RECIPE.toml BACKBONE.onnx GATED.onnx` times a network with trained gates instead, on the test data of the recipe (`trained.rs`), and writes
@@ -40,22 +40,22 @@ struct Args {
     /// Options of `gate`, as key=value
     #[arg(long, value_delimiter = ',')]
     keys: Vec<String>,
-    /// Runs of each variant; if left out 30, with --recipe 3 times the test data
+    /// Runs of each variant; if left out 60, with --recipe 3 times the test data
     #[arg(long)]
     rounds: Option<usize>,
     /// Runs of each variant with a batch of 32
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 10)]
     batches: usize,
 }
 
 impl Args {
     fn rounds(&self) -> usize {
-        self.rounds.unwrap_or(30)
+        self.rounds.unwrap_or(60)
     }
 }
 
 /// So many runs follow each other before the next variant has its turn.
-const TURN: usize = 10;
+const TURN: usize = 5;
 
 /// Which gates are open.
 struct Variant {
@@ -222,7 +222,7 @@ fn inputs(model: &Model, batch: usize) -> Result<HashMap<String, Tensor>> {
     Ok(inputs)
 }
 
-/// Median milliseconds of every model, by turns of ten runs: a process that runs one model has in its caches what that model left there. The first two runs of a turn do not count.
+/// Median milliseconds of every model, by turns of a few runs: a process that runs one model has in its caches what that model left there. The first two runs of a turn do not count.
 fn time(models: &[Model], batch: usize, rounds: usize) -> Result<Vec<f64>> {
     let mut ready = Vec::new();
     for model in models {
