@@ -265,6 +265,38 @@ fn packed_weights_follow_their_parameter() {
     }
 }
 
+/// Micro-kernels multiply with packed weights however few rows there are but one (a short text has few): all runs have the same bits, with any number of threads.
+#[test]
+fn weights_are_packed_for_any_number_of_rows() {
+    if sartor_runtime::cpu::gemm::panel() == 0 {
+        return;
+    }
+    for rows in [1, 2, 3, 8, 16, 17, 25, 31, 32, 33, 47, 48, 49] {
+        let (mut g, mut inputs, mut draw) = (Graph::new("g"), Inputs::new(), Draw::new(rows as u64, "rows"));
+        let x = input(&mut g, &mut inputs, &mut draw, "x", &[rows, 72]);
+        let weight = draw.tensor(&[72, 400], -1.0, 1.0).cast(DType::F32).unwrap();
+        let w = g.param("w", Type::of(&weight));
+        let y = g.op("MatMul", &[x, w], Attributes::new());
+        output(&mut g, "y", y);
+        let mut model = Model::new(g);
+        model.params.insert("w".into(), sartor_ir::Parameter { tensor: weight, role: sartor_ir::Role::Frozen });
+        let wanted = reference(&model, &inputs);
+        let mut results = Vec::new();
+        for threads in [1, 2, 4] {
+            let mut session = Session::new(&model, SessionOptions { threads }).unwrap();
+            let mut params = Params::of(&model);
+            // What every product needs beside its packed weights is less than these.
+            let bytes = session.planned_bytes(&params, &inputs).unwrap().unwrap();
+            assert_eq!(bytes > 72 * 400 * 4 + rows * 400 * 4, rows > 1, "{rows} rows: {bytes} bytes");
+            for _ in 0..3 {
+                results.push(session.run(&mut params, &inputs, Key::default()).unwrap()["y"].clone());
+            }
+        }
+        assert_close(&results[0], &wanted["y"], &format!("{rows} rows"));
+        assert!(results.iter().all(|result| *result == results[0]), "{rows} rows: runs differ");
+    }
+}
+
 #[test]
 fn random_chains_fuse_without_changing_numbers() {
     for seed in 0..60 {

@@ -277,7 +277,8 @@ impl Contract {
             tn = even(self.n, self.n.div_ceil(TASKS.div_ceil(tiles(self.m, self.n))).max(48), 32);
             tm = self.m.max(1);
         }
-        if tiles(tm, tn) < TASKS {
+        // Fewer than two dozen rows each would read the right factor anew for next to nothing.
+        if tiles(tm, tn) < TASKS && self.m >= 48 {
             tm = even(self.m, self.m.div_ceil(TASKS.div_ceil(tiles(self.m, tn))).max(24), 8);
         }
         if tiles(tm, tn) < TASKS && !whole {

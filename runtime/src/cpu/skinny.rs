@@ -4,7 +4,7 @@
 //! * **Short inner dimension, or a single row**, rows of `B` and of the result contiguous: each row of the result is a sum of `k` scaled rows of `B`.
 //! * **Few columns**, rows of `A` contiguous: `B` is copied to `n` contiguous columns once, and each result is a dot product; only where there
 //!   are no [micro-kernels](super::gemm), or fewer than 3 columns.
-//! * **Few rows, or few columns where there are no micro-kernels, inner dimension across rows** (`Aᵀ·B`, gradients of adapters): a sum of outer
+//! * **Few rows or few columns where there are no micro-kernels, inner dimension across rows** (`Aᵀ·B`, gradients of adapters): a sum of outer
 //!   products.
 
 use crate::multiversion;
@@ -54,7 +54,8 @@ pub fn way(s: Shape, a: (usize, usize), b: (usize, usize), out: (usize, usize)) 
     } else if s.n <= SKINNY && s.m > SKINNY && s.k > SKINNY && a.0 == 1 {
         (super::gemm::panel() == 0 || out.1 != 1).then_some(Way::Outer)
     } else if s.m <= SKINNY && s.n > SKINNY && s.k > SKINNY && b.1 == 1 {
-        Some(Way::Flipped)
+        // Where the right factor is a weight, it is packed once and then read in its order.
+        (super::gemm::panel() == 0 || out.1 != 1).then_some(Way::Flipped)
     } else {
         None
     }
