@@ -21,6 +21,7 @@ enum Inputs {
 
 const IMAGE: Inputs = Inputs::Drawn(&["batch=1"]);
 const TOKENS: Inputs = Inputs::Drawn(&["batch=1", "sequence=128"]);
+const FEW_TOKENS: Inputs = Inputs::Drawn(&["batch=1", "sequence=16"]);
 const LINE: Inputs = Inputs::File("ppocr_cls_input.npz");
 
 const WORKLOADS: &[Workload] = &[
@@ -28,6 +29,7 @@ const WORKLOADS: &[Workload] = &[
     Workload { name: "mobilenet-v2", what: "MobileNetV2", model: "mobilenetv2-ts17.onnx", inputs: IMAGE },
     Workload { name: "ppocr-cls", what: "PP-OCR classifier, 48 × 192", model: "ppocr_cls.onnx", inputs: LINE },
     Workload { name: "minilm", what: "MiniLM-L6, 1 × 128", model: "minilm-l6-ts17.onnx", inputs: TOKENS },
+    Workload { name: "minilm-short", what: "MiniLM-L6, 1 × 16", model: "minilm-l6-ts17.onnx", inputs: FEW_TOKENS },
     Workload { name: "bert-base", what: "BERT-base, 1 × 128", model: "bert-base.onnx", inputs: TOKENS },
     Workload { name: "smollm2", what: "SmolLM2-135M, 1 × 128", model: "smollm2-135m-ts17.onnx", inputs: TOKENS },
 ];
