@@ -34,11 +34,11 @@
 //! next weights (channels) or the last ones (blocks); where there are none that nobody else reads, one multiplication by a constant
 //! stays. Channels that something outside their group has come to read are multiplied by 0 instead of cut off.
 //!
-//! `trim`, before → after, of the same block, if the first input found s at 0.5 and the second at 0.2, and again all channels but k at 1:
+//! `trim`, before → after, of the same block, if all channels but k were never open, and those and the block read their input:
 //! ```text
 //! s, c = Split(clamp(z · W + b, 0, 1)); h = Relu(Conv(x, W1, b1)) · c; y = Add(x, Conv(h, W2) · s)
 //!
-//! s = clamp(z · W[:, s] + b[s], 0, 1); h = Relu(Conv(x, W1[k], b1[k])); y = Add(x, Conv(h, W2[:, k]) · s)
+//! s, c = Split(clamp(z · W[:, s k] + b[s k], 0, 1)); h = Relu(Conv(x, W1[k], b1[k])) · c; y = Add(x, Conv(h, W2[:, k]) · s)
 //! ```
 //! (executed by `tests/cases/harden/trim.txt`) It is the same model for inputs that use its gates as those of the last evaluation did, smaller and faster to train: the metadata, the roles
 //! of parameters and how gates were used stay, and `[gate]` or `[train-mode]` go on with it, as do `skip`, `masked` and `static`. What it cost is still counted as a share of the

@@ -15,7 +15,7 @@ pub struct Record {
     /// Floating-point operations of the model without gates, for one example, when they were attached.
     pub flops: u64,
     /// Those of them that have been cut off since (`harden(kind="trim")`).
-    #[serde(default, skip_serializing_if = "is_none")]
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub cut: u64,
     /// Those of the gate networks.
     pub gate_flops: u64,
@@ -117,7 +117,7 @@ fn is_one(width: &usize) -> bool {
     *width == 1
 }
 
-fn is_none(count: &u64) -> bool {
+fn is_zero(count: &u64) -> bool {
     *count == 0
 }
 

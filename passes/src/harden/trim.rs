@@ -106,6 +106,7 @@ fn split_again(graph: &mut Graph, block: &BlockRecord, multiplications: &[NodeId
         graph.replace_uses(part, gates);
         return Ok(());
     }
+    // Not as `gate` cuts them: `Emit` wants to know the types that were just forgotten.
     let lengths = graph.add_const(&format!("{ours}lengths"), Tensor::from_i64s(&block.sizes()));
     let slots = parts.iter().map(|_| OutputSlot { name: graph.fresh_name(&format!("{ours}Split")), ty: None });
     let slots = slots.collect();

@@ -349,14 +349,13 @@ unsafe fn pick_panel(columns: &[u32], rows: &[u32], (apart, wide): (usize, usize
     }
 }
 
-/// So many rows of weights are fetched ahead of the one that is picked.
-const AHEAD: usize = 16;
-
 /// Sixteen columns at a time, those that are wanted moved together; the next row overwrites what a vector is too long.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
 unsafe fn pick_panel512(columns: &[u32], rows: &[u32], apart: usize, from: *const f32, to: *mut f32) {
     use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch, _mm512_loadu_ps, _mm512_maskz_compress_ps, _mm512_storeu_ps};
+    /// So many rows of weights are fetched ahead of the one that is picked.
+    const AHEAD: usize = 16;
     // Where sixteen columns lie, which of them are wanted, and where these go.
     let mut parts = [(0, 0u16, 0); 32];
     let mut count = 0;

@@ -79,8 +79,7 @@ fn main() -> Result<()> {
         let [backbone, gated] = &args.models[..] else {
             bail!("--recipe wants two models: the one without gates, and the one with trained gates")
         };
-        let stem = gated.file_stem().unwrap_or_default().to_string_lossy();
-        let name = args.name.as_deref().unwrap_or(&stem);
+        let name = &args.name.clone().unwrap_or_else(|| stem(gated));
         let (rounds, &Args { rare, examples, .. }) = (args.rounds.unwrap_or(3), &args);
         return trained::Trained { recipe, backbone, gated, rare, rounds, examples, name }.measure();
     }
@@ -144,7 +143,7 @@ fn measure(args: &Args, path: &Path, folder: &Path, version: &mut String) -> Res
     let one = time(&models, 1, args.rounds())?;
     let many = time(&models, 32, args.batches)?;
     let theirs = onnx_runtime(&models[0], &files, args.rounds(), version)?;
-    let name = path.file_stem().unwrap_or_default().to_string_lossy().to_string();
+    let name = stem(path);
     let row = |i: usize| {
         let fewer = 1.0 / costs[i];
         let open = if i == 0 { "without gates" } else { VARIANTS[i - 1].name };
@@ -163,6 +162,10 @@ fn passed(model: &Model, pipeline: &str) -> Result<Model> {
     let mut model = model.clone();
     Driver::new().run(&Registry::builtin().build_all(options::parse_pipeline(pipeline)?)?, &mut model)?;
     Ok(model)
+}
+
+fn stem(path: &Path) -> String {
+    path.file_stem().unwrap_or_default().to_string_lossy().to_string()
 }
 
 fn one_thread() -> SessionOptions {

@@ -58,9 +58,12 @@ impl Trained<'_> {
     /// Measures, prints and records.
     pub fn measure(&self) -> Result<()> {
         let folder = tempfile::tempdir().map_err(|e| Error::msg(e.to_string()))?;
-        let (variants, files) = self.variants(folder.path())?;
-        let data = self.data(&variants[0].model)?;
+        let registry = Registry::builtin();
+        let mut backbone = onnx::load(self.backbone)?;
+        pipelines::prepare(&mut backbone, &registry)?;
+        let data = self.data(&backbone)?;
         let count = if self.examples == 0 { data.len() } else { self.examples.min(data.len()) };
+        let (variants, files) = self.variants(backbone, &registry, (&data, count), folder.path())?;
         let many = self.time(&variants, &data, count, 32)?;
         let one = self.time(&variants, &data, count, 1)?;
         let (theirs, version) = self.onnx_runtime(&files, &data, count, folder.path())?;
@@ -68,7 +71,7 @@ impl Trained<'_> {
             "{} on the {count} test examples of its recipe, by turns of {TURN} examples, {} rounds: milliseconds per example, medians of the rounds; f32, one thread; ONNX Runtime {version} with \
              `harden`, batch 1. Operations: the mean of the examples. \"Of the operations\": times as fast, as a share of how many times fewer operations there are. Trimmed: `harden(kind=trim, \
              below={})`; cut: `harden(kind=static, below=0.5)`, not trained on. `clock --recipe RECIPE BACKBONE GATED` measures.\n\n{}",
-            stem(self.gated),
+            crate::stem(self.gated),
             self.rounds,
             self.rare,
             rows(&variants, [&one, &many, &theirs])
@@ -77,9 +80,15 @@ impl Trained<'_> {
     }
 
     /// The networks, and the files that ONNX Runtime gets for them.
-    fn variants(&self, folder: &Path) -> Result<(Vec<Variant>, Vec<String>)> {
-        let backbone = onnx::load(self.backbone)?;
-        let gated = onnx::load(self.gated)?;
+    fn variants(
+        &self,
+        backbone: Model,
+        registry: &Registry,
+        (data, count): (&Arc<dyn Dataset>, usize),
+        folder: &Path,
+    ) -> Result<(Vec<Variant>, Vec<String>)> {
+        let mut gated = onnx::load(self.gated)?;
+        pipelines::prepare(&mut gated, registry)?;
         let Some(record) = Record::load(&gated)? else { bail!("{} has no gates", self.gated.display()) };
         let kind =
             |kind: &str, below: f64| format!("[[pass]]\nname = \"harden\"\nkind = \"{kind}\"\nbelow = {below:?}\n");
@@ -93,18 +102,16 @@ impl Trained<'_> {
         ];
         let (mut variants, mut files) = (Vec::new(), Vec::new());
         for (number, (name, mut model)) in named.into_iter().enumerate() {
-            let registry = Registry::builtin();
-            pipelines::prepare(&mut model, &registry)?;
             let file = folder.join(format!("{number}.onnx"));
             let has_gates = Record::load(&model)?.is_some();
             let hard = if has_gates { passed(&model, &kind("skip", 0.0))? } else { model.clone() };
             onnx::save(&hard, &file, &onnx::SaveOptions::default())?;
             files.push(file.display().to_string());
             let cost = match has_gates {
-                true => self.mean_cost(&model)?,
+                true => mean_cost(&model, data, count)?,
                 false => cost::Costs::of(&model.graph, model.opset())?.total as f64 / record.flops as f64,
             };
-            pipelines::prepare_inference(&mut model, &registry)?;
+            pipelines::prepare_inference(&mut model, registry)?;
             variants.push(Variant { name, model, cost });
         }
         Ok((variants, files))
@@ -125,29 +132,14 @@ impl Trained<'_> {
         data::open(paths.as_slice(), &config, &schema)
     }
 
-    /// The mean cost of the examples.
-    fn mean_cost(&self, model: &Model) -> Result<f64> {
-        let asked = passed(model, "[[pass]]\nname = \"gate-outputs\"\n")?;
-        let data = self.data(model)?;
-        let count = if self.examples == 0 { data.len() } else { self.examples.min(data.len()) };
-        let mut session = Session::new(&asked, one_thread())?;
-        let (mut params, mut sum) = (Params::of(&asked), 0.0);
-        for rows in batches(count, 100) {
-            let mut inputs = data.batch(&rows)?.tensors;
-            inputs.remove(data::LABEL);
-            let found = session.run(&mut params, &inputs, Key::default())?;
-            let Some(costs) = found.get(FLOPS) else { bail!("the model does not say what it costs") };
-            sum += costs.to_f64s()?.iter().sum::<f64>();
-        }
-        Ok(sum / count as f64)
-    }
-
     /// Runs all variants on all examples.
     fn time(&self, variants: &[Variant], data: &Arc<dyn Dataset>, count: usize, batch: usize) -> Result<Vec<Found>> {
         let mut ready = Vec::new();
         for variant in variants {
             let session = Session::new(&variant.model, one_thread())?;
-            ready.push((session, Params::of(&variant.model), Found::default()));
+            // The first output has the scores.
+            let scores = variant.model.graph.outputs.first().map_or_else(String::new, |output| output.name.clone());
+            ready.push((session, Params::of(&variant.model), scores, Found::default()));
         }
         // The first batches are for warming up.
         for round in 0..=self.rounds {
@@ -156,13 +148,13 @@ impl Trained<'_> {
             let all: Vec<Vec<usize>> = batches(count, batch).collect();
             for turn in all.chunks((TURN / batch).max(1)) {
                 let examples = turn.iter().map(|rows| Ok(data.batch(rows)?.tensors)).collect::<Result<Vec<_>>>()?;
-                for ((session, params, _), (seconds, right, labelled)) in ready.iter_mut().zip(&mut sums) {
+                for ((session, params, scores, _), (seconds, right, labelled)) in ready.iter_mut().zip(&mut sums) {
                     for mut inputs in examples.clone() {
                         let labels = inputs.remove(data::LABEL);
                         let start = Instant::now();
                         let found = session.run(params, &inputs, Key::default())?;
                         *seconds += start.elapsed().as_secs_f64();
-                        if let (Some(labels), Some(scores)) = (&labels, found.values().next()) {
+                        if let (Some(labels), Some(scores)) = (&labels, found.get(scores)) {
                             *right += hits(scores, labels)?;
                             *labelled = true;
                         }
@@ -219,6 +211,21 @@ impl Trained<'_> {
     }
 }
 
+/// The mean cost of the examples.
+fn mean_cost(model: &Model, data: &Arc<dyn Dataset>, count: usize) -> Result<f64> {
+    let asked = passed(model, "[[pass]]\nname = \"gate-outputs\"\n")?;
+    let mut session = Session::new(&asked, one_thread())?;
+    let (mut params, mut sum) = (Params::of(&asked), 0.0);
+    for rows in batches(count, 100) {
+        let mut inputs = data.batch(&rows)?.tensors;
+        inputs.remove(data::LABEL);
+        let found = session.run(&mut params, &inputs, Key::default())?;
+        let Some(costs) = found.get(FLOPS) else { bail!("the model does not say what it costs") };
+        sum += costs.to_f64s()?.iter().sum::<f64>();
+    }
+    Ok(sum / count as f64)
+}
+
 /// The rows `0..count` in batches.
 fn batches(count: usize, batch: usize) -> impl Iterator<Item = Vec<usize>> {
     (0..count).step_by(batch).map(move |first| (first..count.min(first + batch)).collect())
@@ -235,10 +242,8 @@ fn hits(scores: &Tensor, labels: &Tensor) -> Result<usize> {
 /// The name of an element type in NumPy, and a tensor's bytes.
 fn raw(tensor: &Tensor) -> Result<(String, Vec<u8>)> {
     match tensor.dtype() {
-        DType::F32 => {
-            Ok(("<f4".into(), tensor.to_f64s()?.into_iter().flat_map(|x| (x as f32).to_le_bytes()).collect()))
-        }
-        DType::I64 => Ok(("<i8".into(), tensor.to_i64s()?.into_iter().flat_map(i64::to_le_bytes).collect())),
+        DType::F32 => Ok(("<f4".into(), tensor.bytes().to_vec())),
+        DType::I64 => Ok(("<i8".into(), tensor.bytes().to_vec())),
         other => bail!("inputs of type {other} are not timed"),
     }
 }
@@ -277,8 +282,4 @@ fn rows(variants: &[Variant], [one, many, theirs]: [&[Found]; 3]) -> String {
         row
     };
     table(&head, &(0..variants.len()).map(row).collect::<Vec<_>>())
-}
-
-fn stem(path: &Path) -> String {
-    path.file_stem().unwrap_or_default().to_string_lossy().to_string()
 }

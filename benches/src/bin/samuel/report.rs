@@ -8,6 +8,8 @@ use sartor_ir::{Error, Result};
 use std::collections::HashSet;
 use std::path::Path;
 
+/// The rows that the goal is for.
+const MODES: [&str; 4] = ["samuel", "samuel-shared", "independent", "shared"];
 const HEAD: [&str; 7] =
     ["", "seeds", "mean", "against the best cell", "steps", "processor seconds", "share of the grid's compute"];
 
@@ -70,8 +72,7 @@ struct View<'a> {
 fn reached(goals: &[Vec<String>]) -> String {
     let yes = |line: &&Vec<String>| line.last().is_some_and(|last| last == "yes");
     let count = |mode: &str| goals.iter().filter(yes).filter(|line| line[1] == format!("`{mode}`")).count();
-    let modes = ["samuel", "samuel-shared", "independent", "shared"];
-    let each: Vec<String> = modes.iter().map(|mode| format!("`{mode}` on {}", count(mode))).collect();
+    let each: Vec<String> = MODES.iter().map(|mode| format!("`{mode}` on {}", count(mode))).collect();
     let plain = |line: &&Vec<String>| ["`samuel`", "`samuel-shared`"].contains(&line[1].as_str());
     let tasks: HashSet<&String> = goals.iter().filter(yes).filter(plain).map(|line| &line[0]).collect();
     let all = TASKS.len();
@@ -115,8 +116,7 @@ impl<'a> View<'a> {
     /// A line of each mode: whether it reaches the goal.
     fn goals(&self) -> Vec<Vec<String>> {
         let rows = self.task.rows(self.best.rate());
-        let modes =
-            rows.iter().filter(|row| ["samuel", "samuel-shared", "independent", "shared"].contains(&row.name.as_str()));
+        let modes = rows.iter().filter(|row| MODES.contains(&row.name.as_str()));
         modes.map(|row| self.goal(row)).collect()
     }
     fn goal(&self, row: &Row) -> Vec<String> {
