@@ -17,6 +17,7 @@ mod compare;
 mod demo;
 mod failure;
 mod files;
+mod gate_rate;
 mod gates;
 mod inspection;
 mod onnxruntime;

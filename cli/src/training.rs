@@ -10,7 +10,7 @@
 use crate::failure::{Failure, Outcome, Running};
 use crate::recipe::Recipe;
 use crate::table::{Table, grouped};
-use crate::{files, gates, note, say};
+use crate::{files, gate_rate, gates, note, say};
 use sartor_ir::onnx::{self, ExternalData, SaveOptions};
 use sartor_ir::{Dim, Error, Graph, Model, Result, Role, ops};
 use sartor_passes::autodiff::Autodiff;
@@ -19,7 +19,6 @@ use sartor_passes::cola::Record;
 use sartor_passes::extract_adapter::Adapter;
 use sartor_passes::loss::{Loss, LossKind};
 use sartor_passes::merge::Merge;
-use sartor_passes::optimizer::Optimizer;
 use sartor_passes::samuel::Samuel;
 use sartor_passes::{Driver, Pass, Registry, training};
 use sartor_runtime::data::{Augment, Schema};
@@ -30,11 +29,16 @@ use std::path::Path;
 /// second result is true.
 pub fn load_model(recipe: &Recipe, registry: &Registry) -> Result<(Model, bool)> {
     let mut model = load_plain(recipe, registry)?;
-    let prepared = model.programs.keys().any(|name| training::is_step(name));
+    let prepared = is_prepared(&model);
     if !prepared {
         add_programs(&mut model, recipe)?;
     }
     Ok((model, prepared))
+}
+
+/// Whether a model has training programs.
+pub fn is_prepared(model: &Model) -> bool {
+    model.programs.keys().any(|name| training::is_step(name))
 }
 
 /// Loads the recipe's model, ready for the training passes.
@@ -45,9 +49,17 @@ pub fn load_plain(recipe: &Recipe, registry: &Registry) -> Result<Model> {
     Ok(model)
 }
 
-/// Makes the training programs of a prepared model. One that has gates says in evaluations how they are used, whether they are trained or not.
+/// Makes the training programs of a prepared model, for a run of unknown length.
 pub fn add_programs(model: &mut Model, recipe: &Recipe) -> Result<()> {
-    Driver::new().run(&passes(recipe), model)?;
+    add_gradients(model, recipe)?;
+    add_updates(model, recipe, gate_rate::factor(recipe, false, &[]))
+}
+
+/// Makes the rest of the training programs, with this factor on the learning rate of gate networks. A model that has gates says in evaluations how they are used, whether
+/// they are trained or not.
+pub fn add_updates(model: &mut Model, recipe: &Recipe, gate_rate: f64) -> Result<()> {
+    let updates = updates(model, recipe, gate_rate)?;
+    Driver::new().run(&updates, model)?;
     if let Err(error) = gates::measured(model) {
         note!("how the gates are used is not known: {error}");
     }
@@ -69,7 +81,7 @@ fn up_to_gradients(recipe: &Recipe) -> Vec<Box<dyn Pass>> {
         boxed(&tables.freeze),
         boxed(&tables.head),
         boxed(&Some(recipe.loss())),
-        boxed(&tables.gate),
+        boxed(&tables.gate.as_ref().map(|gate| gate.first.clone())),
         boxed(&tables.cola.as_ref().map(|cola| cola.first.clone())),
         boxed(&tables.train_mode),
         boxed(&(tables.train.calibrate > 0).then(Calibrate::default)),
@@ -78,22 +90,21 @@ fn up_to_gradients(recipe: &Recipe) -> Vec<Box<dyn Pass>> {
     all.into_iter().flatten().collect()
 }
 
-fn passes(recipe: &Recipe) -> Vec<Box<dyn Pass>> {
+fn updates(model: &Model, recipe: &Recipe, gate_rate: f64) -> Result<Vec<Box<dyn Pass>>> {
     let tables = &recipe.tables;
-    let updates = [
+    let samuel = tables.samuel.as_ref().map(|samuel| &samuel.first);
+    // The experts have the recipe's optimizer, unless their table names one itself.
+    let own = samuel.and_then(|samuel| samuel.base.as_ref()).unwrap_or(&tables.optimizer.first);
+    let optimizer = gate_rate::hastened(own, model, gate_rate)?;
+    let samuel = samuel.map(|samuel| Samuel { base: Some(optimizer.clone()), ..samuel.clone() });
+    let all = [
         boxed(&tables.accumulate),
         boxed(&tables.clip),
-        boxed(&tables.samuel.is_none().then(|| tables.optimizer.first.clone())),
-        boxed(&tables.samuel.as_ref().map(|samuel| based(&samuel.first, &tables.optimizer.first))),
+        boxed(&samuel.is_none().then_some(optimizer)),
+        boxed(&samuel),
         boxed(&tables.average),
     ];
-    up_to_gradients(recipe).into_iter().chain(updates.into_iter().flatten()).collect()
-}
-
-/// The pass with the recipe's optimizer, unless it names one itself.
-fn based(samuel: &Samuel, optimizer: &Optimizer) -> Samuel {
-    let base = samuel.base.clone().unwrap_or_else(|| optimizer.clone());
-    Samuel { base: Some(base), ..samuel.clone() }
+    Ok(all.into_iter().flatten().collect())
 }
 
 /// What the trainer needs to know.

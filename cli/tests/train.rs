@@ -199,6 +199,30 @@ fn gates_learn_to_cost_less() {
     assert!(error.contains("the model has no gates"), "{error}");
 }
 
+/// AdamW moves a number by the learning rate at most: in a short run gates go their way because their networks get more of it.
+#[test]
+fn gates_reach_their_target_in_short_runs() {
+    let folder = Folder::with_task();
+    with_gates(&folder, "target = 0.6\n");
+    let cost = |out: &str, more: &[&str]| {
+        let output = format!("output={out}");
+        let args = ["train", "--recipe", "G.toml", "--set", "optimizer.learning_rate=1e-3", "--set", &output];
+        let printed = folder.ok(&[&args, more].concat());
+        (printed, summary(&folder, out)["test.flops"].as_f64().unwrap())
+    };
+    let (printed, reached) = cost("itself", &[]);
+    assert!(printed.contains("gates: their networks learn at ") && reached < 0.8, "{reached}: {printed}");
+    let (printed, missed) = cost("even", &["--set", "gate.rate=1"]);
+    assert!(!printed.contains("gates: their networks") && missed > 0.95, "{missed}: {printed}");
+    // Gates of a file are near where they belong, and go on at the rate of the rest.
+    let recipe = String::from_utf8(folder.read("G.toml")).unwrap();
+    folder.write("G.toml", &recipe.replace("residual.onnx", "itself/merged.onnx"));
+    let (printed, kept) = cost("further", &[]);
+    assert!(!printed.contains("gates: their networks") && kept < 0.8, "{kept}: {printed}");
+    let refused = folder.fails(2, &["train", "--recipe", "G.toml", "--set", "output=no", "--set", "gate.rate=0"]);
+    assert!(refused.contains("gate: rate is 0, expected a number above 0"), "{refused}");
+}
+
 /// What the two blocks of [`with_gates`] do with one input, by hand: all gates, and the cost in operations.
 fn by_hand(model: &Model, mut x: Vec<f64>) -> (Vec<f64>, f64) {
     let param = |name: &str| model.params[name].tensor.to_f64s().unwrap();

@@ -62,6 +62,11 @@ impl Patterns {
         let rows: Result<Vec<Row>> = patterns.iter().map(|p| Row::parse(p.as_ref())).collect();
         Ok(Patterns { rows: rows? })
     }
+    /// The pattern that these names match, whole, and no others.
+    pub fn exactly<S: AsRef<str>>(names: &[S]) -> String {
+        let names: Vec<String> = names.iter().map(|name| regex::escape(name.as_ref())).collect();
+        format!("/^(?:{})$/", names.join("|"))
+    }
     /// Whether there is no pattern.
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty()

@@ -4,15 +4,16 @@ use crate::failure::{Failure, Outcome, Running};
 use crate::gates::Gates;
 use crate::recipe::{Both, Recipe};
 use crate::table::Table;
-use crate::{files, gates, note, say, training};
+use crate::{files, gate_rate, gates, note, say, training};
 use sartor_ir::{Error, Model, Result};
 use sartor_passes::Registry;
 use sartor_passes::cola::Record;
+use sartor_passes::gate;
 use sartor_passes::samuel::{Mode, PROBABILITY, Samuel};
 use sartor_passes::training::is_step;
 use sartor_runtime::checkpoint::{RealDisk, Store};
 use sartor_runtime::data::{Splits, open_splits};
-use sartor_runtime::train::{Observer, Outcome as Ended, PlannedStep, Progress, TrainRun, plan_step};
+use sartor_runtime::train::{Observer, Outcome as Ended, PlannedStep, Progress, TrainRun, learning_rates, plan_step};
 use std::path::{Path, PathBuf};
 
 /// Trains a model as a recipe says
@@ -150,15 +151,22 @@ pub struct Watch<'a> {
 pub fn train(recipe: &Recipe, start: Start, registry: &Registry, watch: Watch) -> Outcome<Ended> {
     let resume = start == Start::Resume;
     check_output(&recipe.tables.output, start != Start::Fresh)?;
-    let (mut model, prepared) = training::load_model(recipe, registry)?;
+    let mut model = training::load_plain(recipe, registry)?;
+    let (prepared, gated) = (training::is_prepared(&model), gate::Record::load(&model)?.is_some());
     if prepared {
         check_experts(recipe, &model)?;
         note_unused(recipe);
+    } else {
+        training::add_gradients(&mut model, recipe)?;
     }
     let schema = training::schema_of(&model, &recipe.loss())?;
     let splits = open_splits(&recipe.tables.data, &schema)?;
     let run = TrainRun { catch_signals: watch.catch_signals, ..training::run_of(recipe, resume) };
     recipe.check_schedules()?;
+    let gate_rate = gate_rate::factor(recipe, !gated, &learning_rates(&model, &run, &splits)?);
+    if !prepared {
+        training::add_updates(&mut model, recipe, gate_rate)?;
+    }
     if resume {
         check_resume(recipe)?;
     }
@@ -167,6 +175,9 @@ pub fn train(recipe: &Recipe, start: Start, registry: &Registry, watch: Watch) -
     }
     if watch.plan {
         print_plan(&model, &run);
+        if gate_rate != 1.0 && !prepared {
+            say!("gates: their networks learn at {gate_rate:.3} times the learning rate");
+        }
         print_experts(recipe, registry, (&model, prepared), (&run, &splits));
     }
     start_output(recipe, resume)?;

@@ -51,7 +51,7 @@ pub struct Tables {
     /// Chains of low-rank adapters.
     pub cola: Option<Both<Cola, Chain>>,
     /// Small networks that decide per input which layers and channels are computed.
-    pub gate: Option<Gate>,
+    pub gate: Option<Both<Gate, GateRate>>,
     /// With this table, which has no keys, training normalises by the statistics of each batch and keeps running ones.
     #[serde(rename = "train-mode")]
     pub train_mode: Option<TrainMode>,
@@ -92,6 +92,15 @@ pub struct Restarting {
     /// When all experts go back to the played point: every so many steps (0: never), or a list of fractions of the run (of each
     /// link) or numbers of steps. Default: never.
     pub restart_every: Restarts,
+}
+
+/// What the table `[gate]` says about the run, besides what is inserted.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct GateRate {
+    /// What the learning rate is multiplied by for the gate networks. Default: 1, but for new gates under an optimizer whose steps do not grow with the gradient (`adamw`,
+    /// `schedule-free-adamw`, `adagrad`; not with `[samuel]`) as much as lets a gate go three times the way from open to shut while gates learn.
+    pub rate: Option<f64>,
 }
 
 /// How the result is written.
@@ -165,6 +174,11 @@ impl Recipe {
     /// What is wrong with the numbers of the schedules, if anything.
     pub fn check_schedules(&self) -> Result<()> {
         self.schedule().check().map_err(|e| e.at("optimizer"))?;
+        let rate = self.tables.gate.as_ref().and_then(|gate| gate.second.rate);
+        let wrong = |rate: &f64| !(rate.is_finite() && *rate > 0.0);
+        if let Some(rate) = rate.filter(wrong) {
+            bail!("gate: rate is {rate}, expected a number above 0");
+        }
         self.restarts().check().map_err(|e| e.at("samuel"))
     }
     /// The learning rate over the run.

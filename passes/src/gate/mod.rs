@@ -291,7 +291,7 @@ impl Gate {
         // Without a step only what is new waits for its training.
         let steps = model.programs.keys().any(|name| training::is_step(name));
         for block in record.blocks.iter().filter(|_| steps) {
-            for name in block.weights().filter(|&name| !block.nested || *name != block.weight).chain([&block.bias]) {
+            for name in block.parameters().filter(|&name| !block.nested || *name != block.weight) {
                 let Some(param) = model.params.get_mut(name) else { bail!("the model has no parameter \"{name}\"") };
                 param.role = Role::Trainable;
             }

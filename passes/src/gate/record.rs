@@ -136,6 +136,10 @@ impl BlockRecord {
         let boost = self.boost.iter().flat_map(|boost| boost.code.iter().chain([&boost.weight]));
         self.code.iter().chain([&self.weight]).chain(boost)
     }
+    /// All parameters of its gate network.
+    pub fn parameters(&self) -> impl Iterator<Item = &String> {
+        self.weights().chain([&self.bias])
+    }
     /// The operations of its gate network, which reads the means over so many elements, normalised or not.
     pub(crate) fn network_flops(&self, params: &IndexMap<String, Parameter>, elements: u64, normalised: bool) -> u64 {
         let size = |name: &String| params.get(name).map_or(0, |param| param.tensor.len() as u64);

@@ -107,6 +107,19 @@ pub enum OptimizerKind {
     DAdaptAdam,
 }
 
+impl OptimizerKind {
+    /// How far update k = 0, 1, … takes a number whose gradient is always the same, in learning rates. `None` where that depends on the gradient's size.
+    pub fn stride(self, update: u64) -> Option<f64> {
+        match self {
+            OptimizerKind::Adamw => Some(1.0),
+            // What counts is the average of all points.
+            OptimizerKind::ScheduleFreeAdamw => Some(0.5),
+            OptimizerKind::Adagrad => Some(1.0 / (update as f64 + 1.0).sqrt()),
+            OptimizerKind::Sgd | OptimizerKind::Prodigy | OptimizerKind::DAdaptAdam => None,
+        }
+    }
+}
+
 impl Default for Optimizer {
     fn default() -> Optimizer {
         Optimizer {

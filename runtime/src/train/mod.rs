@@ -60,7 +60,7 @@ pub use events::{Event, Observer, Silent};
 pub use feeds::{evaluation_schema, training_schema, with_optional_label};
 pub use gates::GateUse;
 pub use metrics::{Metrics, Task};
-pub use planned::{PlannedStep, plan_step};
+pub use planned::{PlannedStep, learning_rates, plan_step};
 pub use progress::Progress;
 pub use restarts::Restarts;
 pub use schedule::{Decay, OptimizerSchedule, Span};

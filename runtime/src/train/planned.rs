@@ -1,8 +1,8 @@
-//! What a step will cost, before the first one runs: its memory, and the arithmetic of its products.
+//! What is known of a run before its first step: what a step will cost (its memory, and the arithmetic of its products), and the learning rates.
 
 use super::config::TrainRun;
 use super::links::Links;
-use super::trainer::{Place, loader_options, step_inputs};
+use super::trainer::{Place, loader_options, step_inputs, total_steps};
 use crate::data::{Cursor, Loader, Splits};
 use crate::params::Params;
 use crate::session::{Session, SessionOptions};
@@ -15,6 +15,14 @@ pub struct PlannedStep {
     pub flops: u64,
     /// Bytes besides the inputs and the model file; parameters that are updated are counted.
     pub bytes: usize,
+}
+
+/// The learning rate of every step of a run. The model needs its steps up to the gradients.
+pub fn learning_rates(model: &Model, run: &TrainRun, splits: &Splits) -> Result<Vec<f64>> {
+    let loader = Loader::new(splits.train.clone(), loader_options(run))?;
+    let total = total_steps(run, &loader);
+    let links = Links::of(model, total, &run.split)?;
+    Ok((0..total).map(|step| links.rate(&run.schedule, step)).collect())
 }
 
 /// The plan of a run's first step on its first batch; `None` for a program that the reference evaluator runs.

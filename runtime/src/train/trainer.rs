@@ -121,8 +121,7 @@ impl<'a> Trainer<'a> {
         let loader = Loader::new(splits.train.clone(), loader_options(run))?;
         run.schedule.check()?;
         run.restarts.check()?;
-        let all = (run.train.epochs as u64).saturating_mul(loader.batches_per_epoch() as u64);
-        let total = run.train.max_steps.map_or(all, |max| all.min(max));
+        let total = total_steps(run, &loader);
         ensure!(total > 0, "the run has no steps: epochs is {}", run.train.epochs);
         let links = Links::of(model, total, &run.split)?;
         let watched = splits.eval.is_some() && !run.train.eval_every.is_never();
@@ -536,6 +535,12 @@ pub(super) fn step_inputs(
     }
     tensors.retain(|name, _| graph.find_input(name).is_some());
     Ok(tensors)
+}
+
+/// How many steps a run has.
+pub(super) fn total_steps(run: &TrainRun, loader: &Loader) -> u64 {
+    let all = (run.train.epochs as u64).saturating_mul(loader.batches_per_epoch() as u64);
+    run.train.max_steps.map_or(all, |max| all.min(max))
 }
 
 pub(super) fn loader_options(run: &TrainRun) -> LoaderOptions {
