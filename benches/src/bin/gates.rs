@@ -12,7 +12,7 @@
 //! `--net mobilenetv2` takes ImageNet's weights instead, for images of 96 × 96, and trains a classifier and adapters of rank 8 on all 1 × 1 convolutions (`backbone`); then gates with a code of one
 //! number per block, and new adapters of rank 1, while all else stays as it is (`longer`: adapters alone). Data: `tests/assets/fetch.sh --samuel`. Every run is a folder
 //! in RUNS with its recipe; what is finished is not repeated, and what was interrupted goes on from its last checkpoint. The table goes to
-//! `docs/results/gates.md`; what stands there under "Notes" is kept.
+//! `docs/results/gates-curves.md`; what the runs say stands in `docs/results/gates.md`.
 
 use clap::Parser;
 use sartor_bench::{beside, cache, number, table};
@@ -513,6 +513,14 @@ fn summary(folder: &Path, run: &Run) -> Option<Value> {
     (recipe == run.recipe).then(|| serde_json::from_str(&text).ok())?
 }
 
+/// A command's arguments as they would be typed, but for the folder of the runs, and whether only the table was wanted.
+fn told(args: impl Iterator<Item = String>, runs: &Path) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./,".contains(c);
+    let quoted = |arg: String| if arg.chars().all(plain) { arg } else { format!("'{arg}'") };
+    let args = args.filter(|arg| Path::new(arg) != runs && arg != "--table");
+    args.map(quoted).collect::<Vec<_>>().join(" ")
+}
+
 fn report(args: &Args, folder: &Path, runs: &[Run]) -> Result<()> {
     let mut rows = Vec::new();
     for run in runs {
@@ -534,22 +542,16 @@ fn report(args: &Args, folder: &Path, runs: &[Run]) -> Result<()> {
     let head =
         ["run", "gated", "target", "test accuracy", "cost", "fewer operations", "variation of the cost", "seconds"];
     let text = format!(
-        "# Gates on CIFAR-10\n\n{}, {} epochs from random weights (SGD with momentum 0.9, rate 0.1 falling as a cosine, weight decay 5e-4, batches of \
+        "# A series of targets\n\n{}, {} epochs from random weights (SGD with momentum 0.9, rate 0.1 falling as a cosine, weight decay 5e-4, batches of \
          128; images mirrored and moved by up to 4 pixels), then {} epochs at rate 0.02 with gates. Cost: the mean number of floating-point operations of a test \
          image, gate networks included, as a share of the backbone's; variation: its standard deviation over the test images divided by that \
-         mean. Command: `target/release/gates RUNS --net {} --backbone-epochs {} --epochs {}`.\n\n{}",
+         mean. Command: `target/release/gates RUNS {}`.\n\n{}",
         args.net,
         args.backbone_epochs,
         args.epochs,
-        args.net,
-        args.backbone_epochs,
-        args.epochs,
+        told(std::env::args().skip(1), &args.runs),
         table(&head, &rows)
     );
     println!("\n{text}");
-    // What people wrote below the tables stays.
-    let path = "docs/results/gates.md";
-    let before = std::fs::read_to_string(path).unwrap_or_default();
-    let notes = before.find("\n## Notes").map_or("", |at| &before[at..]);
-    std::fs::write(path, format!("{text}{notes}")).map_err(|e| Error::msg(e.to_string()))
+    std::fs::write("docs/results/gates-curves.md", text).map_err(|e| Error::msg(e.to_string()))
 }
