@@ -99,7 +99,7 @@ pub struct Restarting {
 #[serde(default, deny_unknown_fields)]
 pub struct GateRate {
     /// What the learning rate is multiplied by for the gate networks. Default: 1, but for new gates under an optimizer whose steps do not grow with the gradient (`adamw`,
-    /// `schedule-free-adamw`, `adagrad`; not with `[samuel]`) as much as lets a gate go three times the way from open to shut while gates learn.
+    /// `schedule-free-adamw`, `adagrad`; not with `[samuel]`) as much as lets a gate go twice the way from open to shut while gates learn.
     pub rate: Option<f64>,
 }
 
