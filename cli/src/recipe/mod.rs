@@ -360,6 +360,13 @@ mod tests {
         assert!(unknown.contains("there is no key `cola.rnk` (did you mean \"rank\""), "{unknown}");
         assert!(unknown.contains("there is no key `trai` (did you mean \"train\" or \"train-mode\"?)"), "{unknown}");
         assert!(error(&["cola.rank=big"]).contains("cola"), "{}", error(&["cola.rank=big"]));
+        let wanted =
+            |value: &str, sentence: &str| assert!(error(&[value]).starts_with(sentence), "{}", error(&[value]));
+        wanted("samuel.restart_every=1.5", "restart_every: expected a whole number of steps, or a list");
+        wanted("samuel.rates=0.1", "rates: expected a list of learning rates, or a table");
+        wanted("loss.teacher=3", "teacher: expected true, false, or the path");
+        wanted("train.eval_every=2.5", "expected \"epoch\", \"never\" or a whole number of steps");
+        wanted("data.train=3", "expected one path or name, or a list of them");
         assert_eq!(error(&["cola"]), "--set cola: expected key=value, such as cola.rank=16");
         assert_eq!(error(&["model.x=1"]), "--set model.x=1: `model` is not a table");
     }

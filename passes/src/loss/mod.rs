@@ -85,7 +85,7 @@ impl Default for Loss {
 
 /// What a model is compared with instead of labels.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "teacher: expected true, false, or the path of an ONNX file")]
 pub enum Teacher {
     /// What it computed before training, or nothing.
     Itself(bool),

@@ -120,7 +120,7 @@ pub enum Play {
 
 /// The experts' learning rates.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "rates: expected a list of learning rates, or a table { from, to, count }")]
 pub enum Rates {
     /// One by one.
     List(Vec<f64>),

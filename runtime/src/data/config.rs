@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 /// One thing or a list of them, as people write it in TOML.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected one path or name, or a list of them")]
 pub enum OneOrMany<T> {
     /// `"a"`
     One(T),

@@ -73,7 +73,7 @@ impl Default for TrainConfig {
 
 /// How often something happens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected \"epoch\", \"never\" or a whole number of steps")]
 pub enum Every {
     /// Every so many steps (0: never).
     Steps(u64),

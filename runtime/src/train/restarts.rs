@@ -9,7 +9,10 @@ use serde::{Deserialize, Serialize};
 
 /// See the [module](self). `multiple` is the number of runs that make one update: restarts wait for the next whole one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    expecting = "restart_every: expected a whole number of steps, or a list of fractions of the run and numbers of steps"
+)]
 pub enum Restarts {
     /// Every so many steps of the link; 0: never.
     Every(u64),
