@@ -141,6 +141,7 @@ pub fn schema_of(model: &Model, loss: &Loss) -> Result<Schema> {
     let program = ["step", "step.0", "eval"].into_iter().find(|name| model.programs.contains_key(*name));
     let mut schema = Schema::of_program(model, program.unwrap_or("step"))?;
     schema.ignore_index = Some(loss.ignore_index);
+    schema.probabilities = loss.kind == LossKind::Bce;
     if loss.kind == LossKind::CrossEntropy {
         schema.classes = classes(&model.graph, loss);
     }

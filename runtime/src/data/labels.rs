@@ -11,6 +11,7 @@ pub fn from_tensor(schema: &Schema, field: &Field, tensor: &Tensor, place: &dyn 
         check_classes(schema, tensor, place)?;
     } else {
         ensure!(tensor.is_finite(), "the labels hold a number that is not finite");
+        check_probabilities(schema, tensor, place)?;
     }
     let tensor = tensor.cast(field.dtype)?;
     let Some(row) = field.row() else { return Ok(tensor) };
@@ -27,15 +28,31 @@ pub fn from_tensor(schema: &Schema, field: &Field, tensor: &Tensor, place: &dyn 
 
 fn check_classes(schema: &Schema, tensor: &Tensor, place: &dyn Fn(usize) -> String) -> Result<()> {
     let Some(classes) = schema.classes else { return Ok(()) };
-    let per_row = tensor.len() / tensor.shape().first().copied().unwrap_or(1).max(1);
     for (i, label) in tensor.to_i64s()?.into_iter().enumerate() {
         let inside = usize::try_from(label).is_ok_and(|l| l < classes);
         if !inside && schema.ignore_index != Some(label) {
-            let at = place(i / per_row.max(1));
+            let at = place(i / per_row(tensor));
             bail!("{at}: label {label} is outside the {classes} classes (0 to {})", classes.saturating_sub(1));
         }
     }
     Ok(())
+}
+
+/// Of another number the binary cross-entropy has no lower bound.
+fn check_probabilities(schema: &Schema, tensor: &Tensor, place: &dyn Fn(usize) -> String) -> Result<()> {
+    if schema.probabilities {
+        let labels = tensor.to_f64s()?;
+        let wrong = labels.iter().position(|label| !(0.0..=1.0).contains(label));
+        if let Some(i) = wrong {
+            bail!("{}: label {} is not a probability (0 to 1)", place(i / per_row(tensor)), labels[i]);
+        }
+    }
+    Ok(())
+}
+
+/// How many labels an example has.
+fn per_row(tensor: &Tensor) -> usize {
+    (tensor.len() / tensor.shape().first().copied().unwrap_or(1).max(1)).max(1)
 }
 
 /// Labels that were written as text, one per example. `lines` are their line numbers.
@@ -93,5 +110,9 @@ mod tests {
         assert_eq!(read(&scores, &["0.5", "-1"]).unwrap(), Tensor::from_vec([2, 1], vec![0.5f32, -1.0]));
         let error = read(&scores, &["nan"]).unwrap_err().to_string();
         assert_eq!(error, "train.tsv, line 2: label \"nan\" is not a finite number");
+        let shares = Schema { probabilities: true, ..schema(DType::F32, &[4, 1]) };
+        assert_eq!(read(&shares, &["0", "1"]).unwrap(), Tensor::from_vec([2, 1], vec![0f32, 1.0]));
+        let error = read(&shares, &["0.5", "1.5"]).unwrap_err().to_string();
+        assert_eq!(error, "train.tsv, line 3: label 1.5 is not a probability (0 to 1)");
     }
 }

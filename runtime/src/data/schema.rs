@@ -64,6 +64,8 @@ pub struct Schema {
     pub may_lack_labels: bool,
     /// The number of classes: labels are 0..classes.
     pub classes: Option<usize>,
+    /// Whether labels are probabilities: numbers from 0 to 1.
+    pub probabilities: bool,
     /// A label that the loss leaves out.
     pub ignore_index: Option<i64>,
     /// What bounds the token ids.
