@@ -199,6 +199,25 @@ fn gates_learn_to_cost_less() {
     assert!(error.contains("the model has no gates"), "{error}");
 }
 
+/// A sweep over targets says what the models cost, and sorts by it.
+#[test]
+fn a_sweep_over_targets_shows_what_they_cost() {
+    let folder = Folder::with_task();
+    with_gates(&folder, "target = 0.6\n");
+    let grid = ["--grid", "gate.target=0.9,0.6", "--sort", "test.flops"];
+    let printed =
+        folder.ok(&[&["sweep", "--recipe", "G.toml", "--set", "output=sweep", "--set", "train.epochs=20"], &grid[..]]
+            .concat());
+    let lines: Vec<Vec<&str>> = printed.lines().map(|line| line.split_whitespace().collect()).collect();
+    let head = lines
+        .iter()
+        .position(|line| line.starts_with(&["target", "test.flops"]))
+        .unwrap_or_else(|| panic!("{printed}"));
+    let cost = |row: usize| lines[head + row][1].parse::<f64>().unwrap();
+    assert_eq!([lines[head + 1][0], lines[head + 2][0]], ["0.6", "0.9"]);
+    assert!(cost(1) < cost(2), "{printed}");
+}
+
 /// AdamW moves a number by the learning rate at most: in a short run gates go their way because their networks get more of it.
 #[test]
 fn gates_reach_their_target_in_short_runs() {
