@@ -15,7 +15,7 @@ const WAYS: f64 = 2.0;
 
 /// What the learning rate is multiplied by for gate networks: what the recipe says, or what lets gates go their way. `fresh`: they are not those of a file. `rates`: the
 /// learning rate of every step of the run.
-pub fn factor(recipe: &Recipe, fresh: bool, rates: &[f64]) -> f64 {
+pub fn factor(recipe: &Recipe, fresh: bool, rates: impl ExactSizeIterator<Item = f64>) -> f64 {
     let tables = &recipe.tables;
     let Some(gate) = &tables.gate else { return 1.0 };
     let itself = || {
@@ -25,21 +25,25 @@ pub fn factor(recipe: &Recipe, fresh: bool, rates: &[f64]) -> f64 {
     gate.second.rate.unwrap_or_else(itself)
 }
 
-/// How far the optimizer can take a number while gates learn; `None` where the gradient decides that.
-fn way(recipe: &Recipe, rates: &[f64]) -> Option<f64> {
+/// How far the optimizer can take a number while gates learn, no further than is wanted; `None` where the gradient decides that.
+fn way(recipe: &Recipe, rates: impl ExactSizeIterator<Item = f64>) -> Option<f64> {
     let tables = &recipe.tables;
-    let gate = &tables.gate.as_ref()?.first;
+    let (gate, kind) = (&tables.gate.as_ref()?.first, tables.optimizer.first.kind);
     let every = tables.accumulate.as_ref().map_or(1, |accumulate| accumulate.steps.max(1) as usize);
+    let total = rates.len() as f64;
     let learns = |step: usize| {
-        let share = step as f64 / rates.len() as f64;
+        let share = step as f64 / total;
         share >= gate.warmup && (share < gate.settle || gate.settle >= 1.0)
     };
-    let updates = rates.iter().enumerate().skip(every - 1).step_by(every).enumerate();
-    let strides = updates.filter(|(_, (step, _))| learns(*step)).map(|(update, (_, rate))| {
-        let stride = tables.optimizer.first.kind.stride(update as u64)?;
-        Some(rate * stride)
-    });
-    strides.sum()
+    let updates = rates.enumerate().skip(every - 1).step_by(every).enumerate();
+    let mut way = 0.0;
+    for (update, (_, rate)) in updates.filter(|(_, (step, _))| learns(*step)) {
+        way += rate * kind.stride(update as u64)?;
+        if way >= WAYS {
+            break;
+        }
+    }
+    Some(way)
 }
 
 /// The optimizer, with this factor on the learning rate of the model's gate networks.
@@ -62,7 +66,7 @@ mod tests {
     fn factor_of(tables: &str, fresh: bool, steps: usize) -> f64 {
         let table = toml::from_str(&format!("model = \"m.onnx\"\n{tables}")).unwrap();
         let recipe = Recipe::of(table, Path::new("")).unwrap();
-        (factor(&recipe, fresh, &vec![1e-3; steps]) * 1e6).round() / 1e6
+        (factor(&recipe, fresh, std::iter::repeat_n(1e-3, steps)) * 1e6).round() / 1e6
     }
 
     #[test]

@@ -52,7 +52,7 @@ pub fn load_plain(recipe: &Recipe, registry: &Registry) -> Result<Model> {
 /// Makes the training programs of a prepared model, for a run of unknown length.
 pub fn add_programs(model: &mut Model, recipe: &Recipe) -> Result<()> {
     add_gradients(model, recipe)?;
-    add_updates(model, recipe, gate_rate::factor(recipe, false, &[]))
+    add_updates(model, recipe, gate_rate::factor(recipe, false, std::iter::empty()))
 }
 
 /// Makes the rest of the training programs, with this factor on the learning rate of gate networks. A model that has gates says in evaluations how they are used, whether

@@ -163,7 +163,7 @@ pub fn train(recipe: &Recipe, start: Start, registry: &Registry, watch: Watch) -
     let splits = open_splits(&recipe.tables.data, &schema)?;
     let run = TrainRun { catch_signals: watch.catch_signals, ..training::run_of(recipe, resume) };
     recipe.check_schedules()?;
-    let gate_rate = gate_rate::factor(recipe, !gated, &learning_rates(&model, &run, &splits)?);
+    let gate_rate = gate_rate::factor(recipe, !gated, learning_rates(&model, &run, &splits)?);
     if !prepared {
         training::add_updates(&mut model, recipe, gate_rate)?;
     }

@@ -18,11 +18,12 @@ pub struct PlannedStep {
 }
 
 /// The learning rate of every step of a run. The model needs its steps up to the gradients.
-pub fn learning_rates(model: &Model, run: &TrainRun, splits: &Splits) -> Result<Vec<f64>> {
+pub fn learning_rates(model: &Model, run: &TrainRun, splits: &Splits) -> Result<impl ExactSizeIterator<Item = f64>> {
     let loader = Loader::new(splits.train.clone(), loader_options(run))?;
     let total = total_steps(run, &loader);
     let links = Links::of(model, total, &run.split)?;
-    Ok((0..total).map(|step| links.rate(&run.schedule, step)).collect())
+    let steps = 0..usize::try_from(total).unwrap_or(usize::MAX);
+    Ok(steps.map(move |step| links.rate(&run.schedule, step as u64)))
 }
 
 /// The plan of a run's first step on its first batch; `None` for a program that the reference evaluator runs.
