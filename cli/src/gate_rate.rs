@@ -6,7 +6,7 @@
 
 use crate::recipe::Recipe;
 use sartor_ir::{Model, Result};
-use sartor_passes::gate::Record;
+use sartor_passes::gate::{Gate, Record};
 use sartor_passes::optimizer::Optimizer;
 use sartor_passes::pattern::Patterns;
 
@@ -19,16 +19,16 @@ pub fn factor(recipe: &Recipe, fresh: bool, rates: impl ExactSizeIterator<Item =
     let tables = &recipe.tables;
     let Some(gate) = &tables.gate else { return 1.0 };
     let itself = || {
-        let way = if fresh && tables.samuel.is_none() { way(recipe, rates) } else { None };
+        let way = (fresh && tables.samuel.is_none()).then(|| way(recipe, &gate.first, rates)).flatten();
         way.filter(|&way| way > 0.0).map_or(1.0, |way| (WAYS / way).max(1.0))
     };
     gate.second.rate.unwrap_or_else(itself)
 }
 
 /// How far the optimizer can take a number while gates learn, no further than is wanted; `None` where the gradient decides that.
-fn way(recipe: &Recipe, rates: impl ExactSizeIterator<Item = f64>) -> Option<f64> {
+fn way(recipe: &Recipe, gate: &Gate, rates: impl ExactSizeIterator<Item = f64>) -> Option<f64> {
     let tables = &recipe.tables;
-    let (gate, kind) = (&tables.gate.as_ref()?.first, tables.optimizer.first.kind);
+    let kind = tables.optimizer.first.kind;
     let every = tables.accumulate.as_ref().map_or(1, |accumulate| accumulate.steps.max(1) as usize);
     let total = rates.len() as f64;
     let learns = |step: usize| {

@@ -1,5 +1,5 @@
-//! From a recipe to a trained model: the model through the training passes, the data opened, the trainer run, and the
-//! result written.
+//! From a recipe to a trained model: the model through the training passes up to the gradients, the data opened, the passes that
+//! make the updates (which may depend on how long the run is), the trainer run, and the result written.
 //!
 //! ```text
 //! inline → upgrade → lift → infer → freeze → head → loss → gate → cola → train-mode → calibrate → autodiff → accumulate → clip →
