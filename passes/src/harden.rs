@@ -54,7 +54,7 @@ mod constant;
 mod trim;
 mod weights;
 
-use crate::gate::{BlockRecord, Record, blocks, heads};
+use crate::gate::{BlockRecord, GroupRecord, Record, SqueezeRecord, blocks, heads};
 use crate::walk::nodes_by_name;
 use crate::{Changed, Pass, training};
 use branch::Branch;
@@ -147,10 +147,11 @@ fn free_heads(graph: &mut Graph, record: &Record) -> Result<()> {
     let by_name = nodes_by_name(graph);
     for group in record.blocks.iter().flat_map(|block| &block.groups) {
         let Some(merge) = &group.merge else { continue };
-        let (merge, mul) = (find(&by_name, merge)?, find(&by_name, &group.mul)?);
+        let merge = find(&by_name, merge)?;
+        let site = Site { mul: find(&by_name, &group.mul)?, consumer: merge, axis: group.axis };
         let all = |names: &[String]| names.iter().filter_map(|n| by_name.get(n).copied()).collect::<Vec<_>>();
         let mut splits: Vec<(NodeId, usize)> =
-            axes(graph, (&all(&group.producers), &all(&group.members)), mul, group.axis).into_iter().collect();
+            axes(graph, (&all(&group.producers), &all(&group.members)), &[&site]).into_iter().collect();
         splits.retain(|&(id, _)| graph.node(id).is("Reshape"));
         splits.sort_unstable();
         heads::free(graph, &splits, merge, group.axis, group.width);
@@ -168,17 +169,33 @@ fn skip(graph: &mut Graph, opset: i64, block: &BlockRecord, depthwise: bool) -> 
     }
 }
 
-/// The axis of the channels in what every node of a group puts out, its multiplication included.
-fn axes(
-    graph: &Graph,
-    (producers, members): (&[NodeId], &[NodeId]),
+/// Where gates multiply channels, which a product behind that sums over.
+#[derive(Clone, Copy)]
+struct Site {
     mul: NodeId,
+    consumer: NodeId,
     axis: usize,
-) -> HashMap<NodeId, usize> {
-    let gated = graph.input(mul, 0);
-    let mut axes = gated.map(|value| blocks::axes(graph, producers, members, value, axis)).unwrap_or_default();
-    axes.insert(mul, axis);
-    axes
+}
+
+/// The squeezes of a group.
+fn squeezes(by_name: &HashMap<String, NodeId>, group: &GroupRecord) -> Result<Vec<Site>> {
+    let site = |squeeze: &SqueezeRecord| {
+        let (mul, consumer) = (find(by_name, &squeeze.mul)?, find(by_name, &squeeze.consumer)?);
+        Ok(Site { mul, consumer, axis: squeeze.axis })
+    };
+    group.squeezes.iter().map(site).collect()
+}
+
+/// The axis of the channels in what every node of a group puts out, its multiplications included.
+fn axes(graph: &Graph, (producers, members): (&[NodeId], &[NodeId]), sites: &[&Site]) -> HashMap<NodeId, usize> {
+    let mut all = HashMap::new();
+    for site in sites {
+        if let Some(value) = graph.input(site.mul, 0) {
+            all.extend(blocks::axes(graph, producers, members, value, site.axis));
+        }
+        all.insert(site.mul, site.axis);
+    }
+    all
 }
 
 /// Notes the number of channels in the types of what nodes put out.
@@ -280,7 +297,9 @@ fn skip_body(
 fn body_nodes(graph: &Graph, block: &BlockRecord, input: Value, body: Value) -> Vec<NodeId> {
     let above = graph.ancestors([body], |value| *value == input);
     let ours = format!("/gate/{}/", block.name);
-    let mul = |name: &str| block.layer.as_deref() == Some(name) || block.groups.iter().any(|g| g.mul == name);
+    let mul = |name: &str| {
+        block.layer.as_deref() == Some(name) || block.groups.iter().any(|g| g.multiplications().any(|mul| mul == name))
+    };
     let mut nodes = blocks::region(graph, &blocks::order(graph), &above, input);
     nodes.retain(|&id| !graph.node(id).name.starts_with(&ours) || mul(&graph.node(id).name));
     nodes

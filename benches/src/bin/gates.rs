@@ -7,7 +7,7 @@
 //! the others learn what these decide; `boosted`, the same with factors for open gates; `trimmed`, the same without what at most a tenth of the images of the last evaluation needed; and `frozen`, with every gate frozen to one state for all inputs (what was open for at most a certain share of the images of the
 //! last evaluation is shut, the share chosen so that what is left costs what the gated network costs in the mean). The difference between the best of the others and
 //! the last is what it is worth to look at the input. With `--distil` all of them learn from what the backbone says (temperature 4, labels with a share of 0.1). With `--narrower` the network is trained with fewer channels
-//! everywhere, as long as backbone and gates together.
+//! everywhere, as long as backbone and gates together. `--net wide-resnet20` has twice as many everywhere, also its backbone.
 //!
 //! `--net mobilenetv2` takes ImageNet's weights instead, for images of 96 × 96, and trains a classifier and adapters of rank 8 on all 1 × 1 convolutions (`backbone`); then gates with a code of one
 //! number per block, and new adapters of rank 1, while all else stays as it is (`longer`: adapters alone). Data: `tests/assets/fetch.sh --samuel`. Every run is a folder
@@ -32,7 +32,7 @@ struct Args {
     /// The folder of the runs
     #[arg(default_value = "target/gates")]
     runs: PathBuf,
-    /// The network: resnet20, resnet32 or mobilenetv2
+    /// The network: resnet20, resnet32, wide-resnet20 (twice the channels) or mobilenetv2
     #[arg(long, default_value = "resnet32")]
     net: String,
     /// Epochs of the backbone
@@ -102,8 +102,8 @@ enum Made {
     Boosted(String),
     /// That of a gated run, without what hardly any image needed.
     Trimmed(String),
-    /// The file's, with this share of its channels and random weights.
-    Width(f64, PathBuf),
+    /// The file's, with so many times its channels and random weights; what it costs is told as a share of the second number's.
+    Width(f64, f64, PathBuf),
     /// The file's, for images of 96 × 96.
     Small(PathBuf),
 }
@@ -183,8 +183,16 @@ impl Args {
         if self.net == "mobilenetv2" {
             return self.planned_with_adapters();
         }
-        ensure!(["resnet20", "resnet32"].contains(&self.net.as_str()), "there is no network \"{}\"", self.net);
-        let file = cache().join("assets").join(format!("{}-ts17.onnx", self.net));
+        ensure!(
+            ["resnet20", "resnet32", "wide-resnet20"].contains(&self.net.as_str()),
+            "there is no network \"{}\"",
+            self.net
+        );
+        let (factor, plain) = match self.net.strip_prefix("wide-") {
+            Some(plain) => (2.0, plain),
+            None => (1.0, self.net.as_str()),
+        };
+        let file = cache().join("assets").join(format!("{plain}-ts17.onnx"));
         let from_nothing = |model: &str, name: &str, epochs: usize| {
             Training { model, tables: "", trainable: ALL, rate: 0.1, epochs, seed: 0 }.recipe(name)
         };
@@ -194,21 +202,16 @@ impl Args {
                 (std::path::absolute(path).map_err(|e| Error::io(path, e))?.display().to_string(), Vec::new())
             }
             None => {
-                let text = from_nothing(&file.display().to_string(), "backbone", self.backbone_epochs);
-                let run = Run { name: "backbone".into(), gated: "", target: None, recipe: text, made: None };
+                let (model, made) = match factor {
+                    1.0 => (file.display().to_string(), None),
+                    _ => ("backbone.onnx".to_string(), Some(Made::Width(factor, factor, file.clone()))),
+                };
+                let text = from_nothing(&model, "backbone", self.backbone_epochs);
+                let run = Run { name: "backbone".into(), gated: "", target: None, recipe: text, made };
                 ("backbone/merged.onnx".to_string(), vec![run])
             }
         };
-        for &width in &self.narrower {
-            let name = format!("width-{width}");
-            let text = from_nothing(&format!("{name}.onnx"), &name, self.backbone_epochs + self.epochs);
-            let made = Some(Made::Width(width, file.clone()));
-            all.push(Run { name, gated: "none, fewer channels", target: None, recipe: text, made });
-        }
         for seed in 0..self.seeds {
-            let name = format!("longer-{}-seed{seed}", self.epochs);
-            let text = self.going_on(&start, "", ALL, seed).recipe(&name);
-            all.push(Run { name, gated: "none, trained on", target: None, recipe: text, made: None });
             for gated in &self.gated {
                 let mut last = None;
                 for &target in &self.targets {
@@ -217,15 +220,23 @@ impl Args {
                     all.extend(runs);
                 }
             }
+            let name = format!("longer-{}-seed{seed}", self.epochs);
+            let text = self.going_on(&start, "", ALL, seed).recipe(&name);
+            all.push(Run { name, gated: "none, trained on", target: None, recipe: text, made: None });
+        }
+        for &width in &self.narrower {
+            let name = format!("width-{width}");
+            let text = from_nothing(&format!("{name}.onnx"), &name, self.backbone_epochs + self.epochs);
+            let made = Some(Made::Width(factor * width, factor, file.clone()));
+            all.push(Run { name, gated: "none, fewer channels", target: None, recipe: text, made });
         }
         Ok(all)
     }
 
     /// All trainings of a network that is frozen.
     fn planned_with_adapters(&self) -> Result<Vec<Run>> {
-        let only = "--then, --chained, --narrower and --backbone are for networks that are trained as a whole";
-        let plain = self.then.is_empty() && !self.chained && self.narrower.is_empty() && self.backbone.is_none();
-        ensure!(plain, "{only}");
+        let only = "--chained, --narrower and --backbone are for networks that are trained as a whole";
+        ensure!(!self.chained && self.narrower.is_empty() && self.backbone.is_none(), "{only}");
         let run =
             |name: &str, gated, target, recipe: String, made| Run { name: name.into(), gated, target, recipe, made };
         let head = "[head]\ninput = \"/Flatten_output_0\"\nkind = \"classifier\"\nclasses = 10\noutput = \"scores\"\n";
@@ -239,20 +250,27 @@ impl Args {
         };
         let file = cache().join("assets/mobilenetv2-ts17.onnx");
         let mut all = vec![run("backbone", "", None, first.adapted("backbone", 8), Some(Made::Small(file)))];
-        let next = Training { model: "backbone/merged.onnx", tables: "", epochs: self.epochs, ..first };
+        // What leaves channels out has other statistics.
+        let statistics = "[train-mode]\n";
+        let next = Training { model: "backbone/merged.onnx", tables: statistics, epochs: self.epochs, ..first };
         for seed in 0..self.seeds {
-            let name = format!("longer-{}-seed{seed}", self.epochs);
-            let text = Training { seed, ..next }.adapted(&name, 1);
-            all.push(run(&name, "none, trained on", None, text, None));
+            let next = Training { seed, ..next };
             for gated in &self.gated {
                 let (label, keys) = what(gated)?;
                 for &target in &self.targets {
                     let (name, extra) = self.name(gated, target, seed);
-                    let tables = format!("[gate]\ntarget = {target:?}\nrank = 1\n{keys}{extra}");
-                    let text = Training { tables: &tables, seed, ..next }.adapted(&name, 1);
+                    let tables = format!("{statistics}[gate]\ntarget = {target:?}\nrank = 1\n{keys}{extra}");
+                    let text = Training { tables: &tables, ..next }.adapted(&name, 1);
                     all.push(run(&name, label, Some(target), text, None));
+                    for how in &self.then {
+                        ensure!(how != "boosted", "factors are not trained beside adapters alone");
+                        let (then, text, made) = self.then(how, &name, target, next)?;
+                        all.push(run(&then, label, Some(target), text, made));
+                    }
                 }
             }
+            let name = format!("longer-{}-seed{seed}", self.epochs);
+            all.push(run(&name, "none, trained on", None, next.adapted(&name, 1), None));
         }
         Ok(all)
     }
@@ -288,33 +306,43 @@ impl Args {
             Some(last) => (format!("{last}/merged.onnx"), format!("[gate]\ntarget = {target:?}\n{kept}")),
         };
         let mut runs = vec![run(&name, self.going_on(&model, &tables, ALL, seed).recipe(&name), None)];
-        let factors = format!("{NO_GATES}, \"gate.*boost*\"");
         for how in &self.then {
-            let epochs = self.then_epochs.map(|epochs| format!("-{epochs}")).unwrap_or_default();
-            let rate = self.then_rate.map(|rate| format!("-rate{rate}")).unwrap_or_default();
-            let next = format!("{name}-{how}{}{epochs}{rate}", if self.distil { "-distilled" } else { "" });
-            let taught = match self.distil {
-                true => format!("[loss]\nteacher = \"{start}\"\ntemperature = 4.0\nlabels = 0.1\n"),
-                false => String::new(),
-            };
-            let model = format!("{name}/merged.onnx");
-            let (model, tables, trainable, made) = match how.as_str() {
-                "more" => (model, format!("[gate]\ntarget = {target:?}\nanneal = 0.0\n{kept}{taught}"), ALL, None),
-                "tuned" => (model, taught, NO_GATES, None),
-                "boosted" => (format!("{next}.onnx"), taught, factors.as_str(), Some(Made::Boosted(name.clone()))),
-                "trimmed" => (format!("{next}.onnx"), taught, NO_GATES, Some(Made::Trimmed(name.clone()))),
-                "frozen" => (format!("{next}.onnx"), taught, NO_GATES, Some(Made::Frozen(name.clone()))),
-                other => {
-                    let expected = "more, tuned, boosted, trimmed or frozen";
-                    return Err(Error::msg(format!("--then {other}: expected {expected}")));
-                }
-            };
-            let like = self.going_on(&model, &tables, trainable, seed);
-            let epochs = self.then_epochs.unwrap_or(like.epochs);
-            let training = Training { rate: self.then_rate.unwrap_or(like.rate), epochs, ..like };
-            runs.push(run(&next, training.recipe(&next), made));
+            let (next, text, made) = self.then(how, &name, target, self.going_on(start, "", ALL, seed))?;
+            runs.push(run(&next, text, made));
         }
         Ok(runs)
+    }
+
+    /// How a gated network goes on: the run's name, its recipe, and how its network is made. `like`: how the backbone would.
+    fn then(&self, how: &str, name: &str, target: f64, like: Training) -> Result<(String, String, Option<Made>)> {
+        let epochs = self.then_epochs.map(|epochs| format!("-{epochs}")).unwrap_or_default();
+        let rate = self.then_rate.map(|rate| format!("-rate{rate}")).unwrap_or_default();
+        let next = format!("{name}-{how}{}{epochs}{rate}", if self.distil { "-distilled" } else { "" });
+        let taught = match self.distil {
+            true => format!("[loss]\nteacher = \"{}\"\ntemperature = 4.0\nlabels = 0.1\n", like.model),
+            false => String::new(),
+        };
+        let kept: String = self.keys.iter().filter(|key| counts_later(key)).map(|key| line(key)).collect();
+        let factors = format!("{NO_GATES}, \"gate.*boost*\"");
+        let gates = format!("[gate]\ntarget = {target:?}\nanneal = 0.0\n{kept}");
+        let (gates, trainable, made) = match how {
+            "more" => (gates.as_str(), ALL, None),
+            "tuned" => ("", NO_GATES, None),
+            "boosted" => ("", factors.as_str(), Some(Made::Boosted(name.into()))),
+            "trimmed" => ("", NO_GATES, Some(Made::Trimmed(name.into()))),
+            "frozen" => ("", NO_GATES, Some(Made::Frozen(name.into()))),
+            other => {
+                let expected = "more, tuned, boosted, trimmed or frozen";
+                return Err(Error::msg(format!("--then {other}: expected {expected}")));
+            }
+        };
+        let model = if made.is_some() { format!("{next}.onnx") } else { format!("{name}/merged.onnx") };
+        let tables = format!("{}{gates}{taught}", like.tables);
+        let epochs = self.then_epochs.unwrap_or(like.epochs);
+        let rate = self.then_rate.unwrap_or(like.rate);
+        let training = Training { model: &model, tables: &tables, trainable, rate, epochs, ..like };
+        let text = if self.net == "mobilenetv2" { training.adapted(&next, 1) } else { training.recipe(&next) };
+        Ok((next, text, made))
     }
 }
 
@@ -426,12 +454,11 @@ fn keep(folder: &Path, run: &Run, model: &Model, cost: f64) -> Result<()> {
     onnx::save(model, &folder.join(format!("{}.onnx", run.name)), &onnx::SaveOptions::default())
 }
 
-/// Makes a ResNet for CIFAR with a share of its channels: weights are drawn anew (He's initialisation), vectors cut or repeated, and shortcuts padded by as many
-/// channels as there are more behind them.
-fn narrow(folder: &Path, run: &Run, width: f64, path: &Path) -> Result<()> {
+/// Makes a ResNet for CIFAR with so many times its channels: weights are drawn anew (He's initialisation), vectors cut or repeated, and shortcuts padded by as many
+/// channels as there are more behind them. The network, and how many operations an image takes.
+fn with_width(path: &Path, width: f64) -> Result<(Model, f64)> {
     let mut model = onnx::load(path)?;
     pipelines::prepare(&mut model, &Registry::builtin())?;
-    let full = cost::Costs::of(&model.graph, model.opset())?.total as f64;
     let channels = |n: usize| if [16, 32, 64].contains(&n) { (n as f64 * width).round() as usize } else { n };
     for (name, param) in &mut model.params {
         let old = param.tensor.to_f64s()?;
@@ -463,9 +490,8 @@ fn narrow(folder: &Path, run: &Run, width: f64, path: &Path) -> Result<()> {
     }
     model.graph.forget_types();
     infer::infer_model(&mut model)?;
-    let cost = cost::Costs::of(&model.graph, model.opset())?.total as f64 / full;
-    println!("{}: costs {cost:.4}", run.name);
-    keep(folder, run, &model, cost)
+    let cost = cost::Costs::of(&model.graph, model.opset())?.total as f64;
+    Ok((model, cost))
 }
 
 /// MobileNetV2 for images of 96 × 96.
@@ -490,7 +516,12 @@ fn make(folder: &Path, run: &Run, threads: usize) -> Result<()> {
         Some(Made::Trimmed(gated)) => {
             change(folder, run, gated, &Harden { kind: Kind::Trim, below: RARE, ..Harden::default() })?;
         }
-        Some(Made::Width(width, model)) => narrow(folder, run, *width, model)?,
+        Some(Made::Width(width, whole, path)) => {
+            let (model, cost) = with_width(path, *width)?;
+            let cost = cost / with_width(path, *whole)?.1;
+            println!("{}: costs {cost:.4}", run.name);
+            keep(folder, run, &model, cost)?;
+        }
         Some(Made::Small(path)) => shrink(folder, path)?,
         None => {}
     }

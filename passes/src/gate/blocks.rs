@@ -10,6 +10,9 @@
 //! statistics, per-channel constants, depthwise convolutions, pools, products of two such values; transpositions, behind which the channels lie on another axis), and the one *consumer* that sums over the channels. If
 //! nothing else reads them, a channel that is multiplied by 0 before the consumer need not be computed at all.
 //!
+//! Channels may be scaled by what is computed from them, as by squeeze-and-excitation: then a second product, the *squeeze*, sums over them too, behind the same gates, and what makes the factors is one
+//! more producer.
+//!
 //! The heads of an attention are groups too, with a gate for a head (`heads`).
 //!
 //! Groups outside of residual blocks (plain networks, blocks that change the size) are blocks of their own, without a gate for the whole: only their channels can be left
@@ -64,6 +67,17 @@ pub struct Group {
     pub channels: usize,
     /// How many neighbours among the channels of producers and consumer have a gate together: the width of an attention's head; else 1.
     pub width: usize,
+    /// What else sums over them.
+    pub squeezes: Vec<Squeeze>,
+}
+
+/// A product that sums over the channels of a group beside its consumer: the first one of a squeeze-and-excitation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Squeeze {
+    /// The product. Gates multiply its data.
+    pub consumer: NodeId,
+    /// The axis of the channels in these.
+    pub axis: usize,
 }
 
 /// What was not taken.
@@ -105,8 +119,25 @@ pub fn find(graph: &Graph) -> Result<Found> {
                 Err(reason) => found.refused.push(Refusal { node: graph.node(consumer).name.clone(), reason }),
             }
         }
-        let (nodes, axis) = (&block.nodes, &mut block.axis);
-        *axis = channel_axis(graph, block.input, nodes);
+        // The few channels between a squeeze and what scales the others are left alone.
+        let squeezes: HashSet<NodeId> =
+            block.groups.iter().flat_map(|group| &group.squeezes).map(|squeeze| squeeze.consumer).collect();
+        let between =
+            |group: &Group| group.squeezes.is_empty() && group.producers.iter().any(|id| squeezes.contains(id));
+        block.groups.retain(|group| !between(group));
+        found.refused.retain(|refusal| !squeezes.iter().any(|&id| graph.node(id).name == refusal.node));
+        block.axis = channel_axis(graph, block.input, &block.nodes);
+        let places = places(graph, block.input, block.axis);
+        let many = |group: &Group| {
+            places_made(graph, group).is_none_or(|own| own >= LEAST_PLACES)
+                || places.is_some_and(|places| places < LEAST_PLACES)
+        };
+        let (kept, few) = std::mem::take(&mut block.groups).into_iter().partition(many);
+        block.groups = kept;
+        for group in few {
+            let node = graph.node(group.consumer).name.clone();
+            found.refused.push(Refusal { node, reason: COSTLY.to_string() });
+        }
     }
     let residual = found.blocks.len();
     plain_groups(graph, &order, &mut found)?;
@@ -146,6 +177,21 @@ fn plain_groups(graph: &Graph, order: &HashMap<NodeId, usize>, found: &mut Found
 
 /// Fewer places are not worth a gate network, which costs about as much as one place.
 const LEAST_PLACES: i64 = 4;
+const COSTLY: &str = "a gate network would cost as much as its channels";
+
+/// In how many places an example has channels, which lie on this axis; `None` if that is not known.
+fn places(graph: &Graph, value: Value, axis: usize) -> Option<i64> {
+    let shape = graph.ty(value).and_then(Type::shape).unwrap_or_default();
+    let others = shape.iter().enumerate().filter(|&(at, _)| at != 0 && at != axis);
+    others.map(|(_, dim)| dim.known()).product()
+}
+
+/// In how many places the channels of a group are made, at most.
+fn places_made(graph: &Graph, group: &Group) -> Option<i64> {
+    let axes = axes(graph, &group.producers, &group.members, group.value, group.axis);
+    let made = |id: &NodeId| axes.get(id).map(|&axis| places(graph, Value { node: *id, slot: 0 }, axis));
+    group.producers.iter().filter_map(made).collect::<Option<Vec<i64>>>()?.into_iter().max()
+}
 
 /// A group outside of residual blocks as a block.
 fn plain_block(
@@ -154,7 +200,9 @@ fn plain_block(
     consumers: &HashSet<NodeId>,
     group: Group,
 ) -> Result<Block, String> {
-    let inputs: HashSet<Value> = group.producers.iter().filter_map(|&id| Some(product(graph, id)?.data)).collect();
+    let squeezed = |id: NodeId| group.squeezes.iter().any(|squeeze| depends(graph, id, squeeze.consumer));
+    let makers: Vec<NodeId> = group.producers.iter().filter(|&&id| !squeezed(id)).copied().collect();
+    let inputs: HashSet<Value> = makers.iter().filter_map(|&id| Some(product(graph, id)?.data)).collect();
     let (1, Some(&input)) = (inputs.len(), inputs.iter().next()) else {
         return Err("its channels are made of several values".to_string());
     };
@@ -165,19 +213,19 @@ fn plain_block(
     if rank(input) < 2 || group.axis == 0 || batch(graph, input) != batch(graph, group.value) {
         return Err("its input does not have the batch as the first axis".to_string());
     }
-    let made = Value { node: group.producers[0], slot: 0 };
-    let axes = axes(graph, &group.producers, &group.members, group.value, group.axis);
-    let shape = graph.ty(made).and_then(Type::shape).unwrap_or_default();
-    let others = shape.iter().enumerate().filter(|(axis, _)| *axis != 0 && Some(axis) != axes.get(&made.node));
-    let places: Option<i64> = others.map(|(_, dim)| dim.known()).product();
-    if places.is_some_and(|places| places < LEAST_PLACES) {
-        return Err("a gate network would cost as much as its channels".to_string());
+    if places_made(graph, &group).is_some_and(|places| places < LEAST_PLACES) {
+        return Err(COSTLY.to_string());
     }
-    let mut nodes: Vec<NodeId> =
-        group.producers.iter().chain(&group.members).copied().chain([group.consumer]).collect();
+    let summing = group.squeezes.iter().map(|squeeze| squeeze.consumer).chain([group.consumer]);
+    let mut nodes: Vec<NodeId> = group.producers.iter().chain(&group.members).copied().chain(summing).collect();
     nodes.sort_by_key(|id| order[id]);
-    let (name, axis) = (name_of(graph, group.producers[0]), channel_axis(graph, input, &nodes));
+    let (name, axis) = (name_of(graph, makers[0]), channel_axis(graph, input, &nodes));
     Ok(Block { name, residual: false, add: group.consumer, slot: 0, input, axis, nodes, groups: vec![group] })
+}
+
+/// Whether a node needs what another one computes.
+fn depends(graph: &Graph, id: NodeId, on: NodeId) -> bool {
+    graph.ancestors([Value { node: id, slot: 0 }], |_| false).contains(&on)
 }
 
 fn batch(graph: &Graph, value: Value) -> Option<Dim> {
@@ -317,6 +365,22 @@ fn is_depthwise(graph: &Graph, id: NodeId) -> bool {
     op.attrs.int("group", 1).is_ok_and(|groups| groups > 1 && shape[0] as i64 == groups && shape[1] == 1)
 }
 
+/// Whether a node takes means or the like over other axes than that of the channels, which has its place behind it too.
+fn reduces_places(graph: &Graph, id: NodeId, axis: usize) -> bool {
+    let Some(op) = graph.node(id).op().filter(|op| op.domain.is_empty() && op.name.starts_with("Reduce")) else {
+        return false;
+    };
+    let rank = graph.input(id, 0).and_then(|data| graph.ty(data)?.rank()).unwrap_or(0) as i64;
+    let given = graph.input(id, 1).map(|axes| graph.constant(axes).and_then(|axes| axes.to_i64s().ok()));
+    let axes = given.unwrap_or_else(|| op.attrs.ints("axes", &[]).ok()).unwrap_or_default();
+    let keeps = op.attrs.flag("keepdims", true).unwrap_or(false);
+    let stays = |&a: &i64| {
+        let at = a.rem_euclid(rank.max(1));
+        if keeps { at != axis as i64 } else { at > axis as i64 }
+    };
+    !axes.is_empty() && axes.iter().all(stays)
+}
+
 /// Operators that treat each channel, on axis 1, by itself.
 const BY_CHANNEL: [&str; 6] =
     ["BatchNormalization", "MaxPool", "AveragePool", "GlobalMaxPool", "GlobalAveragePool", "LpPool"];
@@ -355,25 +419,20 @@ fn group_at(graph: &Graph, nodes: &HashSet<NodeId>, consumer: NodeId) -> Result<
         Ok(false) => return Ok(Ok(None)),
         Ok(true) => {}
     }
+    let squeezes = match search.squeezes(data, axis, reader) {
+        Err(reason) => return Ok(Err(reason)),
+        Ok(squeezes) => squeezes,
+    };
     let Search { producers, members, .. } = search;
-    let all: HashSet<NodeId> = producers.iter().chain(&members).copied().collect();
-    let axes = axes(graph, &producers, &members, data, axis);
-    for &id in &all {
-        for value in graph.node_outputs(id) {
-            let elsewhere = |&(by, _): &(NodeId, usize)| {
-                let asks = width > 1 && axes.get(&id).is_some_and(|&axis| heads::asks_for_others(graph, by, axis));
-                !all.contains(&by) && by != reader && !asks
-            };
-            if let Some((reader, _)) = graph.uses(value).into_iter().find(elsewhere) {
-                let name = &graph.node(reader).name;
-                return Ok(Err(format!("\"{name}\" reads the channels too")));
-            }
-        }
-    }
-    Ok(Ok(Some(Group { producers, members, consumer, reader, value: data, axis, channels, width })))
+    Ok(Ok(Some(Group { producers, members, consumer, reader, value: data, axis, channels, width, squeezes })))
 }
 
 impl Search<'_> {
+    /// Whether a value has them on axis 1.
+    fn has_channels(&self, value: Value) -> bool {
+        let dim = self.graph.ty(value).and_then(Type::shape).and_then(|shape| shape.get(1)?.known());
+        dim == Some(self.channels as i64)
+    }
     /// Goes back to the producers of a value with the channels on this axis, each so many entries wide. `Ok(false)`: it comes from outside of the body as it is.
     fn back(&mut self, value: Value, axis: usize, entries: usize) -> Result<bool, String> {
         let id = value.node;
@@ -413,14 +472,61 @@ impl Search<'_> {
         }
         Ok(made)
     }
+    /// What else reads the channels, which are in this value on this axis for their reader: products that sum over them too, behind what keeps them apart, which
+    /// become members. Anything else is a reason to leave the group alone.
+    fn squeezes(&mut self, data: Value, axis: usize, reader: NodeId) -> Result<Vec<Squeeze>, String> {
+        let graph = self.graph;
+        let mut axes = axes(graph, &self.producers, &self.members, data, axis);
+        let mut squeezes: Vec<Squeeze> = Vec::new();
+        let mut next: Vec<NodeId> = self.producers.iter().chain(&self.members).copied().collect();
+        while let Some(id) = next.pop() {
+            let axis = axes.get(&id).copied();
+            for value in graph.node_outputs(id) {
+                if graph.is_output(value) {
+                    return Err(format!("\"{}\" is an output", graph.value_name(value)));
+                }
+                for (by, _) in graph.uses(value) {
+                    // A producer that reads the channels sums over them.
+                    let known = self.members.contains(&by) || by == reader;
+                    let asks = self.width > 1 && axis.is_some_and(|axis| heads::asks_for_others(graph, by, axis));
+                    if known || asks || squeezes.iter().any(|squeeze| squeeze.consumer == by) {
+                        continue;
+                    }
+                    let refused = || format!("\"{}\" reads the channels too", graph.node(by).name);
+                    let Some(axis) = axis.filter(|_| self.width == 1 && self.inside.contains(&by)) else {
+                        return Err(refused());
+                    };
+                    if product(graph, by).is_some_and(|product| product.data == value && product.axis == axis) {
+                        squeezes.push(Squeeze { consumer: by, axis });
+                    } else if !graph.node(by).is("Transpose")
+                        && self.channelwise(by, axis).is_ok_and(|operands| operands == [value])
+                    {
+                        self.members.push(by);
+                        axes.insert(by, axis);
+                        next.push(by);
+                    } else {
+                        return Err(refused());
+                    }
+                }
+            }
+        }
+        // What is made of their sums scales the channels: else they would be one more consumer.
+        let scaling = |squeeze: &Squeeze| self.producers.iter().any(|&id| depends(graph, id, squeeze.consumer));
+        match squeezes.iter().find(|squeeze| !scaling(squeeze)) {
+            Some(squeeze) => Err(format!("\"{}\" reads the channels too", graph.node(squeeze.consumer).name)),
+            None => Ok(squeezes),
+        }
+    }
     /// The computed operands of a node that keeps channels apart, or why it does not.
     fn channelwise(&self, id: NodeId, axis: usize) -> Result<Vec<Value>, String> {
         let (graph, node) = (self.graph, self.graph.node(id));
         let name = node.op().map(|op| op.full_name()).unwrap_or_default();
         let data = graph.input(id, 0);
         let by_channel = BY_CHANNEL.iter().any(|name| node.is(name)) || is_depthwise(graph, id);
-        let flat = node.is("Flatten") && data.is_some_and(|data| is_one_place(graph, data));
-        if (by_channel || flat) && axis == 1 || node.is("Transpose") {
+        let whole = Value { node: id, slot: 0 };
+        let reshaped = ["Flatten", "Squeeze", "Unsqueeze"].iter().any(|name| node.is(name))
+            && [data, Some(whole)].iter().flatten().all(|&v| is_one_place(graph, v) && self.has_channels(v));
+        if (by_channel || reshaped) && axis == 1 || node.is("Transpose") || reduces_places(graph, id, axis) {
             return Ok(data.into_iter().collect());
         }
         if let Some(operands) = heads::apart(graph, id, axis).filter(|_| self.width > 1) {
@@ -441,8 +547,16 @@ impl Search<'_> {
             if self.width > 1 && heads::is_common(graph, value, rank, axis) {
                 continue;
             }
-            if shape(value) != own {
-                return Err(format!("\"{}\" scales channels by what is computed from them", node.name));
+            // A number for each channel of an example, or for each place.
+            let fits = |(at, (dim, whole)): (usize, (&Dim, &Dim))| dim == whole || at != axis && dim.known() == Some(1);
+            let factors = match (shape(value), &own) {
+                (Some(shape), Some(own)) => {
+                    self.width == 1 && shape.len() == own.len() && shape.iter().zip(own).enumerate().all(fits)
+                }
+                _ => false,
+            };
+            if shape(value) != own && !factors {
+                return Err(format!("\"{}\" scales channels by what is not one number for each", node.name));
             }
             operands.push(value);
         }

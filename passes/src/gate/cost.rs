@@ -4,7 +4,7 @@
 //! output are both gated: the product of two shares), and a body costs nothing where its layer is shut. What stands outside of the blocks, and the gate
 //! networks themselves, always costs. A multiply-add counts 2.
 
-use super::{BlockRecord, GroupRecord};
+use super::BlockRecord;
 use crate::walk::nodes_by_name;
 use sartor_ir::infer::{self, Facts, specialise};
 use sartor_ir::{Dim, Graph, NodeId, Result, Type, Value, ensure};
@@ -70,10 +70,7 @@ impl Costs {
         for name in &block.nodes {
             let Some(&id) = by_name.get(name) else { continue };
             let flops = self.sum(&[id]);
-            let part = |group: &GroupRecord| {
-                group.producers.contains(name) || group.members.contains(name) || group.consumer == *name
-            };
-            let groups: Vec<usize> = (0..block.groups.len()).filter(|&g| part(&block.groups[g])).collect();
+            let groups: Vec<usize> = (0..block.groups.len()).filter(|&g| block.groups[g].concerns(name)).collect();
             match terms.iter_mut().find(|term| term.groups == groups) {
                 Some(term) => term.flops += flops,
                 None => terms.push(Term { flops, groups }),

@@ -5,7 +5,7 @@ use super::cost::{Costs, Term};
 use super::importance;
 use super::measure::{self, FLOPS, Measure};
 use super::statistics::standardised;
-use super::{Block, BlockRecord, Gate, GroupRecord, Normalise, Record};
+use super::{Block, BlockRecord, Gate, GroupRecord, Normalise, Record, SqueezeRecord};
 use crate::training;
 use crate::walk::nodes_by_name;
 use indexmap::IndexMap;
@@ -219,6 +219,16 @@ impl Gate {
             width: g.width,
             axis: g.axis,
             channels: g.channels,
+            squeezes: g
+                .squeezes
+                .iter()
+                .enumerate()
+                .map(|(i, squeeze)| SqueezeRecord {
+                    mul: format!("/gate/{}/channels.{k}.squeeze.{i}", block.name),
+                    consumer: name(&squeeze.consumer),
+                    axis: squeeze.axis,
+                })
+                .collect(),
         };
         BlockRecord {
             name: block.name.clone(),
@@ -394,9 +404,13 @@ impl Plan<'_> {
         }
         for (group, record) in block.groups.iter().zip(&record.groups) {
             let Some(gate) = gates.next() else { bail!("block \"{}\" lacks a gate", block.name) };
-            let Some(value) = emit.graph.input(group.reader, 0) else { bail!("its consumer has no input") };
-            let scaled = scale(emit, value, gate, Some(group.axis), &record.mul)?;
-            emit.graph.set_input(group.reader, 0, Some(scaled));
+            let squeezes = group.squeezes.iter().zip(&record.squeezes);
+            let squeezes = squeezes.map(|(squeeze, record)| (squeeze.consumer, squeeze.axis, &record.mul));
+            for (reader, axis, name) in squeezes.chain([(group.reader, group.axis, &record.mul)]) {
+                let Some(value) = emit.graph.input(reader, 0) else { bail!("its consumer has no input") };
+                let scaled = scale(emit, value, gate, Some(axis), name)?;
+                emit.graph.set_input(reader, 0, Some(scaled));
+            }
         }
         Ok(())
     }
@@ -552,6 +566,9 @@ fn relocated(
         };
         group.consumer = named(&record.consumer)?;
         group.reader = record.merge.as_ref().map_or(Ok(group.consumer), named)?;
+        for (squeeze, record) in group.squeezes.iter_mut().zip(&record.squeezes) {
+            squeeze.consumer = named(&record.consumer)?;
+        }
     }
     Ok(Some(here))
 }

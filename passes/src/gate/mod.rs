@@ -58,11 +58,12 @@ mod importance;
 mod insert;
 mod measure;
 mod record;
+mod reshapes;
 pub(crate) mod statistics;
 
 pub use blocks::{Block, Found, Group, Refusal, find};
 pub use measure::{FLOPS, GATES, GateOutputs};
-pub use record::{BlockRecord, Boost, GroupRecord, KEY, Record, Usage};
+pub use record::{BlockRecord, Boost, GroupRecord, KEY, Record, SqueezeRecord, Usage};
 
 use crate::pattern::{Patterns, candidate_names};
 use crate::{Changed, Pass, training};
@@ -203,7 +204,7 @@ impl Pass for Gate {
 /// ONNX Runtime's operators that hold the addition of a block, or the bias of channels.
 const FUSED: [&str; 3] = ["SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "BiasGelu"];
 
-/// Writes out what ONNX Runtime's optimiser fused and what gates have to come between, and leaves out reshapes that nothing needs, behind which heads are not seen.
+/// Writes out what ONNX Runtime's optimiser fused and what gates have to come between, and leaves out reshapes that nothing needs, behind which heads and channels are not seen.
 pub fn separate(model: &mut Model) -> Result<()> {
     let opset = model.opset();
     let fused = |op: &Operator| op.domain == "com.microsoft" && FUSED.contains(&op.name.as_str());
@@ -212,6 +213,7 @@ pub fn separate(model: &mut Model) -> Result<()> {
             graph.remove_dead();
         }
         crate::simplify::simplify_operator(graph, opset, "Reshape")?;
+        reshapes::rewrite(graph, opset)?;
     }
     Ok(())
 }

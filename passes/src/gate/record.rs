@@ -107,6 +107,32 @@ pub struct GroupRecord {
     pub axis: usize,
     /// How many there are.
     pub channels: usize,
+    /// What else sums over them, behind the same gates.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub squeezes: Vec<SqueezeRecord>,
+}
+
+/// A product that sums over the channels of a group beside its consumer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SqueezeRecord {
+    /// The multiplication of its data by the group's gates.
+    pub mul: String,
+    /// The product.
+    pub consumer: String,
+    /// The axis of the channels in its data.
+    pub axis: usize,
+}
+
+impl GroupRecord {
+    /// Whether the work of a node is in proportion to the channels.
+    pub(super) fn concerns(&self, node: &String) -> bool {
+        let sums = self.consumer == *node || self.squeezes.iter().any(|squeeze| squeeze.consumer == *node);
+        sums || self.producers.contains(node) || self.members.contains(node)
+    }
+    /// The multiplications by its gates.
+    pub(crate) fn multiplications(&self) -> impl Iterator<Item = &String> {
+        self.squeezes.iter().map(|squeeze| &squeeze.mul).chain([&self.mul])
+    }
 }
 
 fn one() -> usize {

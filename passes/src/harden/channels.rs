@@ -9,7 +9,7 @@
 //! y = DepthwiseConv(h)   →   y = DepthwiseConv(h[:, places])[:, k],   places = number of channels of k up to each one, less 1
 //! ```
 
-use super::{axes, consumer_axis, producer_axis, resize};
+use super::{Site, axes, consumer_axis, producer_axis, resize};
 use crate::cola::is_still;
 use crate::gate::{BlockRecord, GroupRecord};
 use crate::walk::nodes_by_name;
@@ -30,7 +30,7 @@ pub(super) fn narrow(graph: &mut Graph, opset: i64, block: &BlockRecord, depthwi
             continue;
         }
         let merge = group.merge.as_ref().map(|name| super::find(&by_name, name)).transpose()?;
-        let here = Here { producers, members, consumer, mul, merge };
+        let here = Here { producers, members, consumer, mul, merge, squeezes: super::squeezes(&by_name, group)? };
         let kept = kept(graph, opset, group, &here)?;
         select(graph, opset, group, &here, &kept)?;
     }
@@ -43,6 +43,7 @@ struct Here {
     consumer: NodeId,
     mul: NodeId,
     merge: Option<NodeId>,
+    squeezes: Vec<Site>,
 }
 
 /// Which channels are computed.
@@ -100,7 +101,9 @@ fn spread(graph: &mut Graph, (opset, group): (i64, &str), id: NodeId, kept: &Kep
 
 /// Selects these channels of every weight of a group.
 fn select(graph: &mut Graph, opset: i64, group: &GroupRecord, here: &Here, channels: &Kept) -> Result<()> {
-    let mut axes = axes(graph, (&here.producers, &here.members), here.mul, group.axis);
+    let sites = [Site { mul: here.mul, consumer: here.consumer, axis: group.axis }];
+    let sites = Vec::from_iter(here.squeezes.iter().chain(&sites));
+    let mut axes = axes(graph, (&here.producers, &here.members), &sites);
     let mut cut = Cut { graph, opset, group, kept: channels };
     for &id in &here.producers {
         cut.producer(id)?;
@@ -114,10 +117,12 @@ fn select(graph: &mut Graph, opset: i64, group: &GroupRecord, here: &Here, chann
             cut.member(id, axis)?;
         }
     }
-    let rank = cut.graph.input(here.mul, 1).and_then(|v| cut.graph.ty(v)?.rank()).unwrap_or(2);
-    cut.take((here.mul, 1), if rank == 2 { 1 } else { group.axis })?;
-    let axis = cut.graph.node(here.consumer).op().map(consumer_axis).transpose()?.flatten();
-    cut.take((here.consumer, 1), axis.unwrap_or(0))?;
+    for site in sites {
+        let rank = cut.graph.input(site.mul, 1).and_then(|v| cut.graph.ty(v)?.rank()).unwrap_or(2);
+        cut.take((site.mul, 1), if rank == 2 { 1 } else { site.axis })?;
+        let axis = cut.graph.node(site.consumer).op().map(consumer_axis).transpose()?.flatten();
+        cut.take((site.consumer, 1), axis.unwrap_or(0))?;
+    }
     // The channels' number is not known any more.
     axes.extend(here.merge.map(|id| (id, group.axis)));
     resize(graph, &axes, &Dim::Unknown);

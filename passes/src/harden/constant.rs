@@ -1,7 +1,7 @@
 //! Gates that are the same for every input: what is shut is cut off, what is open becomes a factor in the weights.
 
 use super::weights::Weights;
-use super::{consumer_axis, find, nodes_by_name, producer_axis, resize};
+use super::{Site, consumer_axis, find, nodes_by_name, producer_axis, resize};
 use crate::gate::{BlockRecord, GroupRecord, Record, Usage, heads};
 use sartor_ir::{Dim, Graph, Model, NodeId, Result, Tensor, Type, Value, bail, ensure};
 use std::collections::{HashMap, HashSet};
@@ -55,6 +55,7 @@ pub(super) struct Group {
     /// What merges heads, if the channels are heads.
     merge: Option<NodeId>,
     axis: usize,
+    pub(super) squeezes: Vec<Site>,
     /// The factor of every channel; 0 for those that are shut.
     factors: Vec<f64>,
     /// The channels that stay.
@@ -123,6 +124,7 @@ impl Group {
             mul: find(by_name, &group.mul)?,
             merge: group.merge.as_ref().map(|name| find(by_name, name)).transpose()?,
             axis: group.axis,
+            squeezes: super::squeezes(by_name, group)?,
             factors,
             kept,
         })
@@ -151,21 +153,31 @@ impl Group {
 
     /// Multiplies the channels by their factors: in the consumer's weights, or else, as before, by themselves.
     fn multiply(&self, weights: &mut Weights, factors: &[f64]) -> Result<()> {
-        let Some(value) = weights.graph.input(self.mul, 0) else { bail!("a multiplication by gates has no input") };
+        self.sites().iter().try_for_each(|site| self.multiply_at(weights, site, factors))
+    }
+
+    fn multiply_at(&self, weights: &mut Weights, site: &Site, factors: &[f64]) -> Result<()> {
+        let Some(value) = weights.graph.input(site.mul, 0) else { bail!("a multiplication by gates has no input") };
         if factors.iter().any(|&factor| factor != 1.0) {
-            let Some(cut) = self.consumer_cut(weights) else {
-                let rank = weights.graph.ty(value).and_then(Type::rank).unwrap_or(self.axis + 1);
-                let mut shape = vec![1; rank - self.axis];
+            let Some(cut) = self.consumer_cut(weights, site) else {
+                let rank = weights.graph.ty(value).and_then(Type::rank).unwrap_or(site.axis + 1);
+                let mut shape = vec![1; rank - site.axis];
                 shape[0] = factors.len();
                 let constant = of_type(weights.graph, value, Tensor::from_vec(shape, factors.to_vec()))?;
-                return replace_gate(weights, self.mul, constant);
+                return replace_gate(weights, site.mul, constant);
             };
             let entries = weights.read(cut.node, cut.slot).map_or(1, |w| w.shape()[cut.axis] / factors.len().max(1));
             let factors: Vec<f64> = factors.iter().flat_map(|&factor| std::iter::repeat_n(factor, entries)).collect();
             weights.scale((cut.node, cut.slot), cut.axis, &factors)?;
         }
-        weights.graph.substitute(Value { node: self.mul, slot: 0 }, value);
+        weights.graph.substitute(Value { node: site.mul, slot: 0 }, value);
         Ok(())
+    }
+
+    /// Where its gates multiply.
+    pub(super) fn sites(&self) -> Vec<Site> {
+        let last = Site { mul: self.mul, consumer: self.consumer, axis: self.axis };
+        self.squeezes.iter().copied().chain([last]).collect()
     }
 
     /// What has one entry per channel; `None` if the channels cannot be cut off: something else reads them, or constants are none.
@@ -173,7 +185,7 @@ impl Group {
         if !self.is_closed(weights) {
             return None;
         }
-        let mut cuts = vec![self.consumer_cut(weights)?];
+        let mut cuts = self.sites().iter().map(|site| self.consumer_cut(weights, site)).collect::<Option<Vec<_>>>()?;
         for &id in &self.producers {
             cuts.extend(producer_cuts(weights, id)?);
         }
@@ -202,7 +214,8 @@ impl Group {
                     && axes.get(&value.node).is_some_and(|&axis| heads::asks_for_others(graph, id, axis))
             };
             let mut readers = graph.uses(value).into_iter().map(|(id, _)| id);
-            let inside = readers.all(|id| self.members.contains(&id) || id == self.mul || asks(id));
+            let gated = |id: NodeId| id == self.mul || self.squeezes.iter().any(|squeeze| squeeze.mul == id);
+            let inside = readers.all(|id| self.members.contains(&id) || gated(id) || asks(id));
             inside && !graph.is_output(value)
         };
         // What is the same for all heads need not be cut.
@@ -220,24 +233,24 @@ impl Group {
             && graph.input(self.mul, 0).is_some_and(|value| all.contains(&value.node))
     }
 
-    /// The consumer's weight, if it alone reads the channels behind their gates.
-    fn consumer_cut(&self, weights: &Weights) -> Option<Cut> {
+    /// The weight of what sums over the channels, if it alone reads them behind these gates.
+    fn consumer_cut(&self, weights: &Weights, site: &Site) -> Option<Cut> {
         let graph = &weights.graph;
         let read_by = |id: NodeId, reader: NodeId| {
             let value = Value { node: id, slot: 0 };
             graph.uses(value) == [(reader, 0)] && !graph.is_output(value)
         };
         let alone = match self.merge {
-            Some(merge) => read_by(self.mul, merge) && read_by(merge, self.consumer),
-            None => read_by(self.mul, self.consumer),
+            Some(merge) => read_by(site.mul, merge) && read_by(merge, site.consumer),
+            None => read_by(site.mul, site.consumer),
         };
-        let axis = consumer_axis(graph.node(self.consumer).op()?).ok()??;
-        weights.read(self.consumer, 1).filter(|_| alone)?;
-        Some(Cut { node: self.consumer, slot: 1, axis })
+        let axis = consumer_axis(graph.node(site.consumer).op()?).ok()??;
+        weights.read(site.consumer, 1).filter(|_| alone)?;
+        Some(Cut { node: site.consumer, slot: 1, axis })
     }
 
     fn axes(&self, graph: &Graph) -> HashMap<NodeId, usize> {
-        super::axes(graph, (&self.producers, &self.members), self.mul, self.axis)
+        super::axes(graph, (&self.producers, &self.members), &self.sites().iter().collect::<Vec<_>>())
     }
 
     /// Notes the number of channels that are left where it is said: in types, and at depthwise convolutions.

@@ -50,7 +50,7 @@ fn narrow(weights: &mut Weights, block: &mut BlockRecord, here: &Here, below: f6
         let all = (0..record.channels).collect();
         let channels: Vec<usize> = if group.cut_off(weights)? { group.kept.clone() } else { all };
         if channels.iter().all(|channel| is_one(first + channel)) {
-            take_away(weights.graph, group.mul)?;
+            group.sites().iter().try_for_each(|site| take_away(weights.graph, site.mul))?;
             continue;
         }
         record.channels = channels.len();
