@@ -14,11 +14,11 @@
 //! y = If (max s > 0)
 //!       then: i = examples with s > 0;  u = x[i];  k = channels with max c[i] > 0
 //!             h = Relu(Conv(u, W1[k], b1[k])) · c[i, k]
-//!             ScatterND(x, i, u + Conv(h, W2[:, k]) · s[i])
+//!             ScatterND<reduction = "add">(x, i, Conv(h, W2[:, k]) · s[i])
 //!       else: x
 //! ```
 //! The results are those of the multiplications: a channel that any example of the batch needs is computed for all that run the block, and
-//! multiplied by its gate all the same. One channel of every group is always computed, so that no tensor is empty. Where the body
+//! multiplied by its gate all the same. Normalisations are multiplied into the convolutions before them first, since gathered weights cannot be multiplied any more, and weights whose channels would be picked number by number are stored the other way round (`rows`). One channel of every group is always computed, so that no tensor is empty. Where the body
 //! reads integers that depend on the inputs' shapes (reshapes of attention), or where the batch is a fixed number, a block runs for the whole
 //! batch if any example needs it. Channels around a depthwise convolution stay masked, or, with `depthwise`, are left out around it, while it runs over all of them.
 //!
@@ -51,9 +51,11 @@
 mod branch;
 mod channels;
 mod constant;
+mod rows;
 mod trim;
 mod weights;
 
+use crate::fuse_batch_norm::FuseBatchNorm;
 use crate::gate::{BlockRecord, GroupRecord, Record, SqueezeRecord, blocks, heads};
 use crate::walk::nodes_by_name;
 use crate::{Changed, Pass, training};
@@ -108,9 +110,12 @@ impl Pass for Harden {
         let adapted = self.kind == Kind::Trim && crate::cola::Record::load(model)?.is_some();
         ensure!(!adapted, "the model has adapters: merge them before gates are trimmed");
         let opset = model.opset();
+        model.programs.clear();
+        if self.kind == Kind::Skip {
+            fuse_normalisations(model, &record)?;
+        }
         let mut graph = std::mem::take(&mut model.graph);
         infer::infer_graph(&mut graph, opset)?;
-        model.programs.clear();
         if self.kind != Kind::Masked {
             free_heads(&mut graph, &record)?;
         }
@@ -118,7 +123,8 @@ impl Pass for Harden {
             Kind::Masked => {}
             Kind::Skip => {
                 for block in &record.blocks {
-                    skip(&mut graph, opset, block, self.depthwise)
+                    rows::lay_out(&mut graph, model, block, self.depthwise)?;
+                    skip(&mut graph, model, block, self.depthwise)
                         .map_err(|e| e.at(format!("block \"{}\"", block.name)))?;
                 }
             }
@@ -142,6 +148,23 @@ impl Pass for Harden {
     }
 }
 
+/// Multiplies normalisations into the convolutions before them, which nobody can do any more when their weights are gathered. What a block reads keeps its name.
+fn fuse_normalisations(model: &mut Model, record: &Record) -> Result<()> {
+    let graph = &model.graph;
+    let read = record.blocks.iter().filter_map(|block| {
+        let value = graph.find_value(&block.input).filter(|v| graph.node(v.node).is("BatchNormalization"))?;
+        Some((block.input.clone(), graph.input(value.node, 0)?))
+    });
+    let read: Vec<(String, Value)> = read.collect();
+    FuseBatchNorm {}.run(model)?;
+    for (name, conv) in read {
+        if model.graph.find_value(&name).is_none() && model.graph.contains(conv.node) {
+            model.graph.rename(conv, &name);
+        }
+    }
+    Ok(())
+}
+
 /// Lets what splits and merges heads work for any number of them.
 fn free_heads(graph: &mut Graph, record: &Record) -> Result<()> {
     let by_name = nodes_by_name(graph);
@@ -161,11 +184,11 @@ fn free_heads(graph: &mut Graph, record: &Record) -> Result<()> {
 }
 
 /// Makes one block skip.
-fn skip(graph: &mut Graph, opset: i64, block: &BlockRecord, depthwise: bool) -> Result<()> {
+fn skip(graph: &mut Graph, model: &Model, block: &BlockRecord, depthwise: bool) -> Result<()> {
     let by_name = nodes_by_name(graph);
     match &block.layer {
-        Some(layer) => skip_body(graph, opset, block, [find(&by_name, &block.add)?, find(&by_name, layer)?], depthwise),
-        None => channels::narrow(graph, opset, block, depthwise),
+        Some(layer) => skip_body(graph, model, block, [find(&by_name, &block.add)?, find(&by_name, layer)?], depthwise),
+        None => channels::narrow(graph, model.opset(), block, depthwise),
     }
 }
 
@@ -242,11 +265,12 @@ fn find(by_name: &HashMap<String, NodeId>, name: &str) -> Result<NodeId> {
 /// Puts a body into the branch of an `If`.
 fn skip_body(
     graph: &mut Graph,
-    opset: i64,
+    model: &Model,
     block: &BlockRecord,
     [add, layer]: [NodeId; 2],
     depthwise: bool,
 ) -> Result<()> {
+    let (opset, params) = (model.opset(), &model.params);
     let body = Value { node: layer, slot: 0 };
     let (shortcut, gate) = (graph.input(add, 1 - block.slot), graph.input(layer, 1));
     let (Some(shortcut), Some(gate)) = (shortcut, gate) else { bail!("its addition or its gate has lost an input") };
@@ -257,7 +281,7 @@ fn skip_body(
     let batch = graph.ty(input).and_then(Type::shape).and_then(<[Dim]>::first).cloned().unwrap_or(Dim::Unknown);
     let by_example = batch.known().is_none() && !reads_shapes(graph, &nodes);
 
-    let mut then = Branch::new(graph, opset, &format!("{}.then", block.name), Vec::new());
+    let mut then = Branch::new((graph, params), opset, &format!("{}.then", block.name), Vec::new());
     if by_example {
         then.choose(gate, &batch)?;
     }
@@ -268,7 +292,7 @@ fn skip_body(
     let sum = then.add(add, block.slot, body, shortcut)?;
     then.finish(sum, graph.ty(Value { node: add, slot: 0 }).cloned());
     let (then, mut captures) = then.into_parts();
-    let mut other = Branch::new(graph, opset, &format!("{}.else", block.name), captures);
+    let mut other = Branch::new((graph, params), opset, &format!("{}.else", block.name), captures);
     let kept = other.keep(shortcut)?;
     other.finish(kept, graph.ty(Value { node: add, slot: 0 }).cloned());
     let (other, all) = other.into_parts();

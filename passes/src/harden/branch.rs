@@ -1,8 +1,11 @@
 //! A branch of an `If` in the making: copies of nodes of the graph around it, and what they read from there.
 
 use crate::walk::add_copy;
+use indexmap::IndexMap;
 use sartor_ir::ops::Emit;
-use sartor_ir::{Attributes, Dim, Graph, GraphOutput, NodeId, NodeKind, Operator, Result, Type, Value, bail};
+use sartor_ir::{
+    Attributes, Dim, Graph, GraphOutput, NodeId, NodeKind, Operator, Parameter, Result, Type, Value, bail,
+};
 use std::collections::HashMap;
 
 /// The examples that a branch runs for.
@@ -17,6 +20,7 @@ struct Chosen {
 /// See the [module](self).
 pub(super) struct Branch<'a> {
     outer: &'a Graph,
+    params: &'a IndexMap<String, Parameter>,
     opset: i64,
     pub(super) inner: Graph,
     here: HashMap<Value, Value>,
@@ -28,9 +32,14 @@ pub(super) struct Branch<'a> {
 
 impl<'a> Branch<'a> {
     /// A branch of a node that captures these values already.
-    pub(super) fn new(outer: &'a Graph, opset: i64, name: &str, captures: Vec<Value>) -> Branch<'a> {
+    pub(super) fn new(
+        (outer, params): (&'a Graph, &'a IndexMap<String, Parameter>),
+        opset: i64,
+        name: &str,
+        captures: Vec<Value>,
+    ) -> Branch<'a> {
         let (here, whole) = Default::default();
-        Branch { outer, opset, inner: Graph::new(name), here, whole, captures, chosen: None }
+        Branch { outer, params, opset, inner: Graph::new(name), here, whole, captures, chosen: None }
     }
     fn emit(&mut self, prefix: &str) -> Emit<'_> {
         let mut emit = Emit::new(&mut self.inner, self.opset);
@@ -42,7 +51,7 @@ impl<'a> Branch<'a> {
     }
     /// Lets everything that is copied from now on run for the examples whose gate is open.
     pub(super) fn choose(&mut self, gate: Value, batch: &Dim) -> Result<()> {
-        let gate = self.capture(gate);
+        let gate = self.capture(gate)?;
         let mut emit = self.emit("chosen/");
         let line = emit.reshape(gate, &[-1])?;
         let open = emit.compare_scalar("Greater", line, 0.0)?;
@@ -54,9 +63,16 @@ impl<'a> Branch<'a> {
         Ok(())
     }
     /// A value of the outer graph as it is there.
-    fn capture(&mut self, value: Value) -> Value {
+    fn capture(&mut self, value: Value) -> Result<Value> {
         if let Some(&known) = self.whole.get(&value) {
-            return known;
+            return Ok(known);
+        }
+        if let Some((stored, perm)) = self.transposed(value) {
+            let stored = self.capture(stored)?;
+            let attrs = Attributes::new().with("perm", perm);
+            let inner = self.emit("kept/").op("Transpose", &[stored], attrs)?;
+            self.whole.insert(value, inner);
+            return Ok(inner);
         }
         let name = self.outer.value_name(value).to_string();
         let ty = self.outer.ty(value).cloned();
@@ -71,14 +87,21 @@ impl<'a> Branch<'a> {
             }
         };
         self.whole.insert(value, inner);
-        inner
+        Ok(inner)
+    }
+    /// The parameter that a value is the transposition of, if it is one, and how its axes lie.
+    fn transposed(&self, value: Value) -> Option<(Value, Vec<i64>)> {
+        let op = self.outer.node(value.node).op().filter(|op| op.is("Transpose"))?;
+        let stored = self.outer.input(value.node, 0)?;
+        let perm = op.attrs.ints("perm", &[]).ok().filter(|perm| !perm.is_empty())?;
+        self.outer.param_name(stored).map(|_| (stored, perm))
     }
     /// A value of the outer graph, of the chosen examples.
     fn get(&mut self, value: Value) -> Result<Value> {
         if let Some(&known) = self.here.get(&value) {
             return Ok(known);
         }
-        let whole = self.capture(value);
+        let whole = self.capture(value)?;
         let shape = self.outer.ty(value).and_then(Type::shape);
         let first = shape.and_then(<[Dim]>::first);
         let here = match &self.chosen {
@@ -92,12 +115,25 @@ impl<'a> Branch<'a> {
         self.here.insert(value, here);
         Ok(here)
     }
+    /// Puts a parameter that nobody else reads into the branch. ONNX Runtime arranges the weights of convolutions anew, which makes those around depthwise ones twice as fast, but only those of the graph
+    /// that they stand in.
+    fn own(&mut self, value: Value) {
+        let name = self.outer.param_name(value).filter(|_| self.outer.use_count(value) == 1);
+        if let Some((name, param)) = name.and_then(|name| Some((name, self.params.get(name)?))) {
+            let name = format!("{}/{name}", self.inner.name);
+            let constant = self.inner.add_const(&name, param.tensor.clone());
+            self.here.insert(value, constant);
+        }
+    }
     /// Copies a node.
     pub(super) fn copy(&mut self, id: NodeId) -> Result<()> {
         let source = self.outer.node(id).clone();
         let Some(op) = source.op().cloned() else { return Ok(()) };
         let mut inputs = Vec::new();
-        for value in self.outer.node_inputs(id) {
+        for (slot, value) in self.outer.node_inputs(id).into_iter().enumerate() {
+            if let Some(value) = value.filter(|_| slot > 0 && op.is("Conv")) {
+                self.own(value);
+            }
             inputs.push(value.map(|v| self.get(v)).transpose()?);
         }
         let prefix = self.inner.name.clone();
@@ -122,23 +158,23 @@ impl<'a> Branch<'a> {
             (ty, _) => ty,
         }
     }
-    /// The block's addition: of all examples, or of the chosen ones, put back among the others.
+    /// The block's addition: of all examples, or to the chosen ones among all.
     pub(super) fn add(&mut self, add: NodeId, slot: usize, body: Value, shortcut: Value) -> Result<Value> {
         let Some(op) = self.outer.node(add).op().cloned() else { bail!("the block has no addition") };
-        let (body, some) = (self.get(body)?, self.get(shortcut)?);
-        let operands = if slot == 0 { [body, some] } else { [some, body] };
-        let all = self.capture(shortcut);
-        let column = self.chosen.as_ref().map(|chosen| chosen.column);
-        let mut emit = self.emit("chosen/");
-        let sum = emit.node(Operator::onnx(&op.name, op.attrs), &operands.map(Some), 1)?[0];
-        match column {
-            Some(column) => emit.op("ScatterND", &[all, column, sum], Attributes::new()),
-            None => Ok(sum),
+        let body = self.get(body)?;
+        if let Some(column) = self.chosen.as_ref().map(|chosen| chosen.column) {
+            let all = self.capture(shortcut)?;
+            let attrs = Attributes::new().with("reduction", "add");
+            return self.emit("chosen/").op("ScatterND", &[all, column, body], attrs);
         }
+        let some = self.get(shortcut)?;
+        let operands = if slot == 0 { [body, some] } else { [some, body] };
+        let sum = self.emit("chosen/").node(Operator::onnx(&op.name, op.attrs), &operands.map(Some), 1)?;
+        Ok(sum[0])
     }
     /// The value itself.
     pub(super) fn keep(&mut self, value: Value) -> Result<Value> {
-        let value = self.capture(value);
+        let value = self.capture(value)?;
         let mut emit = self.emit("kept/");
         emit.op("Identity", &[value], Attributes::new())
     }
@@ -149,5 +185,6 @@ impl<'a> Branch<'a> {
         let name = self.inner.fresh_name(&name);
         self.inner.rename(value, &name);
         self.inner.outputs.push(GraphOutput { name, value });
+        self.inner.remove_dead();
     }
 }

@@ -15,26 +15,48 @@ use crate::gate::{BlockRecord, GroupRecord};
 use crate::walk::nodes_by_name;
 use sartor_ir::ops::Emit;
 use sartor_ir::{Attributes, DType, Dim, Graph, NodeId, NodeKind, Result, Tensor, Type, Value, bail};
+use std::collections::HashMap;
 
 /// Leaves out the channels that all examples of this graph shut, in every group of a block; with `depthwise`, also where a depthwise convolution is
 /// between.
 pub(super) fn narrow(graph: &mut Graph, opset: i64, block: &BlockRecord, depthwise: bool) -> Result<()> {
     let by_name = nodes_by_name(graph);
+    let mut groups = Vec::new();
     for group in &block.groups {
         let all = |names: &[String]| names.iter().filter_map(|n| by_name.get(n).copied()).collect::<Vec<_>>();
         let (producers, members) = (all(&group.producers), all(&group.members));
         let (Some(&consumer), Some(&mul)) = (by_name.get(&group.consumer), by_name.get(&group.mul)) else {
             bail!("the graph has no node \"{}\" or \"{}\" any more", group.consumer, group.mul)
         };
-        if !depthwise && members.iter().any(|&id| graph.node(id).is("Conv")) {
+        if !depthwise && has_depthwise(graph, &by_name, group) {
             continue;
         }
         let merge = group.merge.as_ref().map(|name| super::find(&by_name, name)).transpose()?;
         let here = Here { producers, members, consumer, mul, merge, squeezes: super::squeezes(&by_name, group)? };
         let kept = kept(graph, opset, group, &here)?;
-        select(graph, opset, group, &here, &kept)?;
+        let axes = axes(graph, (&here.producers, &here.members), &here.sites(group).iter().collect::<Vec<_>>());
+        groups.push((group, here, kept, axes));
+    }
+    // What makes channels first: of weights whose rows and columns are gathered, the rows are copied, and the columns of fewer rows are picked.
+    for (group, here, kept, axes) in &groups {
+        Cut { graph, opset, group, kept }.make(here, axes)?;
+    }
+    for (group, here, kept, _) in &groups {
+        Cut { graph, opset, group, kept }.read(here)?;
+    }
+    for (group, here, _, mut axes) in groups {
+        // The weights of a depthwise convolution stay whole, and so does the type of its result.
+        axes.retain(|&id, _| !here.members.contains(&id) || !graph.node(id).is("Conv"));
+        // The channels' number is not known any more.
+        axes.extend(here.merge.map(|id| (id, group.axis)));
+        resize(graph, &axes, &Dim::Unknown);
     }
     Ok(())
+}
+
+/// Whether a depthwise convolution is between what makes the channels and what reads them.
+pub(super) fn has_depthwise(graph: &Graph, by_name: &HashMap<String, NodeId>, group: &GroupRecord) -> bool {
+    group.members.iter().filter_map(|name| by_name.get(name)).any(|&id| graph.node(id).is("Conv"))
 }
 
 struct Here {
@@ -44,6 +66,13 @@ struct Here {
     mul: NodeId,
     merge: Option<NodeId>,
     squeezes: Vec<Site>,
+}
+
+impl Here {
+    fn sites(&self, group: &GroupRecord) -> Vec<Site> {
+        let last = Site { mul: self.mul, consumer: self.consumer, axis: group.axis };
+        self.squeezes.iter().copied().chain([last]).collect()
+    }
 }
 
 /// Which channels are computed.
@@ -99,36 +128,6 @@ fn spread(graph: &mut Graph, (opset, group): (i64, &str), id: NodeId, kept: &Kep
     Ok(())
 }
 
-/// Selects these channels of every weight of a group.
-fn select(graph: &mut Graph, opset: i64, group: &GroupRecord, here: &Here, channels: &Kept) -> Result<()> {
-    let sites = [Site { mul: here.mul, consumer: here.consumer, axis: group.axis }];
-    let sites = Vec::from_iter(here.squeezes.iter().chain(&sites));
-    let mut axes = axes(graph, (&here.producers, &here.members), &sites);
-    let mut cut = Cut { graph, opset, group, kept: channels };
-    for &id in &here.producers {
-        cut.producer(id)?;
-    }
-    for &id in &here.members {
-        // The weights of a depthwise convolution stay whole, and so does the type of its result.
-        if cut.graph.node(id).is("Conv") {
-            axes.remove(&id);
-            spread(cut.graph, (opset, &group.mul), id, channels)?;
-        } else if let Some(&axis) = axes.get(&id) {
-            cut.member(id, axis)?;
-        }
-    }
-    for site in sites {
-        let rank = cut.graph.input(site.mul, 1).and_then(|v| cut.graph.ty(v)?.rank()).unwrap_or(2);
-        cut.take((site.mul, 1), if rank == 2 { 1 } else { site.axis })?;
-        let axis = cut.graph.node(site.consumer).op().map(consumer_axis).transpose()?.flatten();
-        cut.take((site.consumer, 1), axis.unwrap_or(0))?;
-    }
-    // The channels' number is not known any more.
-    axes.extend(here.merge.map(|id| (id, group.axis)));
-    resize(graph, &axes, &Dim::Unknown);
-    Ok(())
-}
-
 /// Lets the nodes of a group read some channels of their weights.
 struct Cut<'a> {
     graph: &'a mut Graph,
@@ -138,6 +137,30 @@ struct Cut<'a> {
 }
 
 impl Cut<'_> {
+    /// What makes the channels makes these, and what treats them by themselves.
+    fn make(&mut self, here: &Here, axes: &HashMap<NodeId, usize>) -> Result<()> {
+        for &id in &here.producers {
+            self.producer(id)?;
+        }
+        for &id in &here.members {
+            if self.graph.node(id).is("Conv") {
+                spread(self.graph, (self.opset, &self.group.mul), id, self.kept)?;
+            } else if let Some(&axis) = axes.get(&id) {
+                self.member(id, axis)?;
+            }
+        }
+        Ok(())
+    }
+    /// What sums over the channels, and their gates.
+    fn read(&mut self, here: &Here) -> Result<()> {
+        for site in here.sites(self.group) {
+            let rank = self.graph.input(site.mul, 1).and_then(|v| self.graph.ty(v)?.rank()).unwrap_or(2);
+            self.take((site.mul, 1), if rank == 2 { 1 } else { site.axis })?;
+            let axis = self.graph.node(site.consumer).op().map(consumer_axis).transpose()?.flatten();
+            self.take((site.consumer, 1), axis.unwrap_or(0))?;
+        }
+        Ok(())
+    }
     /// Weight and bias of what makes channels.
     fn producer(&mut self, id: NodeId) -> Result<()> {
         let axis = self.graph.node(id).op().map(producer_axis).transpose()?.flatten();
@@ -177,11 +200,27 @@ impl Cut<'_> {
         let entries = self.graph.ty(value).and_then(Type::shape).and_then(|shape| shape.get(axis)?.known());
         let whole = entries == Some((self.group.channels * self.group.width) as i64);
         let numbers = self.kept.wide.filter(|_| whole).unwrap_or(self.kept.numbers);
+        let turned = self.turned(value, axis);
         let mut emit = Emit::new(self.graph, self.opset);
         // No branch may give a name again that the graph around it has.
         emit.prefix = format!("{}/kept/", self.group.mul);
-        let some = emit.op("Gather", &[value, numbers], Attributes::new().with("axis", axis as i64))?;
+        let mut gather = |value: Value, axis: usize| {
+            emit.op("Gather", &[value, numbers], Attributes::new().with("axis", axis as i64))
+        };
+        let some = match turned {
+            Some((stored, perm)) => {
+                let rows = gather(stored, 0)?;
+                emit.transpose(rows, &perm)?
+            }
+            None => gather(value, axis)?,
+        };
         emit.graph.set_input(id, slot, Some(some));
         Ok(())
+    }
+    /// What a value is the transposition of, if an axis of it are the rows of that.
+    fn turned(&self, value: Value, axis: usize) -> Option<(Value, Vec<usize>)> {
+        let op = self.graph.node(value.node).op().filter(|op| op.is("Transpose"))?;
+        let perm: Vec<usize> = op.attrs.ints("perm", &[]).ok()?.iter().map(|&p| p as usize).collect();
+        (perm.get(axis) == Some(&0)).then_some((self.graph.input(value.node, 0)?, perm))
     }
 }
