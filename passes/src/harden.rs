@@ -56,7 +56,7 @@ mod trim;
 mod weights;
 
 use crate::fuse_batch_norm::FuseBatchNorm;
-use crate::gate::{BlockRecord, GroupRecord, Record, SqueezeRecord, blocks, heads};
+use crate::gate::{BlockRecord, GroupRecord, Record, blocks, heads};
 use crate::walk::nodes_by_name;
 use crate::{Changed, Pass, training};
 use branch::Branch;
@@ -171,10 +171,10 @@ fn free_heads(graph: &mut Graph, record: &Record) -> Result<()> {
     for group in record.blocks.iter().flat_map(|block| &block.groups) {
         let Some(merge) = &group.merge else { continue };
         let merge = find(&by_name, merge)?;
-        let site = Site { mul: find(&by_name, &group.mul)?, consumer: merge, axis: group.axis };
+        let sites = Sites::of(&by_name, group)?;
         let all = |names: &[String]| names.iter().filter_map(|n| by_name.get(n).copied()).collect::<Vec<_>>();
         let mut splits: Vec<(NodeId, usize)> =
-            axes(graph, (&all(&group.producers), &all(&group.members)), &[&site]).into_iter().collect();
+            axes(graph, (&all(&group.producers), &all(&group.members)), &sites).into_iter().collect();
         splits.retain(|&(id, _)| graph.node(id).is("Reshape"));
         splits.sort_unstable();
         heads::free(graph, &splits, merge, group.axis, group.width);
@@ -193,26 +193,36 @@ fn skip(graph: &mut Graph, model: &Model, block: &BlockRecord, depthwise: bool) 
 }
 
 /// Where gates multiply channels, which a product behind that sums over.
-#[derive(Clone, Copy)]
 struct Site {
     mul: NodeId,
     consumer: NodeId,
     axis: usize,
 }
 
-/// The squeezes of a group.
-fn squeezes(by_name: &HashMap<String, NodeId>, group: &GroupRecord) -> Result<Vec<Site>> {
-    let site = |squeeze: &SqueezeRecord| {
-        let (mul, consumer) = (find(by_name, &squeeze.mul)?, find(by_name, &squeeze.consumer)?);
-        Ok(Site { mul, consumer, axis: squeeze.axis })
-    };
-    group.squeezes.iter().map(site).collect()
+/// All such places of a group.
+struct Sites {
+    /// That for its consumer.
+    last: Site,
+    squeezes: Vec<Site>,
+}
+
+impl Sites {
+    fn of(by_name: &HashMap<String, NodeId>, group: &GroupRecord) -> Result<Sites> {
+        let site = |mul: &String, consumer: &String, axis: usize| {
+            Ok(Site { mul: find(by_name, mul)?, consumer: find(by_name, consumer)?, axis })
+        };
+        let squeezes = group.squeezes.iter().map(|squeeze| site(&squeeze.mul, &squeeze.consumer, squeeze.axis));
+        Ok(Sites { last: site(&group.mul, &group.consumer, group.axis)?, squeezes: squeezes.collect::<Result<_>>()? })
+    }
+    fn iter(&self) -> impl Iterator<Item = &Site> {
+        self.squeezes.iter().chain([&self.last])
+    }
 }
 
 /// The axis of the channels in what every node of a group puts out, its multiplications included.
-fn axes(graph: &Graph, (producers, members): (&[NodeId], &[NodeId]), sites: &[&Site]) -> HashMap<NodeId, usize> {
+fn axes(graph: &Graph, (producers, members): (&[NodeId], &[NodeId]), sites: &Sites) -> HashMap<NodeId, usize> {
     let mut all = HashMap::new();
-    for site in sites {
+    for site in sites.iter() {
         if let Some(value) = graph.input(site.mul, 0) {
             all.extend(blocks::axes(graph, producers, members, value, site.axis));
         }

@@ -9,7 +9,7 @@
 //! y = DepthwiseConv(h)   →   y = DepthwiseConv(h[:, places])[:, k],   places = number of channels of k up to each one, less 1
 //! ```
 
-use super::{Site, axes, consumer_axis, producer_axis, resize};
+use super::{Sites, axes, consumer_axis, producer_axis, resize};
 use crate::cola::is_still;
 use crate::gate::{BlockRecord, GroupRecord};
 use crate::walk::nodes_by_name;
@@ -25,16 +25,13 @@ pub(super) fn narrow(graph: &mut Graph, opset: i64, block: &BlockRecord, depthwi
     for group in &block.groups {
         let all = |names: &[String]| names.iter().filter_map(|n| by_name.get(n).copied()).collect::<Vec<_>>();
         let (producers, members) = (all(&group.producers), all(&group.members));
-        let (Some(&consumer), Some(&mul)) = (by_name.get(&group.consumer), by_name.get(&group.mul)) else {
-            bail!("the graph has no node \"{}\" or \"{}\" any more", group.consumer, group.mul)
-        };
         if !depthwise && has_depthwise(graph, &by_name, group) {
             continue;
         }
         let merge = group.merge.as_ref().map(|name| super::find(&by_name, name)).transpose()?;
-        let here = Here { producers, members, consumer, mul, merge, squeezes: super::squeezes(&by_name, group)? };
+        let here = Here { producers, members, merge, sites: Sites::of(&by_name, group)? };
         let kept = kept(graph, opset, group, &here)?;
-        let axes = axes(graph, (&here.producers, &here.members), &here.sites(group).iter().collect::<Vec<_>>());
+        let axes = axes(graph, (&here.producers, &here.members), &here.sites);
         groups.push((group, here, kept, axes));
     }
     // What makes channels first: of weights whose rows and columns are gathered, the rows are copied, and the columns of fewer rows are picked.
@@ -62,17 +59,8 @@ pub(super) fn has_depthwise(graph: &Graph, by_name: &HashMap<String, NodeId>, gr
 struct Here {
     producers: Vec<NodeId>,
     members: Vec<NodeId>,
-    consumer: NodeId,
-    mul: NodeId,
     merge: Option<NodeId>,
-    squeezes: Vec<Site>,
-}
-
-impl Here {
-    fn sites(&self, group: &GroupRecord) -> Vec<Site> {
-        let last = Site { mul: self.mul, consumer: self.consumer, axis: group.axis };
-        self.squeezes.iter().copied().chain([last]).collect()
-    }
+    sites: Sites,
 }
 
 /// Which channels are computed.
@@ -86,7 +74,7 @@ struct Kept {
 }
 
 fn kept(graph: &mut Graph, opset: i64, group: &GroupRecord, here: &Here) -> Result<Kept> {
-    let Some(gate) = graph.input(here.mul, 1) else { bail!("\"{}\" has no gate", group.mul) };
+    let Some(gate) = graph.input(here.sites.last.mul, 1) else { bail!("\"{}\" has no gate", group.mul) };
     let mut emit = Emit::new(graph, opset);
     emit.prefix = format!("{}/", group.mul);
     let rows = emit.reshape(gate, &[-1, group.channels as i64])?;
@@ -153,7 +141,7 @@ impl Cut<'_> {
     }
     /// What sums over the channels, and their gates.
     fn read(&mut self, here: &Here) -> Result<()> {
-        for site in here.sites(self.group) {
+        for site in here.sites.iter() {
             let rank = self.graph.input(site.mul, 1).and_then(|v| self.graph.ty(v)?.rank()).unwrap_or(2);
             self.take((site.mul, 1), if rank == 2 { 1 } else { site.axis })?;
             let axis = self.graph.node(site.consumer).op().map(consumer_axis).transpose()?.flatten();

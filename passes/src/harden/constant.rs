@@ -1,7 +1,7 @@
 //! Gates that are the same for every input: what is shut is cut off, what is open becomes a factor in the weights.
 
 use super::weights::Weights;
-use super::{Site, consumer_axis, find, nodes_by_name, producer_axis, resize};
+use super::{Site, Sites, consumer_axis, find, nodes_by_name, producer_axis, resize};
 use crate::gate::{BlockRecord, GroupRecord, Record, Usage, heads};
 use sartor_ir::{Dim, Graph, Model, NodeId, Result, Tensor, Type, Value, bail, ensure};
 use std::collections::{HashMap, HashSet};
@@ -50,12 +50,9 @@ pub(super) struct Here {
 pub(super) struct Group {
     producers: Vec<NodeId>,
     members: Vec<NodeId>,
-    consumer: NodeId,
-    pub(super) mul: NodeId,
     /// What merges heads, if the channels are heads.
     merge: Option<NodeId>,
-    axis: usize,
-    pub(super) squeezes: Vec<Site>,
+    pub(super) sites: Sites,
     /// The factor of every channel; 0 for those that are shut.
     factors: Vec<f64>,
     /// The channels that stay.
@@ -120,11 +117,8 @@ impl Group {
             producers: group.producers.iter().map(|name| find(by_name, name)).collect::<Result<_>>()?,
             // Normalisation may have been folded into its producer.
             members: group.members.iter().filter_map(|name| by_name.get(name).copied()).collect(),
-            consumer: find(by_name, &group.consumer)?,
-            mul: find(by_name, &group.mul)?,
             merge: group.merge.as_ref().map(|name| find(by_name, name)).transpose()?,
-            axis: group.axis,
-            squeezes: super::squeezes(by_name, group)?,
+            sites: Sites::of(by_name, group)?,
             factors,
             kept,
         })
@@ -153,7 +147,7 @@ impl Group {
 
     /// Multiplies the channels by their factors: in the consumer's weights, or else, as before, by themselves.
     fn multiply(&self, weights: &mut Weights, factors: &[f64]) -> Result<()> {
-        self.sites().iter().try_for_each(|site| self.multiply_at(weights, site, factors))
+        self.sites.iter().try_for_each(|site| self.multiply_at(weights, site, factors))
     }
 
     fn multiply_at(&self, weights: &mut Weights, site: &Site, factors: &[f64]) -> Result<()> {
@@ -174,18 +168,12 @@ impl Group {
         Ok(())
     }
 
-    /// Where its gates multiply.
-    pub(super) fn sites(&self) -> Vec<Site> {
-        let last = Site { mul: self.mul, consumer: self.consumer, axis: self.axis };
-        self.squeezes.iter().copied().chain([last]).collect()
-    }
-
     /// What has one entry per channel; `None` if the channels cannot be cut off: something else reads them, or constants are none.
     fn cuts(&self, weights: &Weights) -> Option<Vec<Cut>> {
         if !self.is_closed(weights) {
             return None;
         }
-        let mut cuts = self.sites().iter().map(|site| self.consumer_cut(weights, site)).collect::<Option<Vec<_>>>()?;
+        let mut cuts = self.sites.iter().map(|site| self.consumer_cut(weights, site)).collect::<Option<Vec<_>>>()?;
         for &id in &self.producers {
             cuts.extend(producer_cuts(weights, id)?);
         }
@@ -214,7 +202,7 @@ impl Group {
                     && axes.get(&value.node).is_some_and(|&axis| heads::asks_for_others(graph, id, axis))
             };
             let mut readers = graph.uses(value).into_iter().map(|(id, _)| id);
-            let gated = |id: NodeId| id == self.mul || self.squeezes.iter().any(|squeeze| squeeze.mul == id);
+            let gated = |id: NodeId| self.sites.iter().any(|site| site.mul == id);
             let inside = readers.all(|id| self.members.contains(&id) || gated(id) || asks(id));
             inside && !graph.is_output(value)
         };
@@ -230,7 +218,7 @@ impl Group {
         let reads = |&id: &NodeId| graph.node_inputs(id).into_iter().enumerate().all(|input| made(input, id));
         all.iter().all(|&id| graph.node_outputs(id).all(stays))
             && self.members.iter().all(reads)
-            && graph.input(self.mul, 0).is_some_and(|value| all.contains(&value.node))
+            && graph.input(self.sites.last.mul, 0).is_some_and(|value| all.contains(&value.node))
     }
 
     /// The weight of what sums over the channels, if it alone reads them behind these gates.
@@ -250,7 +238,7 @@ impl Group {
     }
 
     fn axes(&self, graph: &Graph) -> HashMap<NodeId, usize> {
-        super::axes(graph, (&self.producers, &self.members), &self.sites().iter().collect::<Vec<_>>())
+        super::axes(graph, (&self.producers, &self.members), &self.sites)
     }
 
     /// Notes the number of channels that are left where it is said: in types, and at depthwise convolutions.
@@ -258,7 +246,7 @@ impl Group {
         let left = self.kept.len() as i64;
         let mut axes = self.axes(graph);
         if let Some(merge) = self.merge {
-            axes.insert(merge, self.axis);
+            axes.insert(merge, self.sites.last.axis);
             return resize(graph, &axes, &Dim::Unknown);
         }
         resize(graph, &axes, &Dim::Known(left));
