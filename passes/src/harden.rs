@@ -51,15 +51,17 @@
 mod branch;
 mod channels;
 mod constant;
+mod nodes;
 mod rows;
 mod trim;
 mod weights;
 
 use crate::fuse_batch_norm::FuseBatchNorm;
-use crate::gate::{BlockRecord, GroupRecord, Record, blocks, heads};
+use crate::gate::{BlockRecord, Record, blocks, heads};
 use crate::walk::nodes_by_name;
 use crate::{Changed, Pass, training};
 use branch::Branch;
+use nodes::Nodes;
 use sartor_ir::ops::Emit;
 use sartor_ir::{
     Attributes, DType, Dim, Graph, Model, NodeId, Operator, OutputSlot, Result, Role, Type, Value, bail, ensure, infer,
@@ -123,8 +125,8 @@ impl Pass for Harden {
             Kind::Masked => {}
             Kind::Skip => {
                 for block in &record.blocks {
-                    rows::lay_out(&mut graph, model, block, self.depthwise)?;
-                    skip(&mut graph, model, block, self.depthwise)
+                    rows::lay_out(&mut graph, model, block, self.depthwise)
+                        .and_then(|()| skip(&mut graph, model, block, self.depthwise))
                         .map_err(|e| e.at(format!("block \"{}\"", block.name)))?;
                 }
             }
@@ -169,12 +171,12 @@ fn fuse_normalisations(model: &mut Model, record: &Record) -> Result<()> {
 fn free_heads(graph: &mut Graph, record: &Record) -> Result<()> {
     let by_name = nodes_by_name(graph);
     for group in record.blocks.iter().flat_map(|block| &block.groups) {
-        let Some(merge) = &group.merge else { continue };
-        let merge = find(&by_name, merge)?;
-        let sites = Sites::of(&by_name, group)?;
-        let all = |names: &[String]| names.iter().filter_map(|n| by_name.get(n).copied()).collect::<Vec<_>>();
-        let mut splits: Vec<(NodeId, usize)> =
-            axes(graph, (&all(&group.producers), &all(&group.members)), &sites).into_iter().collect();
+        if group.merge.is_none() {
+            continue;
+        }
+        let nodes = Nodes::of(&by_name, group)?;
+        let Some(merge) = nodes.merge else { continue };
+        let mut splits: Vec<(NodeId, usize)> = nodes.axes(graph).into_iter().collect();
         splits.retain(|&(id, _)| graph.node(id).is("Reshape"));
         splits.sort_unstable();
         heads::free(graph, &splits, merge, group.axis, group.width);
@@ -190,45 +192,6 @@ fn skip(graph: &mut Graph, model: &Model, block: &BlockRecord, depthwise: bool) 
         Some(layer) => skip_body(graph, model, block, [find(&by_name, &block.add)?, find(&by_name, layer)?], depthwise),
         None => channels::narrow(graph, model.opset(), block, depthwise),
     }
-}
-
-/// Where gates multiply channels, which a product behind that sums over.
-struct Site {
-    mul: NodeId,
-    consumer: NodeId,
-    axis: usize,
-}
-
-/// All such places of a group.
-struct Sites {
-    /// That for its consumer.
-    last: Site,
-    squeezes: Vec<Site>,
-}
-
-impl Sites {
-    fn of(by_name: &HashMap<String, NodeId>, group: &GroupRecord) -> Result<Sites> {
-        let site = |mul: &String, consumer: &String, axis: usize| {
-            Ok(Site { mul: find(by_name, mul)?, consumer: find(by_name, consumer)?, axis })
-        };
-        let squeezes = group.squeezes.iter().map(|squeeze| site(&squeeze.mul, &squeeze.consumer, squeeze.axis));
-        Ok(Sites { last: site(&group.mul, &group.consumer, group.axis)?, squeezes: squeezes.collect::<Result<_>>()? })
-    }
-    fn iter(&self) -> impl Iterator<Item = &Site> {
-        self.squeezes.iter().chain([&self.last])
-    }
-}
-
-/// The axis of the channels in what every node of a group puts out, its multiplications included.
-fn axes(graph: &Graph, (producers, members): (&[NodeId], &[NodeId]), sites: &Sites) -> HashMap<NodeId, usize> {
-    let mut all = HashMap::new();
-    for site in sites.iter() {
-        if let Some(value) = graph.input(site.mul, 0) {
-            all.extend(blocks::axes(graph, producers, members, value, site.axis));
-        }
-        all.insert(site.mul, site.axis);
-    }
-    all
 }
 
 /// Notes the number of channels in the types of what nodes put out.

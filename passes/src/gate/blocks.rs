@@ -111,33 +111,7 @@ pub fn find(graph: &Graph) -> Result<Found> {
         }
     }
     for block in &mut found.blocks {
-        let inside = block.nodes.iter().copied().collect();
-        for &consumer in &block.nodes {
-            match group_at(graph, &inside, consumer)? {
-                Ok(Some(group)) => block.groups.push(group),
-                Ok(None) => {}
-                Err(reason) => found.refused.push(Refusal { node: graph.node(consumer).name.clone(), reason }),
-            }
-        }
-        // The few channels between a squeeze and what scales the others are left alone.
-        let squeezes: HashSet<NodeId> =
-            block.groups.iter().flat_map(|group| &group.squeezes).map(|squeeze| squeeze.consumer).collect();
-        let between =
-            |group: &Group| group.squeezes.is_empty() && group.producers.iter().any(|id| squeezes.contains(id));
-        block.groups.retain(|group| !between(group));
-        found.refused.retain(|refusal| !squeezes.iter().any(|&id| graph.node(id).name == refusal.node));
-        block.axis = channel_axis(graph, block.input, &block.nodes);
-        let places = places(graph, block.input, block.axis);
-        let many = |group: &Group| {
-            places_made(graph, group).is_none_or(|own| own >= LEAST_PLACES)
-                || places.is_some_and(|places| places < LEAST_PLACES)
-        };
-        let (kept, few) = std::mem::take(&mut block.groups).into_iter().partition(many);
-        block.groups = kept;
-        for group in few {
-            let node = graph.node(group.consumer).name.clone();
-            found.refused.push(Refusal { node, reason: COSTLY.to_string() });
-        }
+        add_groups(graph, block, &mut found.refused)?;
     }
     let residual = found.blocks.len();
     plain_groups(graph, &order, &mut found)?;
@@ -147,6 +121,36 @@ pub fn find(graph: &Graph) -> Result<Found> {
     }
     distinguish(&mut found.blocks);
     Ok(found)
+}
+
+/// Adds the groups inside of a residual block.
+fn add_groups(graph: &Graph, block: &mut Block, refused: &mut Vec<Refusal>) -> Result<()> {
+    let named = |consumer: NodeId, reason: String| Refusal { node: graph.node(consumer).name.clone(), reason };
+    let inside = block.nodes.iter().copied().collect();
+    let (mut groups, mut others) = (Vec::new(), Vec::new());
+    for &consumer in &block.nodes {
+        match group_at(graph, &inside, consumer)? {
+            Ok(Some(group)) => groups.push(group),
+            Ok(None) => {}
+            Err(reason) => others.push((consumer, reason)),
+        }
+    }
+    // The few channels between a squeeze and what scales the others are left alone.
+    let squeezes: HashSet<NodeId> =
+        groups.iter().flat_map(|group| &group.squeezes).map(|squeeze| squeeze.consumer).collect();
+    groups.retain(|group| !group.squeezes.is_empty() || !group.producers.iter().any(|id| squeezes.contains(id)));
+    others.retain(|(consumer, _)| !squeezes.contains(consumer));
+    block.axis = channel_axis(graph, block.input, &block.nodes);
+    let places = places(graph, block.input, block.axis);
+    let few = places.is_some_and(|places| places < LEAST_PLACES);
+    for group in groups {
+        match places_made(graph, &group).is_none_or(|own| own >= LEAST_PLACES) || few {
+            true => block.groups.push(group),
+            false => others.push((group.consumer, COSTLY.to_string())),
+        }
+    }
+    refused.extend(others.into_iter().map(|(consumer, reason)| named(consumer, reason)));
+    Ok(())
 }
 
 /// Adds the groups outside of residual blocks.
@@ -479,43 +483,49 @@ impl Search<'_> {
         let mut axes = axes(graph, &self.producers, &self.members, data, axis);
         let mut squeezes: Vec<Squeeze> = Vec::new();
         let mut next: Vec<NodeId> = self.producers.iter().chain(&self.members).copied().collect();
+        let refused = |by: NodeId| format!("\"{}\" reads the channels too", graph.node(by).name);
         while let Some(id) = next.pop() {
             let axis = axes.get(&id).copied();
-            for value in graph.node_outputs(id) {
-                if graph.is_output(value) {
-                    return Err(format!("\"{}\" is an output", graph.value_name(value)));
+            for (value, by) in self.readers(id)? {
+                // A producer that reads the channels sums over them.
+                let known = self.members.contains(&by) || by == reader;
+                let asks = self.width > 1 && axis.is_some_and(|axis| heads::asks_for_others(graph, by, axis));
+                if known || asks || squeezes.iter().any(|squeeze| squeeze.consumer == by) {
+                    continue;
                 }
-                for (by, _) in graph.uses(value) {
-                    // A producer that reads the channels sums over them.
-                    let known = self.members.contains(&by) || by == reader;
-                    let asks = self.width > 1 && axis.is_some_and(|axis| heads::asks_for_others(graph, by, axis));
-                    if known || asks || squeezes.iter().any(|squeeze| squeeze.consumer == by) {
-                        continue;
-                    }
-                    let refused = || format!("\"{}\" reads the channels too", graph.node(by).name);
-                    let Some(axis) = axis.filter(|_| self.width == 1 && self.inside.contains(&by)) else {
-                        return Err(refused());
-                    };
-                    if product(graph, by).is_some_and(|product| product.data == value && product.axis == axis) {
-                        squeezes.push(Squeeze { consumer: by, axis });
-                    } else if !graph.node(by).is("Transpose")
-                        && self.channelwise(by, axis).is_ok_and(|operands| operands == [value])
-                    {
-                        self.members.push(by);
-                        axes.insert(by, axis);
-                        next.push(by);
-                    } else {
-                        return Err(refused());
-                    }
+                let Some(axis) = axis.filter(|_| self.width == 1 && self.inside.contains(&by)) else {
+                    return Err(refused(by));
+                };
+                if product(graph, by).is_some_and(|product| product.data == value && product.axis == axis) {
+                    squeezes.push(Squeeze { consumer: by, axis });
+                    continue;
                 }
+                let apart = self.channelwise(by, axis).is_ok_and(|operands| operands == [value]);
+                if !apart || graph.node(by).is("Transpose") {
+                    return Err(refused(by));
+                }
+                self.members.push(by);
+                axes.insert(by, axis);
+                next.push(by);
             }
         }
         // What is made of their sums scales the channels: else they would be one more consumer.
         let scaling = |squeeze: &Squeeze| self.producers.iter().any(|&id| depends(graph, id, squeeze.consumer));
         match squeezes.iter().find(|squeeze| !scaling(squeeze)) {
-            Some(squeeze) => Err(format!("\"{}\" reads the channels too", graph.node(squeeze.consumer).name)),
+            Some(squeeze) => Err(refused(squeeze.consumer)),
             None => Ok(squeezes),
         }
+    }
+    /// What a node makes, with who reads it.
+    fn readers(&self, id: NodeId) -> Result<Vec<(Value, NodeId)>, String> {
+        let mut readers = Vec::new();
+        for value in self.graph.node_outputs(id) {
+            if self.graph.is_output(value) {
+                return Err(format!("\"{}\" is an output", self.graph.value_name(value)));
+            }
+            readers.extend(self.graph.uses(value).into_iter().map(|(by, _)| (value, by)));
+        }
+        Ok(readers)
     }
     /// The computed operands of a node that keeps channels apart, or why it does not.
     fn channelwise(&self, id: NodeId, axis: usize) -> Result<Vec<Value>, String> {

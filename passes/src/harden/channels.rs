@@ -9,58 +9,36 @@
 //! y = DepthwiseConv(h)   →   y = DepthwiseConv(h[:, places])[:, k],   places = number of channels of k up to each one, less 1
 //! ```
 
-use super::{Sites, axes, consumer_axis, producer_axis, resize};
+use super::nodes::Nodes;
+use super::{consumer_axis, producer_axis};
 use crate::cola::is_still;
 use crate::gate::{BlockRecord, GroupRecord};
-use crate::walk::nodes_by_name;
 use sartor_ir::ops::Emit;
-use sartor_ir::{Attributes, DType, Dim, Graph, NodeId, NodeKind, Result, Tensor, Type, Value, bail};
+use sartor_ir::{Attributes, DType, Graph, NodeId, NodeKind, Result, Tensor, Type, Value, bail};
 use std::collections::HashMap;
 
 /// Leaves out the channels that all examples of this graph shut, in every group of a block; with `depthwise`, also where a depthwise convolution is
 /// between.
 pub(super) fn narrow(graph: &mut Graph, opset: i64, block: &BlockRecord, depthwise: bool) -> Result<()> {
-    let by_name = nodes_by_name(graph);
     let mut groups = Vec::new();
-    for group in &block.groups {
-        let all = |names: &[String]| names.iter().filter_map(|n| by_name.get(n).copied()).collect::<Vec<_>>();
-        let (producers, members) = (all(&group.producers), all(&group.members));
-        if !depthwise && has_depthwise(graph, &by_name, group) {
-            continue;
-        }
-        let merge = group.merge.as_ref().map(|name| super::find(&by_name, name)).transpose()?;
-        let here = Here { producers, members, merge, sites: Sites::of(&by_name, group)? };
-        let kept = kept(graph, opset, group, &here)?;
-        let axes = axes(graph, (&here.producers, &here.members), &here.sites);
-        groups.push((group, here, kept, axes));
+    for (group, nodes) in Nodes::of_block(graph, block, depthwise)? {
+        let kept = kept(graph, opset, group, &nodes)?;
+        let axes = nodes.axes(graph);
+        groups.push((group, nodes, kept, axes));
     }
     // What makes channels first: of weights whose rows and columns are gathered, the rows are copied, and the columns of fewer rows are picked.
-    for (group, here, kept, axes) in &groups {
-        Cut { graph, opset, group, kept }.make(here, axes)?;
+    for (group, nodes, kept, axes) in &groups {
+        Cut { graph, opset, group, kept }.make(nodes, axes)?;
     }
-    for (group, here, kept, _) in &groups {
-        Cut { graph, opset, group, kept }.read(here)?;
+    for (group, nodes, kept, _) in &groups {
+        Cut { graph, opset, group, kept }.read(nodes)?;
     }
-    for (group, here, _, mut axes) in groups {
+    for (_, nodes, _, mut axes) in groups {
         // The weights of a depthwise convolution stay whole, and so does the type of its result.
-        axes.retain(|&id, _| !here.members.contains(&id) || !graph.node(id).is("Conv"));
-        // The channels' number is not known any more.
-        axes.extend(here.merge.map(|id| (id, group.axis)));
-        resize(graph, &axes, &Dim::Unknown);
+        axes.retain(|&id, _| !nodes.members.contains(&id) || !graph.node(id).is("Conv"));
+        nodes.forget(graph, axes);
     }
     Ok(())
-}
-
-/// Whether a depthwise convolution is between what makes the channels and what reads them.
-pub(super) fn has_depthwise(graph: &Graph, by_name: &HashMap<String, NodeId>, group: &GroupRecord) -> bool {
-    group.members.iter().filter_map(|name| by_name.get(name)).any(|&id| graph.node(id).is("Conv"))
-}
-
-struct Here {
-    producers: Vec<NodeId>,
-    members: Vec<NodeId>,
-    merge: Option<NodeId>,
-    sites: Sites,
 }
 
 /// Which channels are computed.
@@ -73,8 +51,8 @@ struct Kept {
     places: Option<Value>,
 }
 
-fn kept(graph: &mut Graph, opset: i64, group: &GroupRecord, here: &Here) -> Result<Kept> {
-    let Some(gate) = graph.input(here.sites.last.mul, 1) else { bail!("\"{}\" has no gate", group.mul) };
+fn kept(graph: &mut Graph, opset: i64, group: &GroupRecord, nodes: &Nodes) -> Result<Kept> {
+    let Some(gate) = graph.input(nodes.last.mul, 1) else { bail!("\"{}\" has no gate", group.mul) };
     let mut emit = Emit::new(graph, opset);
     emit.prefix = format!("{}/", group.mul);
     let rows = emit.reshape(gate, &[-1, group.channels as i64])?;
@@ -93,7 +71,7 @@ fn kept(graph: &mut Graph, opset: i64, group: &GroupRecord, here: &Here) -> Resu
         let all = emit.add(first, next)?;
         wide = Some(emit.reshape(all, &[-1])?);
     }
-    if !here.members.iter().any(|&id| emit.graph.node(id).is("Conv")) {
+    if !nodes.has_depthwise(emit.graph) {
         return Ok(Kept { numbers, wide, places: None });
     }
     let counted = emit.cast(wanted, DType::I64)?;
@@ -103,7 +81,7 @@ fn kept(graph: &mut Graph, opset: i64, group: &GroupRecord, here: &Here) -> Resu
     Ok(Kept { numbers, wide, places: Some(emit.sub(sums, one)?) })
 }
 
-/// Lets a depthwise convolution run over all channels again, and its readers read those that are there.
+/// Lets a depthwise convolution run over all channels again, and its readers read those that are tnodes.
 fn spread(graph: &mut Graph, (opset, group): (i64, &str), id: NodeId, kept: &Kept) -> Result<()> {
     let made = Value { node: id, slot: 0 };
     let (Some(data), Some(places)) = (graph.input(id, 0), kept.places) else { return Ok(()) };
@@ -126,11 +104,11 @@ struct Cut<'a> {
 
 impl Cut<'_> {
     /// What makes the channels makes these, and what treats them by themselves.
-    fn make(&mut self, here: &Here, axes: &HashMap<NodeId, usize>) -> Result<()> {
-        for &id in &here.producers {
+    fn make(&mut self, nodes: &Nodes, axes: &HashMap<NodeId, usize>) -> Result<()> {
+        for &id in &nodes.producers {
             self.producer(id)?;
         }
-        for &id in &here.members {
+        for &id in &nodes.members {
             if self.graph.node(id).is("Conv") {
                 spread(self.graph, (self.opset, &self.group.mul), id, self.kept)?;
             } else if let Some(&axis) = axes.get(&id) {
@@ -140,8 +118,8 @@ impl Cut<'_> {
         Ok(())
     }
     /// What sums over the channels, and their gates.
-    fn read(&mut self, here: &Here) -> Result<()> {
-        for site in here.sites.iter() {
+    fn read(&mut self, nodes: &Nodes) -> Result<()> {
+        for site in nodes.sites() {
             let rank = self.graph.input(site.mul, 1).and_then(|v| self.graph.ty(v)?.rank()).unwrap_or(2);
             self.take((site.mul, 1), if rank == 2 { 1 } else { site.axis })?;
             let axis = self.graph.node(site.consumer).op().map(consumer_axis).transpose()?.flatten();

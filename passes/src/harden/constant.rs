@@ -1,7 +1,8 @@
 //! Gates that are the same for every input: what is shut is cut off, what is open becomes a factor in the weights.
 
+use super::nodes::{Nodes, Site};
 use super::weights::Weights;
-use super::{Site, Sites, consumer_axis, find, nodes_by_name, producer_axis, resize};
+use super::{consumer_axis, find, nodes_by_name, producer_axis, resize};
 use crate::gate::{BlockRecord, GroupRecord, Record, Usage, heads};
 use sartor_ir::{Dim, Graph, Model, NodeId, Result, Tensor, Type, Value, bail, ensure};
 use std::collections::{HashMap, HashSet};
@@ -48,11 +49,7 @@ pub(super) struct Here {
 
 /// A group's nodes and what its gates are from now on.
 pub(super) struct Group {
-    producers: Vec<NodeId>,
-    members: Vec<NodeId>,
-    /// What merges heads, if the channels are heads.
-    merge: Option<NodeId>,
-    pub(super) sites: Sites,
+    pub(super) nodes: Nodes,
     /// The factor of every channel; 0 for those that are shut.
     factors: Vec<f64>,
     /// The channels that stay.
@@ -113,15 +110,7 @@ impl Group {
         }
         let mut factors = vec![0.0; group.channels];
         kept.iter().for_each(|&k| factors[k] = value[k]);
-        Ok(Group {
-            producers: group.producers.iter().map(|name| find(by_name, name)).collect::<Result<_>>()?,
-            // Normalisation may have been folded into its producer.
-            members: group.members.iter().filter_map(|name| by_name.get(name).copied()).collect(),
-            merge: group.merge.as_ref().map(|name| find(by_name, name)).transpose()?,
-            sites: Sites::of(by_name, group)?,
-            factors,
-            kept,
-        })
+        Ok(Group { nodes: Nodes::of(by_name, group)?, factors, kept })
     }
 
     fn freeze(&self, weights: &mut Weights) -> Result<()> {
@@ -147,7 +136,7 @@ impl Group {
 
     /// Multiplies the channels by their factors: in the consumer's weights, or else, as before, by themselves.
     fn multiply(&self, weights: &mut Weights, factors: &[f64]) -> Result<()> {
-        self.sites.iter().try_for_each(|site| self.multiply_at(weights, site, factors))
+        self.nodes.sites().try_for_each(|site| self.multiply_at(weights, site, factors))
     }
 
     fn multiply_at(&self, weights: &mut Weights, site: &Site, factors: &[f64]) -> Result<()> {
@@ -173,12 +162,12 @@ impl Group {
         if !self.is_closed(weights) {
             return None;
         }
-        let mut cuts = self.sites.iter().map(|site| self.consumer_cut(weights, site)).collect::<Option<Vec<_>>>()?;
-        for &id in &self.producers {
+        let mut cuts = self.nodes.sites().map(|site| self.consumer_cut(weights, site)).collect::<Option<Vec<_>>>()?;
+        for &id in &self.nodes.producers {
             cuts.extend(producer_cuts(weights, id)?);
         }
-        let axes = self.axes(weights.graph);
-        for &id in &self.members {
+        let axes = self.nodes.axes(weights.graph);
+        for &id in &self.nodes.members {
             cuts.extend(member_cuts(weights, id, *axes.get(&id)?)?);
         }
         cuts.iter().all(|cut| self.entries(weights, cut).is_some()).then_some(cuts)
@@ -187,29 +176,29 @@ impl Group {
     /// How many entries of a constant a channel has, a head as many as it is wide; `None` if it has none of its own.
     fn entries(&self, weights: &Weights, cut: &Cut) -> Option<usize> {
         let (all, channels) = (*weights.read(cut.node, cut.slot)?.shape().get(cut.axis)?, self.factors.len());
-        let heads = self.merge.is_some() && channels > 0 && all.is_multiple_of(channels);
+        let heads = self.nodes.merge.is_some() && channels > 0 && all.is_multiple_of(channels);
         (all == channels || heads).then_some(all / channels.max(1))
     }
 
     /// Whether all that is computed from the channels is this group, which ends in the multiplication.
     fn is_closed(&self, weights: &Weights) -> bool {
         let graph = &weights.graph;
-        let all: HashSet<NodeId> = self.producers.iter().chain(&self.members).copied().collect();
-        let axes = self.axes(graph);
+        let all: HashSet<NodeId> = self.nodes.producers.iter().chain(&self.nodes.members).copied().collect();
+        let axes = self.nodes.axes(graph);
         let stays = |value: Value| {
             let asks = |id: NodeId| {
-                self.merge.is_some()
+                self.nodes.merge.is_some()
                     && axes.get(&value.node).is_some_and(|&axis| heads::asks_for_others(graph, id, axis))
             };
             let mut readers = graph.uses(value).into_iter().map(|(id, _)| id);
-            let gated = |id: NodeId| self.sites.iter().any(|site| site.mul == id);
-            let inside = readers.all(|id| self.members.contains(&id) || gated(id) || asks(id));
+            let gated = |id: NodeId| self.nodes.sites().any(|site| site.mul == id);
+            let inside = readers.all(|id| self.nodes.members.contains(&id) || gated(id) || asks(id));
             inside && !graph.is_output(value)
         };
         // What is the same for all heads need not be cut.
         let common = |value: Value, id: NodeId| {
             let rank = graph.ty(Value { node: id, slot: 0 }).and_then(Type::rank).unwrap_or(0);
-            self.merge.is_some() && axes.get(&id).is_some_and(|&axis| heads::is_common(graph, value, rank, axis))
+            self.nodes.merge.is_some() && axes.get(&id).is_some_and(|&axis| heads::is_common(graph, value, rank, axis))
         };
         let made = |(slot, value): (usize, Option<Value>), id: NodeId| {
             let own = |value: Value| all.contains(&value.node) || weights.read(id, slot).is_some();
@@ -217,8 +206,8 @@ impl Group {
         };
         let reads = |&id: &NodeId| graph.node_inputs(id).into_iter().enumerate().all(|input| made(input, id));
         all.iter().all(|&id| graph.node_outputs(id).all(stays))
-            && self.members.iter().all(reads)
-            && graph.input(self.sites.last.mul, 0).is_some_and(|value| all.contains(&value.node))
+            && self.nodes.members.iter().all(reads)
+            && graph.input(self.nodes.last.mul, 0).is_some_and(|value| all.contains(&value.node))
     }
 
     /// The weight of what sums over the channels, if it alone reads them behind these gates.
@@ -228,7 +217,7 @@ impl Group {
             let value = Value { node: id, slot: 0 };
             graph.uses(value) == [(reader, 0)] && !graph.is_output(value)
         };
-        let alone = match self.merge {
+        let alone = match self.nodes.merge {
             Some(merge) => read_by(site.mul, merge) && read_by(merge, site.consumer),
             None => read_by(site.mul, site.consumer),
         };
@@ -237,20 +226,15 @@ impl Group {
         Some(Cut { node: site.consumer, slot: 1, axis })
     }
 
-    fn axes(&self, graph: &Graph) -> HashMap<NodeId, usize> {
-        super::axes(graph, (&self.producers, &self.members), &self.sites)
-    }
-
     /// Notes the number of channels that are left where it is said: in types, and at depthwise convolutions.
     fn narrow_types(&self, graph: &mut Graph) {
         let left = self.kept.len() as i64;
-        let mut axes = self.axes(graph);
-        if let Some(merge) = self.merge {
-            axes.insert(merge, self.sites.last.axis);
-            return resize(graph, &axes, &Dim::Unknown);
+        let axes = self.nodes.axes(graph);
+        if self.nodes.merge.is_some() {
+            return self.nodes.forget(graph, axes);
         }
         resize(graph, &axes, &Dim::Known(left));
-        for &id in self.members.iter().filter(|id| !self.producers.contains(id)) {
+        for &id in self.nodes.members.iter().filter(|id| !self.nodes.producers.contains(id)) {
             if let Some(op) = graph.node_mut(id).op_mut().filter(|op| op.is("Conv")) {
                 op.attrs.set("group", left);
             }

@@ -5,30 +5,24 @@
 //! ```
 //! A `Gather` of some columns of W is then one of rows of V with the transposition behind it. ONNX Runtime 1.32, 1536 columns of 384: 0.43 instead of 2.1 ms with the product for 25 tokens.
 
+use super::nodes::{Nodes, Site};
 use super::{consumer_axis, producer_axis};
 use crate::fold::fresh_param_name;
 use crate::gate::BlockRecord;
-use crate::walk::nodes_by_name;
 use sartor_ir::ops::Emit;
 use sartor_ir::ops::transpose::permuted;
 use sartor_ir::{Graph, Model, NodeId, Parameter, Result, Type};
 
 /// Stores the weights of a block so. With `depthwise`, also of groups with a depthwise convolution.
 pub(super) fn lay_out(graph: &mut Graph, model: &mut Model, block: &BlockRecord, depthwise: bool) -> Result<()> {
-    let by_name = nodes_by_name(graph);
-    for group in &block.groups {
-        if !depthwise && super::channels::has_depthwise(graph, &by_name, group) {
-            continue;
-        }
-        let find = |name: &String| by_name.get(name).copied();
-        for id in group.producers.iter().filter_map(find) {
+    for (_, nodes) in Nodes::of_block(graph, block, depthwise)? {
+        for &id in &nodes.producers {
             let axis = graph.node(id).op().map(producer_axis).transpose()?.flatten();
             turn(graph, model, id, axis)?;
         }
-        let sums = group.squeezes.iter().map(|squeeze| &squeeze.consumer).chain([&group.consumer]);
-        for id in sums.filter_map(find) {
-            let axis = graph.node(id).op().map(consumer_axis).transpose()?.flatten();
-            turn(graph, model, id, axis)?;
+        for Site { consumer, .. } in nodes.sites() {
+            let axis = graph.node(*consumer).op().map(consumer_axis).transpose()?.flatten();
+            turn(graph, model, *consumer, axis)?;
         }
     }
     Ok(())

@@ -50,13 +50,13 @@ fn narrow(weights: &mut Weights, block: &mut BlockRecord, here: &Here, below: f6
         let all = (0..record.channels).collect();
         let channels: Vec<usize> = if group.cut_off(weights)? { group.kept.clone() } else { all };
         if channels.iter().all(|channel| is_one(first + channel)) {
-            group.sites.iter().try_for_each(|site| take_away(weights.graph, site.mul))?;
+            group.nodes.sites().try_for_each(|site| take_away(weights.graph, site.mul))?;
             continue;
         }
         record.channels = channels.len();
         block.groups.push(record);
         kept.extend(channels.iter().map(|channel| first + channel));
-        multiplications.push(group.sites.last.mul);
+        multiplications.push(group.nodes.last.mul);
     }
     if kept.len() < usage.open.len() {
         keep_gates(weights, block, &kept)?;
